@@ -1,0 +1,33 @@
+"""Energy-Lens Warehouse: token energies, energy gradients and sparse features of a language model, in DuckDB.
+
+    from energy_lens import Warehouse
+
+    with Warehouse("elw.duckdb") as warehouse:
+        warehouse.sql("SELECT * FROM efas WHERE abs(score) > 0.7").pl()
+
+Names are imported on first use, since polars and torch together take seconds to load and a query needs neither.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from energy_lens.analysis.analyzer import EnergyLensAnalyzer, EnergyLensConfig
+    from energy_lens.warehouse.database import Warehouse
+
+__version__ = "0.1.0"
+__all__ = ["EnergyLensAnalyzer", "EnergyLensConfig", "Warehouse", "__version__"]
+
+_HOMES = {
+    "Warehouse": "energy_lens.warehouse.database",
+    "EnergyLensAnalyzer": "energy_lens.analysis.analyzer",
+    "EnergyLensConfig": "energy_lens.analysis.analyzer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What is computed from a filled warehouse: EFAS statistics and their significance."""

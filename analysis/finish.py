@@ -1,0 +1,285 @@
+"""Finish: stored rows and stream sums in, `feature_statistics` out, in one transaction.
+
+Sums come from SQL, by feature and document; here they are laid out densely over documents, a chunk of features at a
+time, and combined for all documents, each category, and each half. What is left, from sums to scores and intervals,
+is algebra in the view `efas`; p and q are computed here since DuckDB has no normal distribution.
+
+Sources: the interval of a correlation by linearisation over clusters, Liang and Zeger 1986; the false discovery rate,
+Benjamini and Hochberg 1995.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energy_lens.analysis.significance import benjamini_hochberg, t_quantile, two_sided_p
+from energy_lens.warehouse.database import Warehouse
+
+Floats = NDArray[np.float64]
+
+#: The name of all categories, or of both halves, together.
+ALL, BOTH = "all", "AB"
+
+#: An interval across documents needs this many of them.
+MIN_INTERVAL_DOCUMENTS = 10
+
+#: The within-context test needs this many active counted tokens, contexts and documents.
+MIN_TEST_TOKENS, MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS = 50, 10, 5
+
+#: Numbers in one documents x features array.
+CHUNK_NUMBERS = 4_000_000
+
+
+@dataclass
+class _Cell:
+    """A combination of category and half, with its documents."""
+
+    category: str
+    half: str
+    documents: NDArray[np.bool_]
+
+
+@dataclass
+class _Run:
+    run_id: int
+    context_length: int
+    layers: list[int]
+    energies: list[str]
+    document_ids: NDArray[np.int64]
+    cells: list[_Cell]
+
+
+def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
+    """Fill feature_statistics for a run.
+
+    decoders: layer: decoder rows [d_sae, d_model]. Everything or nothing is replaced.
+    """
+    with open_warehouse() as warehouse, warehouse.transaction():
+        run = _read_run(warehouse, run_id)
+        warehouse.sql("DELETE FROM feature_statistics WHERE run_id = $run", run=run_id)
+        for layer in run.layers:
+            rows = decoders[layer].double().numpy()
+            counted = warehouse.run("finish/counted_activations", **_place(run, layer)).numpy()
+            for energy in run.energies:
+                for frame in _decoder_statistics(warehouse, run, layer, energy, rows, counted):
+                    warehouse.append("feature_statistics", frame)
+                for frame in _discrete_statistics(warehouse, run, layer, energy, len(rows)):
+                    warehouse.append("feature_statistics", frame)
+        warehouse.run("finish/record", run=run_id)
+
+
+def _read_run(warehouse: Warehouse, run_id: int) -> _Run:
+    row = warehouse.run("finish/run", run=run_id).fetchone()
+    assert row is not None
+    documents = warehouse.run("finish/documents", run=run_id).fetchall()
+    ids = np.array([document_id for document_id, _, _ in documents], dtype=np.int64)
+    categories = np.array([category for _, category, _ in documents], dtype=object)
+    halves = np.array([half for _, _, half in documents], dtype=object)
+    everything = np.ones(len(ids), dtype=bool)
+    cells = [_Cell(ALL, BOTH, everything)]
+    cells += [_Cell(str(c), BOTH, categories == c) for c in sorted(set(categories))]
+    if len(set(halves)) > 1:
+        cells += [_Cell(ALL, str(h), halves == h) for h in sorted(set(halves))]
+    context_length, layers, energies = row
+    return _Run(run_id, context_length, list(layers), list(energies), ids, cells)
+
+
+def _place(run: _Run, layer: int) -> dict[str, int]:
+    return {"run": run.run_id, "layer": layer, "context_length": run.context_length}
+
+
+# ------------------------------------------------------------------------------------------------ gradients
+
+
+def _decoder_statistics(
+    warehouse: Warehouse, run: _Run, layer: int, energy: str, rows: Floats, counted: Mapping[str, NDArray[np.generic]]
+) -> Iterator[pl.DataFrame]:
+    """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
+    column = '"' + f"g_{energy}".replace('"', '""') + '"'
+    active = warehouse.run_formatted("finish/active_sums", {"gradient": column}, **_place(run, layer)).numpy()
+    n_tokens, gradients = _document_gradients(warehouse, run, layer, energy, rows.shape[1])
+    moments = _Moments(warehouse.run("finish/moments", run=run.run_id, layer=layer, energy=energy).numpy())
+    active_sums, counted_sums = _Sparse(active, run), _Sparse(counted, run)
+    for cell in run.cells:
+        parts = []
+        for features in _chunks(len(rows), len(run.document_ids)):
+            dense = active_sums.dense(features)
+            dense["sum_g"] = -(gradients @ rows[features].T)
+            own = moments.of(cell, features)
+            statistics = _cell_statistics(cell, dense, n_tokens, own["sum_g2"])
+            within = counted_sums.dense(features)
+            statistics |= {name: own[name] for name in _Moments.WITHIN}
+            statistics["sum_ac2"] = within["sum_ac2"][cell.documents].sum(0)
+            statistics["n_counted_documents"] = within["seen"][cell.documents].sum(0)
+            statistics["feature"] = np.arange(features.start, features.stop)
+            parts.append(statistics)
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        whole["p_value"], whole["q_value"] = _test(whole)
+        yield _frame(run, layer, energy, "decoder", cell, whole)
+
+
+def _discrete_statistics(
+    warehouse: Warehouse, run: _Run, layer: int, energy: str, d_sae: int
+) -> Iterator[pl.DataFrame]:
+    """The same for the discrete gradient, whose sums all come from stored tables."""
+    place = {**_place(run, layer), "energy": energy}
+    active = _Sparse(warehouse.run("finish/active_sums_discrete", **place).numpy(), run)
+    sums = warehouse.run("finish/document_sums_discrete", **place).numpy()
+    where = np.searchsorted(run.document_ids, sums["document_id"])
+    n_tokens, sum_g, sum_g2 = (np.zeros(len(run.document_ids)) for _ in range(3))
+    for target, name in ((n_tokens, "n_tokens"), (sum_g, "sum_g"), (sum_g2, "sum_g2")):
+        target[where] = sums[name]
+    for cell in run.cells:
+        parts = []
+        for features in _chunks(d_sae, len(run.document_ids)):
+            dense = active.dense(features)
+            dense["sum_g"] = np.broadcast_to(sum_g[:, None], dense["sum_a"].shape)
+            total = np.full(features.stop - features.start, sum_g2[cell.documents].sum())
+            statistics = _cell_statistics(cell, dense, n_tokens, total)
+            # A derivative along the text says nothing about adding the feature.
+            statistics["sum_v2"] = np.full(len(total), np.nan)
+            statistics["feature"] = np.arange(features.start, features.stop)
+            parts.append(statistics)
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        yield _frame(run, layer, energy, "discrete", cell, whole)
+
+
+def _document_gradients(
+    warehouse: Warehouse, run: _Run, layer: int, energy: str, d_model: int
+) -> tuple[Floats, Floats]:
+    """Included tokens [document] and summed gradients [document, d_model], summed in group order."""
+    n_tokens = np.zeros(len(run.document_ids))
+    gradients = np.zeros((len(run.document_ids), d_model))
+    place = {document_id: i for i, document_id in enumerate(run.document_ids.tolist())}
+    result = warehouse.run("finish/document_sums", run=run.run_id, layer=layer, energy=energy)
+    while batch := result.fetchmany(1_000):
+        for document_id, _, n, gradient_sum in batch:
+            n_tokens[place[document_id]] += n
+            gradients[place[document_id]] += gradient_sum
+    return n_tokens, gradients
+
+
+# ------------------------------------------------------------------------------------------------ sums
+
+
+class _Sparse:
+    """Sums by feature and document from SQL, made dense for a chunk of features at a time."""
+
+    def __init__(self, columns: Mapping[str, NDArray[np.generic]], run: _Run) -> None:
+        self._features = np.asarray(columns["feature"])  # sorted
+        self._documents = np.searchsorted(run.document_ids, np.asarray(columns["document_id"]))
+        self._values = {name: v for name, v in columns.items() if name not in ("feature", "document_id")}
+        self._n_documents = len(run.document_ids)
+
+    def dense(self, features: slice) -> dict[str, Floats]:
+        """Each column as [document, feature]; `seen` is 1 where there is a row."""
+        start, stop = np.searchsorted(self._features, [features.start, features.stop])
+        rows, columns = self._documents[start:stop], self._features[start:stop] - features.start
+        result = {}
+        for name, values in {**self._values, "seen": np.ones(len(self._features))}.items():
+            result[name] = np.zeros((self._n_documents, features.stop - features.start))
+            result[name][rows, columns] = values[start:stop]
+        return result
+
+
+class _Moments:
+    """Stream sums by feature, for each category and half."""
+
+    WITHIN = ("n_counted", "n_counted_contexts", "sum_gc2", "sum_s", "sum_s2", "null_s", "null_s2", "sum_a2h2")
+
+    def __init__(self, columns: Mapping[str, NDArray[np.generic]]) -> None:
+        # sum_a2h2 is NULL without probes: a masked array, whose gaps become NaN here and NULL again in the frame.
+        self._columns = {
+            name: np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+            for name, values in columns.items()
+            if name not in ("category", "half", "feature")
+        }
+        self._category, self._half = np.asarray(columns["category"]), np.asarray(columns["half"])
+
+    def of(self, cell: _Cell, features: slice) -> dict[str, Floats]:
+        """Sums of one cell by feature."""
+        chosen = np.ones(len(self._category), dtype=bool)
+        if cell.category != ALL:
+            chosen &= self._category == cell.category
+        if cell.half != BOTH:
+            chosen &= self._half == cell.half
+        n_parts = len({*zip(self._category[chosen], self._half[chosen], strict=True)})
+        return {
+            name: values[chosen].reshape(n_parts, -1)[:, features].sum(0) for name, values in self._columns.items()
+        }
+
+
+def _cell_statistics(
+    cell: _Cell, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats
+) -> dict[str, NDArray[np.generic]]:
+    """Sums of one cell by feature, with the squared document shares that its intervals need.
+
+    dense: [document, feature] sums; n_tokens: [document]; sum_g2: [feature].
+    """
+    own = {name: values[cell.documents] for name, values in dense.items()}
+    tokens = n_tokens[cell.documents]
+    n, n_documents = tokens.sum(), int((tokens > 0).sum())
+    total = {name: values.sum(0) for name, values in own.items()}
+    mean_a, mean_g = total["sum_a"] / max(n, 1), total["sum_g"] / max(n, 1)
+    nothing = np.full(len(sum_g2), np.nan)
+    sum_u2, sum_v2 = nothing, nothing
+    if n_documents >= MIN_INTERVAL_DOCUMENTS:
+        u = own["sum_ag"] - mean_g * own["sum_a"] - mean_a * (own["sum_g"] - tokens[:, None] * mean_g)
+        sum_u2 = (u**2).sum(0)
+        sum_v2 = ((own["sum_ag"] - total["sum_ag"] / n_documents)[tokens > 0] ** 2).sum(0)
+    names = ("n_active", "sum_a", "sum_a2", "sum_g", "sum_ag", "active_g", "active_g2")
+    return {
+        **{name: total[name] for name in names},
+        "n_tokens": np.full(len(sum_g2), n),
+        "n_documents": np.full(len(sum_g2), n_documents),
+        "sum_g2": sum_g2,
+        "sum_u2": sum_u2,
+        "sum_v2": sum_v2,
+        "t_quantile": np.full(len(sum_g2), t_quantile(n_documents - 1))
+        if n_documents >= MIN_INTERVAL_DOCUMENTS
+        else nothing,
+    }
+
+
+def _test(statistics: Mapping[str, NDArray[np.generic]]) -> tuple[Floats, Floats]:
+    """p and q by feature; NaN where there is too little to test."""
+    testable = (
+        (statistics["n_counted"] >= MIN_TEST_TOKENS)
+        & (statistics["n_counted_contexts"] >= MIN_TEST_CONTEXTS)
+        & (statistics["n_counted_documents"] >= MIN_TEST_DOCUMENTS)
+        & (statistics["sum_s2"] > 0)
+    )
+    p, q = np.full(len(testable), np.nan), np.full(len(testable), np.nan)
+    if testable.any():
+        z = statistics["sum_s"][testable] / np.sqrt(statistics["sum_s2"][testable].astype(np.float64))
+        p[testable] = two_sided_p(z)
+        q[testable] = benjamini_hochberg(p[testable])
+    return p, q
+
+
+_INTEGERS = ("n_tokens", "n_active", "n_documents", "n_counted", "n_counted_contexts", "n_counted_documents")
+
+
+def _frame(
+    run: _Run, layer: int, energy: str, gradient: str, cell: _Cell, statistics: Mapping[str, NDArray[np.generic]]
+) -> pl.DataFrame:
+    """Rows of feature_statistics; features that never fire in a cell are kept for all documents only."""
+    frame = pl.DataFrame({name: np.asarray(values) for name, values in statistics.items()})
+    frame = frame.with_columns(pl.col(pl.Float64).fill_nan(None))
+    frame = frame.with_columns(pl.col(name).cast(pl.Int64) for name in _INTEGERS if name in frame.columns)
+    if (cell.category, cell.half) != (ALL, BOTH):
+        frame = frame.filter(pl.col("n_active") > 0)
+    place = {"layer": layer, "energy": energy, "gradient": gradient, "category": cell.category, "half": cell.half}
+    return frame.with_columns(run_id=pl.lit(run.run_id), **{name: pl.lit(value) for name, value in place.items()})
+
+
+def _chunks(d_sae: int, n_documents: int) -> Iterator[slice]:
+    size = max(1, CHUNK_NUMBERS // max(1, n_documents))
+    for start in range(0, d_sae, size):
+        yield slice(start, min(start + size, d_sae))

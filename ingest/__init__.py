@@ -1,0 +1,1 @@
+"""The model side: corpus, models, sparse autoencoders, energies, and the pipeline that fills a warehouse."""

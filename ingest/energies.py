@@ -1,0 +1,178 @@
+"""Energies: one small provider each, from a forward pass to energies per token and gradients at every hooked layer.
+
+A provider's `read` returns both at once, because the softmax that gives an energy also gives its gradient.
+
+nll       E_t = −log p(x_{t+1} | x_≤t), nats. Its gradient at x_t is that of Σ_s E_s over every s of the context
+          that has a next token: what token t does to all later predictions. One backward pass serves all layers.
+hopfield  E_t = −½ Σ_j a_{t,j}², squared activation units: the Energy Transformer's Hopfield energy (Hoover et al.
+          2023, arXiv 2302.07253, eq. 7) with the SAE as memories. Its gradient goes through the SAE's own encoder,
+          so it is aligned with active features by construction: the positive control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energy_lens.ingest.models import LanguageModel, residual_stream
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
+from energy_lens.warehouse.errors import UsageError
+
+#: Tokens whose logits are held at once: 128 x 49,152 in float32 is 25 MB, which stays near the cache.
+LOGIT_CHUNK = 128
+
+
+@dataclass
+class ForwardPass:
+    """What an energy can read: a batch of contexts after the model ran on it."""
+
+    model: LanguageModel
+    tokens: Tensor  #: [batch, position] int64, padded on the right
+    lengths: Tensor  #: [batch] int64, tokens of each context
+    residuals: Mapping[int, Tensor]  #: layer: x [batch, position, d_model], in the model's precision
+    hidden: Tensor  #: final norm's output [batch, position, d_model], with a graph down to the lowest layer
+    activations: Mapping[int, SparseActivations]  #: layer: [batch·position, K], empty at excluded tokens
+    saes: Mapping[int, SparseAutoencoder]
+
+    @property
+    def has_next(self) -> Tensor:
+        """[batch, position] mask of the tokens that have a next one in their context."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
+
+
+class Reading(NamedTuple):
+    """Energies and gradients of one batch."""
+
+    values: dict[int | None, Tensor]  #: layer (None: not read at a layer): E [batch, position] float32
+    gradients: dict[int, Tensor]  #: layer: ∂E/∂x [batch, position, d_model] float32; 0 where E does not reach
+
+
+class Energy(Protocol):
+    """A provider. `version` enters a run's identity: raise it when numbers change."""
+
+    name: str
+    units: str
+    version: int
+    at_layers: bool  #: whether E is read at each hooked layer (else once, at the model's output)
+
+    def read(self, forward: ForwardPass) -> Reading:
+        """Energies and gradients of a batch; called while the batch's graph is alive."""
+        ...
+
+
+class NegativeLogLikelihood:
+    """E_t = −log p(x_{t+1} | x_≤t) of the model's own output."""
+
+    name = "nll"
+    units = "nats"
+    version = 1
+    at_layers = False
+
+    def read(self, forward: ForwardPass) -> Reading:
+        has_next = forward.has_next
+        targets = forward.tokens.roll(-1, dims=1)[has_next]
+        values = torch.zeros(forward.tokens.shape)
+        at_hidden = torch.zeros_like(forward.hidden)
+        with torch.no_grad():
+            energies, gradients = _next_token_nll(forward.model, forward.hidden[has_next], targets)
+            values[has_next] = energies
+            at_hidden[has_next] = gradients
+        layers = list(forward.residuals)
+        below = torch.autograd.grad(forward.hidden, [forward.residuals[layer] for layer in layers], at_hidden)
+        return Reading({None: values}, {layer: g.float() for layer, g in zip(layers, below, strict=True)})
+
+
+def _next_token_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """−log softmax(W_U·h + b)[target] [n], and its gradient W_Uᵀ(p − onehot) [n, d_model], in closed form.
+
+    No graph is built over the vocabulary: that would cost more memory and time than the blocks.
+    """
+    W_U, bias = model.unembedding.weight, model.unembedding.bias
+    energies = torch.empty(len(targets), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
+    gradients = torch.empty_like(hidden)
+    for start in range(0, len(targets), LOGIT_CHUNK):
+        chunk = slice(start, start + LOGIT_CHUNK)
+        logits = torch.nn.functional.linear(hidden[chunk], W_U, bias)
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        target = targets[chunk, None]
+        normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        energies[chunk] = (normaliser - logits.gather(1, target))[:, 0]
+        p = logits.sub_(normaliser).exp_()
+        p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+        gradients[chunk] = p.to(W_U.dtype) @ W_U
+    return energies, gradients
+
+
+class Hopfield:
+    """E_t = −½ Σ_j a_{t,j}² at each hooked layer; 0 at excluded tokens, whose activations are not read."""
+
+    name = "hopfield"
+    units = "squared activation units"
+    version = 1
+    at_layers = True
+
+    def read(self, forward: ForwardPass) -> Reading:
+        values: dict[int | None, Tensor] = {}
+        gradients = {}
+        shape = forward.tokens.shape
+        for layer, activations in forward.activations.items():
+            values[layer] = -0.5 * activations.values.square().sum(-1).view(shape)
+            # relu's derivative is 1 where a > 0 and the support is locally constant, so ∂a_j/∂x = W_enc[:, j].
+            gradients[layer] = -weighted_rows(activations, forward.saes[layer].encoder_rows).view(*shape, -1)
+        return Reading(values, gradients)
+
+
+ENERGIES: dict[str, Callable[[], Energy]] = {"nll": NegativeLogLikelihood, "hopfield": Hopfield}
+
+
+def make_energies(names: Sequence[str]) -> list[Energy]:
+    """Providers by name, without repetition. Raises UsageError for an unknown one."""
+    if not names:
+        raise UsageError(f"No energy was given: choose among {', '.join(ENERGIES)} (--energies).")
+    for name in names:
+        if name not in ENERGIES:
+            raise UsageError(f"There is no energy {name!r}: choose among {', '.join(ENERGIES)} (--energies).")
+    return [ENERGIES[name]() for name in dict.fromkeys(names)]
+
+
+def run_forward(
+    model: LanguageModel,
+    saes: Mapping[int, SparseAutoencoder],
+    tokens: Tensor,
+    lengths: Tensor,
+    included: Callable[[int, Tensor], Tensor],
+) -> ForwardPass:
+    """Run a batch with a graph above the lowest hooked layer, and encode its included tokens.
+
+    included: (layer, norms [batch, position]) → mask [batch, position] of the tokens whose activations are read.
+    """
+    layers = sorted(saes)
+    with torch.enable_grad(), residual_stream(model, layers, graph=True) as residuals:
+        hidden = model.hidden(tokens)
+    activations = {}
+    with torch.no_grad():
+        for layer in layers:
+            x = residuals[layer].detach().float()
+            values, indices = saes[layer].encode(x.view(-1, x.shape[-1]))
+            values *= included(layer, x.norm(dim=-1)).view(-1, 1)
+            activations[layer] = SparseActivations(values, indices)
+    return ForwardPass(model, tokens, lengths, residuals, hidden, activations, saes)
+
+
+def discrete_gradient(energy: NDArray[np.float64], defined: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """−numpy.gradient of E along each maximal run of defined tokens, unit spacing; NaN elsewhere.
+
+    energy, defined: [position]. A run of fewer than two tokens has no derivative.
+    """
+    result = np.full(energy.shape, np.nan)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], defined, [False])).astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2):
+        if stop - start >= 2:
+            result[start:stop] = -np.gradient(energy[start:stop])
+    return result

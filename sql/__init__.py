@@ -1,0 +1,14 @@
+"""SQL by name: `statement("finish/moments")` is the text of sql/finish/moments.sql."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+@cache
+def statement(name: str) -> str:
+    """The text of sql/<name>.sql."""
+    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")

@@ -1,0 +1,8 @@
+SELECT
+    run_id,
+    dtype,
+    segment_contexts,
+    stats_groups,
+    run_id IN (SELECT run_id FROM calibration) AS calibrated
+FROM runs
+WHERE identity = $identity

@@ -1,0 +1,3 @@
+UPDATE runs
+SET updated_at = now() AT TIME ZONE 'UTC'
+WHERE run_id = $run

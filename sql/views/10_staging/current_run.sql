@@ -1,0 +1,6 @@
+-- The run that the public views show.
+CREATE OR REPLACE VIEW current_run AS
+SELECT *
+FROM runs
+WHERE is_current;
+COMMENT ON VIEW current_run IS 'The run that the public views show: the last ingest, or the one chosen by elw runs --use. Columns as in runs.';

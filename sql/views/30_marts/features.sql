@@ -1,0 +1,41 @@
+-- One row per feature: how often it fires and on what.
+CREATE OR REPLACE VIEW features AS
+WITH fired AS (
+    SELECT
+        a.layer,
+        a.feature,
+        count(*) AS n_active,
+        avg(a.activation) AS mean_activation,
+        max(a.activation) AS max_activation,
+        max_by(t.text, a.activation, 8) AS top_tokens
+    FROM activations AS a
+    JOIN tokens AS t USING (run_id, token_id)
+    WHERE a.run_id = (SELECT run_id FROM current_run)
+    GROUP BY a.layer, a.feature
+),
+included AS (
+    SELECT layer, count(*) AS n_tokens
+    FROM token_layers
+    WHERE run_id = (SELECT run_id FROM current_run) AND included
+    GROUP BY layer
+)
+SELECT
+    f.layer,
+    f.feature,
+    f.n_active,
+    f.n_active / i.n_tokens AS density,
+    f.mean_activation,
+    f.max_activation,
+    NULL::VARCHAR AS class,
+    f.top_tokens
+FROM fired AS f
+JOIN included AS i USING (layer);
+COMMENT ON VIEW features IS 'Features of the current run that fire at least once: density and the tokens of their strongest activations.';
+COMMENT ON COLUMN features.layer IS 'Layer.';
+COMMENT ON COLUMN features.feature IS 'Feature, from 0.';
+COMMENT ON COLUMN features.n_active IS 'Included tokens at which it is active.';
+COMMENT ON COLUMN features.density IS 'Share of included tokens at which it is active.';
+COMMENT ON COLUMN features.mean_activation IS 'Mean of a where it is active.';
+COMMENT ON COLUMN features.max_activation IS 'Largest a.';
+COMMENT ON COLUMN features.class IS 'Concept class of the feature; NULL until classes are assigned.';
+COMMENT ON COLUMN features.top_tokens IS 'Texts of the tokens of its 8 strongest activations, strongest first.';

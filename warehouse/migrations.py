@@ -1,0 +1,106 @@
+"""The schema: numbered migrations once each, views whenever their text changed.
+
+sql/migrations/NNNN_name.sql, each in its own transaction, is recorded in `schema_migrations`. sql/views/**/*.sql are
+applied in the order of their paths (staging, intermediate, marts) when their common hash differs from the recorded
+one. Only writers do any of this; a reader of an older file queries it as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import duckdb
+
+from energy_lens.sql import FOLDER
+from energy_lens.warehouse.errors import WarehouseError
+
+_BOOKKEEPING = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    number INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL
+);
+CREATE TABLE IF NOT EXISTS schema_views (
+    sha256 VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL
+);
+COMMENT ON TABLE schema_migrations IS 'Migrations that made this file''s tables.';
+COMMENT ON COLUMN schema_migrations.number IS 'Number in the file name.';
+COMMENT ON COLUMN schema_migrations.name IS 'File name without the ending.';
+COMMENT ON COLUMN schema_migrations.applied_at IS 'UTC.';
+COMMENT ON TABLE schema_views IS 'Which version of the views this file holds.';
+COMMENT ON COLUMN schema_views.sha256 IS 'sha256 of all view definitions.';
+COMMENT ON COLUMN schema_views.applied_at IS 'UTC.';
+"""
+
+
+def migration_files() -> list[tuple[int, Path]]:
+    """(number, file) of every migration, in order."""
+    return sorted((int(path.name[:4]), path) for path in FOLDER.glob("migrations/[0-9]*.sql"))
+
+
+def view_files() -> list[Path]:
+    """View definitions in the order in which they are applied."""
+    return sorted(FOLDER.glob("views/*/*.sql"))
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Bring a file to this version's schema; does nothing when it is there.
+
+    Raises WarehouseError when the file is not a warehouse or belongs to a newer version.
+    """
+    tables = _table_names(connection)
+    if tables and "schema_migrations" not in tables:
+        raise WarehouseError(f"{path} is a DuckDB file but not a warehouse: name another file with --db.")
+    if not tables:
+        with_transaction(connection, _BOOKKEEPING)
+    applied = _applied(connection)
+    _refuse_newer(applied, path)
+    for number, file in migration_files():
+        if number not in applied:
+            record = f"INSERT INTO schema_migrations VALUES ({number}, '{file.stem}', now() AT TIME ZONE 'UTC');"
+            with_transaction(connection, file.read_text(encoding="utf-8") + record)
+    definitions = "\n".join(file.read_text(encoding="utf-8") for file in view_files())
+    digest = hashlib.sha256(definitions.encode()).hexdigest()
+    if connection.execute("SELECT sha256 FROM schema_views").fetchall() != [(digest,)]:
+        record = f"DELETE FROM schema_views; INSERT INTO schema_views VALUES ('{digest}', now() AT TIME ZONE 'UTC');"
+        with_transaction(connection, definitions + record)
+
+
+def check(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
+    """Whether a file that is only read lacks migrations of this version (`elw migrate` adds them).
+
+    Raises WarehouseError when it is not a warehouse or belongs to a newer version.
+    """
+    if "schema_migrations" not in _table_names(connection):
+        raise WarehouseError(f"{path} is a DuckDB file but not a warehouse: name another file with --db.")
+    applied = _applied(connection)
+    _refuse_newer(applied, path)
+    return any(number not in applied for number, _ in migration_files())
+
+
+def with_transaction(connection: duckdb.DuckDBPyConnection, script: str) -> None:
+    """Run a script of statements, all or nothing."""
+    connection.execute("BEGIN TRANSACTION")
+    try:
+        connection.execute(script)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    rows = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
+    return {name for (name,) in rows}
+
+
+def _applied(connection: duckdb.DuckDBPyConnection) -> set[int]:
+    return {number for (number,) in connection.execute("SELECT number FROM schema_migrations").fetchall()}
+
+
+def _refuse_newer(applied: set[int], path: Path) -> None:
+    known = {number for number, _ in migration_files()}
+    if unknown := applied - known:
+        raise WarehouseError(
+            f"{path} was written by a newer version of elw (schema {max(unknown)}, this one knows {max(known)}): "
+            "upgrade energy-lens."
+        )

@@ -1,0 +1,196 @@
+"""Runs: what makes two ingests the same run, and what a warehouse knows of one.
+
+A run's identity is the hash of everything that its numbers depend on. Paths, batch size, --max-tokens and output are
+no part of it, so an ingest with another of these continues the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
+
+#: Version of what the stream accumulates; raise it when stored numbers change their meaning.
+STATISTICS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that a run's numbers depend on, apart from its documents."""
+
+    model_sha256: str
+    tokenizer_sha256: str
+    context_length: int
+    saes: Mapping[int, str]  #: layer: sha256 of the SAE's weights
+    energies: Mapping[str, int]  #: name: version
+    dtype: str  #: float32 or bfloat16
+    seed: int
+    store_gradients: bool
+    probes: int = 0
+    min_tail: int = MIN_TAIL
+    min_document: int = MIN_DOCUMENT
+    statistics_version: int = STATISTICS_VERSION
+    generation: int = 0  #: raised by --new-run, to start afresh with equal settings
+
+    def as_json(self) -> str:
+        """Canonical JSON: equal settings give equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(self.as_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document as the warehouse knows it."""
+
+    document_id: int
+    path: str
+    category: str
+    half: str
+    sha256: str
+    source: str
+    n_contexts: int
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run's plan and how far it was carried out."""
+
+    run_id: int
+    dtype: str
+    segment_contexts: int
+    documents: Mapping[str, StoredDocument]  #: by sha256
+    n_contexts: int
+    groups: Sequence[Group]  #: in order
+    committed: frozenset[int]  #: group ids
+    norm_medians: Mapping[int, float]  #: by layer
+    calibrated: bool
+    stats_groups: int
+
+    @property
+    def committed_tokens(self) -> int:
+        return sum(group.n_tokens for group in self.groups if group.group_id in self.committed)
+
+
+def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
+    """The run of that identity, with its plan; None when there is none."""
+    row = warehouse.run("ingest/find_run", identity=identity).fetchone()
+    if row is None:
+        return None
+    run_id, dtype, segment_contexts, stats_groups, calibrated = row
+    documents = [StoredDocument(*row) for row in warehouse.run("ingest/documents", run=run_id).fetchall()]
+    groups, committed, n_contexts = _read_groups(warehouse, run_id)
+    medians = warehouse.run("ingest/norm_medians", run=run_id).fetchall()
+    return StoredRun(
+        run_id, dtype, segment_contexts, {document.sha256: document for document in documents}, n_contexts, groups,
+        committed, dict(medians), calibrated, stats_groups,
+    )  # fmt: skip
+
+
+def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
+    """The highest generation of runs that differ from these settings in nothing else; 0 when there is none."""
+    own = json.loads(settings.as_json())
+    generations = [0]
+    for (text,) in warehouse.sql("SELECT settings FROM runs").fetchall():
+        stored = json.loads(text)
+        if {**stored, "generation": 0} == {**own, "generation": 0}:
+            generations.append(int(stored["generation"]))
+    return max(generations)
+
+
+def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozenset[int], int]:
+    head = warehouse.run("ingest/groups", run=run_id).fetchall()
+    cells: dict[int, dict[int, list[Context]]] = {group_id: {} for group_id, *_ in head}
+    plan = warehouse.run("ingest/plan", run=run_id).fetchall()
+    for group_id, row, *context in plan:
+        cells[group_id].setdefault(row, []).append(Context(*context))
+    groups = [
+        Group(group_id, category, half, tuple(tuple(row) for _, row in sorted(cells[group_id].items())))
+        for group_id, category, half, _ in head
+    ]
+    return groups, frozenset(group_id for group_id, _, _, committed in head if committed), len(plan)
+
+
+def create_run(
+    warehouse: Warehouse,
+    settings: RunSettings,
+    model: Mapping[str, Any],
+    saes: Sequence[Mapping[str, Any]],
+    segment_contexts: int,
+    version: str,
+) -> int:
+    """Insert a run, its model and its SAEs; returns the run's id. Call within a transaction."""
+    run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
+    warehouse.run(
+        "ingest/create_run", run=run_id, identity=settings.identity, settings=settings.as_json(), version=version,
+        model=model["name"], model_sha256=settings.model_sha256, tokenizer_sha256=settings.tokenizer_sha256,
+        vocabulary_size=model["vocabulary_size"], n_layers=model["n_layers"], d_model=model["d_model"],
+        context_length=settings.context_length, segment_contexts=segment_contexts, layers=sorted(settings.saes),
+        energies=list(settings.energies), dtype=settings.dtype, seed=settings.seed,
+        store_gradients=settings.store_gradients,
+    )  # fmt: skip
+    warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
+    warehouse.append("saes", pl.DataFrame([{"run_id": run_id, **sae} for sae in saes], infer_schema_length=None))
+    return run_id
+
+
+def append_plan(
+    warehouse: Warehouse,
+    run_id: int,
+    documents: Sequence[PlannedDocument],
+    details: Mapping[int, Mapping[str, Any]],
+    groups: Sequence[Group],
+) -> None:
+    """Insert documents, their aliases and contexts, and the groups that process them. Call within a transaction.
+
+    details: document_id: path, source, aliases, n_bytes, n_tokens and n_dropped_tokens.
+    """
+    if not documents:
+        return
+    rows, aliases = [], []
+    for document in documents:
+        own = details[document.document_id]
+        rows.append(
+            {
+                "run_id": run_id, "document_id": document.document_id, "category": document.category,
+                "half": document.half, "sha256": document.sha256, "n_contexts": len(document.contexts),
+                **{k: own[k] for k in ("path", "source", "n_bytes", "n_tokens", "n_dropped_tokens")},
+            }
+        )  # fmt: skip
+        aliases += [{"run_id": run_id, "document_id": document.document_id, "path": path} for path in own["aliases"]]
+    warehouse.append("documents", pl.DataFrame(rows))
+    if aliases:
+        warehouse.append("document_aliases", pl.DataFrame(aliases))
+    contexts = [{"run_id": run_id, **asdict(context)} for document in documents for context in document.contexts]
+    if contexts:
+        warehouse.append("contexts", pl.DataFrame(contexts))
+    if groups:
+        warehouse.append("plan_groups", pl.DataFrame([_group_row(run_id, group) for group in groups]))
+        cells = [
+            {"run_id": run_id, "context_id": context.context_id, "group_id": group.group_id, "row": row, "lane": lane}
+            for group in groups
+            for row, contexts_of_row in enumerate(group.rows)
+            for lane, context in enumerate(contexts_of_row)
+        ]
+        warehouse.append("plan", pl.DataFrame(cells))
+
+
+def _group_row(run_id: int, group: Group) -> dict[str, Any]:
+    return {
+        "run_id": run_id, "group_id": group.group_id, "category": group.category, "half": group.half,
+        "n_contexts": group.n_contexts, "n_tokens": group.n_tokens,
+    }  # fmt: skip
+
+
+def make_current(warehouse: Warehouse, run_id: int) -> None:
+    """Let the public views show this run. Call within a transaction."""
+    warehouse.sql("UPDATE runs SET is_current = (run_id = $run)", run=run_id)
