@@ -117,7 +117,7 @@ def _decoder_statistics(
             statistics |= {name: own[name] for name in _Moments.WITHIN}
             statistics["sum_ac2"] = within["sum_ac2"][cell.documents].sum(0)
             statistics["n_counted_documents"] = within["seen"][cell.documents].sum(0)
-            statistics["feature"] = np.arange(features.start, features.stop)
+            statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         whole["p_value"], whole["q_value"] = _test(whole)
@@ -144,7 +144,7 @@ def _discrete_statistics(
             statistics = _cell_statistics(cell, dense, n_tokens, total)
             # A derivative along the text says nothing about adding the feature.
             statistics["sum_v2"] = np.full(len(total), np.nan)
-            statistics["feature"] = np.arange(features.start, features.stop)
+            statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         yield _frame(run, layer, energy, "discrete", cell, whole)
@@ -210,14 +210,10 @@ class _Moments:
         if cell.half != BOTH:
             chosen &= self._half == cell.half
         n_parts = len({*zip(self._category[chosen], self._half[chosen], strict=True)})
-        return {
-            name: values[chosen].reshape(n_parts, -1)[:, features].sum(0) for name, values in self._columns.items()
-        }
+        return {name: values[chosen].reshape(n_parts, -1)[:, features].sum(0) for name, values in self._columns.items()}
 
 
-def _cell_statistics(
-    cell: _Cell, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats
-) -> dict[str, NDArray[np.generic]]:
+def _cell_statistics(cell: _Cell, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats) -> dict[str, Floats]:
     """Sums of one cell by feature, with the squared document shares that its intervals need.
 
     dense: [document, feature] sums; n_tokens: [document]; sum_g2: [feature].
@@ -237,7 +233,7 @@ def _cell_statistics(
     return {
         **{name: total[name] for name in names},
         "n_tokens": np.full(len(sum_g2), n),
-        "n_documents": np.full(len(sum_g2), n_documents),
+        "n_documents": np.full(len(sum_g2), float(n_documents)),
         "sum_g2": sum_g2,
         "sum_u2": sum_u2,
         "sum_v2": sum_v2,
@@ -247,7 +243,7 @@ def _cell_statistics(
     }
 
 
-def _test(statistics: Mapping[str, NDArray[np.generic]]) -> tuple[Floats, Floats]:
+def _test(statistics: Mapping[str, Floats]) -> tuple[Floats, Floats]:
     """p and q by feature; NaN where there is too little to test."""
     testable = (
         (statistics["n_counted"] >= MIN_TEST_TOKENS)
@@ -257,7 +253,7 @@ def _test(statistics: Mapping[str, NDArray[np.generic]]) -> tuple[Floats, Floats
     )
     p, q = np.full(len(testable), np.nan), np.full(len(testable), np.nan)
     if testable.any():
-        z = statistics["sum_s"][testable] / np.sqrt(statistics["sum_s2"][testable].astype(np.float64))
+        z = statistics["sum_s"][testable] / np.sqrt(statistics["sum_s2"][testable])
         p[testable] = two_sided_p(z)
         q[testable] = benjamini_hochberg(p[testable])
     return p, q
@@ -267,7 +263,7 @@ _INTEGERS = ("n_tokens", "n_active", "n_documents", "n_counted", "n_counted_cont
 
 
 def _frame(
-    run: _Run, layer: int, energy: str, gradient: str, cell: _Cell, statistics: Mapping[str, NDArray[np.generic]]
+    run: _Run, layer: int, energy: str, gradient: str, cell: _Cell, statistics: Mapping[str, Floats]
 ) -> pl.DataFrame:
     """Rows of feature_statistics; features that never fire in a cell are kept for all documents only."""
     frame = pl.DataFrame({name: np.asarray(values) for name, values in statistics.items()})

@@ -201,7 +201,9 @@ def locate(name: str) -> tuple[Path, str]:
             )
         return path, _sha256(*weights)
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
-        raise UsageError(f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}.")
+        raise UsageError(
+            f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}."
+        )
     return _snapshot(name)
 
 

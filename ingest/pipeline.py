@@ -99,7 +99,10 @@ class IngestOptions:
             (self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed"),
             (self.context_length <= 32_767, f"--context is {self.context_length}; at most 32,767 tokens are possible"),
             (self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 context is needed"),
-            (self.max_tokens is None or self.max_tokens >= 1, f"--max-tokens is {self.max_tokens}; it must be positive"),
+            (
+                self.max_tokens is None or self.max_tokens >= 1,
+                f"--max-tokens is {self.max_tokens}; it must be positive",
+            ),
             (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
             (self.dtype in ("auto", *DTYPES), f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}"),
         ]

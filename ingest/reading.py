@@ -30,7 +30,8 @@ class LayerReading:
 
     @property
     def included(self) -> NDArray[np.bool_]:
-        return self.reasons == INCLUDED
+        result: NDArray[np.bool_] = self.reasons == INCLUDED
+        return result
 
 
 @dataclass

@@ -152,7 +152,9 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     hook_name = str(metadata.get("hook_name"))
     match = RESID_POST.match(hook_name)
     if not match:
-        raise UsageError(f"{folder}: hook_name is {hook_name!r}; only a block's output, blocks.N.hook_resid_post, is read.")
+        raise UsageError(
+            f"{folder}: hook_name is {hook_name!r}; only a block's output, blocks.N.hook_resid_post, is read."
+        )
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     weights = _read_tensors(folder / WEIGHTS, shapes)
     if config.get("rescale_acts_by_decoder_norm"):
@@ -254,5 +256,7 @@ def sae_folders(given: Path) -> list[Path]:
         return [given]
     found = sorted(path.parent for path in given.glob(f"*/{CONFIG}"))
     if not found:
-        raise UsageError(f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is expected.")
+        raise UsageError(
+            f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is expected."
+        )
     return found

@@ -137,7 +137,7 @@ class _Trainer:
             loss = loss + config.auxiliary * (target - guess).square().sum() / target.square().sum()
 
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradient = self.W_dec.grad
         assert gradient is not None
         gradient -= (gradient * self.W_dec.data).sum(1, keepdim=True) * self.W_dec.data

@@ -13,10 +13,12 @@ import contextlib
 import fcntl
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
@@ -25,6 +27,8 @@ from energy_lens.warehouse.errors import ElwError, UsageError, WarehouseError
 
 if TYPE_CHECKING:
     import polars
+
+T = TypeVar("T")
 
 DEFAULT_FILE = "elw.duckdb"
 
@@ -44,6 +48,16 @@ class LockedError(WarehouseError):
     """Another process holds the file; waiting may help."""
 
 
+@dataclass(frozen=True)
+class Statement:
+    """One statement of a script, as DuckDB's parser cuts it."""
+
+    text: str
+    parameters: frozenset[str]  #: names of its $name parameters
+    changes_rows: bool  #: INSERT and its like, whose result is a count of rows unless it says RETURNING
+    has_result: bool  #: False for CREATE, SET and the like
+
+
 class Result:
     """Rows of a query, fetched once by whichever accessor is called."""
 
@@ -59,17 +73,19 @@ class Result:
         """DuckDB type names, by column."""
         return [str(column[1]) for column in self._cursor.description or []]
 
+    @property
+    def kinds(self) -> list[Any]:
+        """DuckDB types, by column, as objects that know their children."""
+        return [column[1] for column in self._cursor.description or []]
+
     def fetchall(self) -> list[tuple[Any, ...]]:
-        with translated_errors():
-            return self._cursor.fetchall()
+        return _interruptibly(self._cursor, self._cursor.fetchall)
 
     def fetchmany(self, size: int) -> list[tuple[Any, ...]]:
-        with translated_errors():
-            return self._cursor.fetchmany(size)
+        return _interruptibly(self._cursor, lambda: self._cursor.fetchmany(size))
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        with translated_errors():
-            return self._cursor.fetchone()
+        return _interruptibly(self._cursor, self._cursor.fetchone)
 
     def value(self) -> Any:
         """The first column of the first row; None when there is no row."""
@@ -78,32 +94,13 @@ class Result:
 
     def numpy(self) -> dict[str, Any]:
         """Columns as numpy arrays (masked where there are NULLs)."""
-        with translated_errors():
-            return self._cursor.fetchnumpy()
+        return _interruptibly(self._cursor, self._cursor.fetchnumpy)
 
     def pl(self) -> polars.DataFrame:
-        """A polars frame, through Arrow's stream interface (no pyarrow needed)."""
-        import polars
+        """A polars frame; needs no pyarrow. Names that repeat become name, name_1, …"""
+        from energy_lens.warehouse.frames import frame
 
-        columns, types = self.columns, self.types
-        rows = self.fetchall()
-        schema = {name: _polars_type(kind) for name, kind in zip(columns, types, strict=True)}
-        return polars.DataFrame(rows, schema=schema, orient="row")
-
-
-def _polars_type(kind: str) -> Any:
-    """The polars type of a DuckDB type, so that an empty or all-NULL column keeps it; None where polars infers."""
-    import polars
-
-    plain = {
-        "BOOLEAN": polars.Boolean, "TINYINT": polars.Int8, "SMALLINT": polars.Int16, "INTEGER": polars.Int32,
-        "BIGINT": polars.Int64, "HUGEINT": polars.Int128, "FLOAT": polars.Float32, "DOUBLE": polars.Float64,
-        "VARCHAR": polars.String, "TIMESTAMP": polars.Datetime("us"), "DATE": polars.Date,
-    }  # fmt: skip
-    if kind.endswith("[]"):
-        inner = _polars_type(kind[:-2])
-        return polars.List(inner) if inner is not None else None
-    return plain.get(kind)
+        return frame(self)
 
 
 class Warehouse:
@@ -259,7 +256,7 @@ def translated_errors() -> Iterator[None]:
         raise KeyboardInterrupt from error
     except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
         text = str(error).strip()
-        if "No space left" in text or "disk" in text.lower() and "full" in text.lower():
+        if "No space left" in text or ("disk" in text.lower() and "full" in text.lower()):
             raise ElwError("The disk is full; nothing was half-written: make room and run the command again.") from error
         raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
     except duckdb.Error as error:

@@ -2,18 +2,24 @@
 
 sql/migrations/NNNN_name.sql, each in its own transaction, is recorded in `schema_migrations`. sql/views/**/*.sql are
 applied in the order of their paths (staging, intermediate, marts) when their common hash differs from the recorded
-one. Only writers do any of this; a reader of an older file queries it as it is.
+one. A line `-- columns as in: a, b` in a view's file gives its columns the comments that columns of the same name have
+in a or b. Only writers do any of this; a reader of an older file queries it as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 
 from energy_lens.sql import FOLDER
 from energy_lens.warehouse.errors import WarehouseError
+
+_COLUMNS_AS_IN = re.compile(r"^-- columns as in: (.+)$", re.MULTILINE)
 
 _BOOKKEEPING = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -51,18 +57,27 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     if tables and "schema_migrations" not in tables:
         raise WarehouseError(f"{path} is a DuckDB file but not a warehouse: name another file with --db.")
     if not tables:
-        with_transaction(connection, _BOOKKEEPING)
+        with _transaction(connection):
+            connection.execute(_BOOKKEEPING)
     applied = _applied(connection)
     _refuse_newer(applied, path)
     for number, file in migration_files():
         if number not in applied:
-            record = f"INSERT INTO schema_migrations VALUES ({number}, '{file.stem}', now() AT TIME ZONE 'UTC');"
-            with_transaction(connection, file.read_text(encoding="utf-8") + record)
-    definitions = "\n".join(file.read_text(encoding="utf-8") for file in view_files())
-    digest = hashlib.sha256(definitions.encode()).hexdigest()
+            with _transaction(connection):
+                connection.execute(file.read_text(encoding="utf-8"))
+                connection.execute(
+                    "INSERT INTO schema_migrations VALUES (?, ?, now() AT TIME ZONE 'UTC')", [number, file.stem]
+                )
+    definitions = {file.stem: file.read_text(encoding="utf-8") for file in view_files()}
+    digest = hashlib.sha256("\n".join(definitions.values()).encode()).hexdigest()
     if connection.execute("SELECT sha256 FROM schema_views").fetchall() != [(digest,)]:
-        record = f"DELETE FROM schema_views; INSERT INTO schema_views VALUES ('{digest}', now() AT TIME ZONE 'UTC');"
-        with_transaction(connection, definitions + record)
+        with _transaction(connection):
+            connection.execute("\n".join(definitions.values()))
+            for view, text in definitions.items():
+                if match := _COLUMNS_AS_IN.search(text):
+                    _copy_comments(connection, view, match[1].split(", "))
+            connection.execute("DELETE FROM schema_views")
+            connection.execute("INSERT INTO schema_views VALUES (?, now() AT TIME ZONE 'UTC')", [digest])
 
 
 def check(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
@@ -77,11 +92,25 @@ def check(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
     return any(number not in applied for number, _ in migration_files())
 
 
-def with_transaction(connection: duckdb.DuckDBPyConnection, script: str) -> None:
-    """Run a script of statements, all or nothing."""
+def _copy_comments(connection: duckdb.DuckDBPyConnection, view: str, sources: list[str]) -> None:
+    """Give each uncommented column of a view the comment of the same column of the first source that has one."""
+    query = "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = ? AND NOT internal"
+    comments: dict[str, str] = {}
+    for source in sources:
+        for column, comment in connection.execute(query, [source]).fetchall():
+            if comment:
+                comments.setdefault(column, comment)
+    for column, comment in connection.execute(query, [view]).fetchall():
+        if not comment and column in comments:
+            text = comments[column].replace("'", "''")
+            connection.execute(f"COMMENT ON COLUMN {view}.\"{column}\" IS '{text}'")
+
+
+@contextlib.contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     connection.execute("BEGIN TRANSACTION")
     try:
-        connection.execute(script)
+        yield
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -1,4 +1,5 @@
 -- The run that the public views show.
+-- columns as in: runs
 CREATE OR REPLACE VIEW current_run AS
 SELECT *
 FROM runs

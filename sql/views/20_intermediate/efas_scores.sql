@@ -1,4 +1,5 @@
 -- Scores, intervals and tests as algebra on the moments; every run, category and half.
+-- columns as in: efas, efas_halves
 CREATE OR REPLACE VIEW efas_scores AS
 WITH scored AS (
     SELECT

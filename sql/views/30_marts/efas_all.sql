@@ -1,4 +1,5 @@
 -- The same as efas for every run of this file.
+-- columns as in: efas
 CREATE OR REPLACE VIEW efas_all AS
 SELECT
     run_id,
@@ -28,27 +29,3 @@ SELECT
 FROM efas_scores
 WHERE half = 'AB';
 COMMENT ON VIEW efas_all IS 'The same as efas for every run of this file.';
-COMMENT ON COLUMN efas_all.run_id IS 'Run.';
-COMMENT ON COLUMN efas_all.model IS 'Model of the run.';
-COMMENT ON COLUMN efas_all.layer IS 'Block whose output the feature reads.';
-COMMENT ON COLUMN efas_all.feature IS 'Feature of that layer''s SAE, from 0.';
-COMMENT ON COLUMN efas_all.energy IS 'Energy E: nll (nats) or hopfield (squared activation units, the positive control).';
-COMMENT ON COLUMN efas_all.gradient IS 'decoder: g = minus the inner product of dE/dx and the decoder row. discrete: minus the derivative of E along the text.';
-COMMENT ON COLUMN efas_all.category IS 'A category of documents, or all.';
-COMMENT ON COLUMN efas_all.n_tokens IS 'Included tokens.';
-COMMENT ON COLUMN efas_all.n_active IS 'Tokens at which the feature is active.';
-COMMENT ON COLUMN efas_all.n_documents IS 'Documents with included tokens.';
-COMMENT ON COLUMN efas_all.score IS 'EFAS: Pearson correlation of activation and g over included tokens, zeros counted. Above 0: where the feature is more active, adding more of it lowers E more than at an average token.';
-COMMENT ON COLUMN efas_all.score_active IS 'The same over tokens at which the feature is active, from 3 of them: a dose slope.';
-COMMENT ON COLUMN efas_all.score_within IS 'Correlation within contexts, with position effects taken out; what z tests.';
-COMMENT ON COLUMN efas_all.ci_low IS 'Lower end of the 95 % interval of score across documents (not within contexts, as q is); NULL below 10 documents.';
-COMMENT ON COLUMN efas_all.ci_high IS 'Upper end of that interval.';
-COMMENT ON COLUMN efas_all.z IS 'Within-context test statistic; NULL below 50 active counted tokens, 10 contexts or 5 documents.';
-COMMENT ON COLUMN efas_all.p_value IS 'Two-sided normal p of z.';
-COMMENT ON COLUMN efas_all.q_value IS 'Benjamini-Hochberg q of p within run, energy, gradient, layer and category.';
-COMMENT ON COLUMN efas_all.z_null IS 'The same statistic with another context''s gradient: the negative control, about standard normal.';
-COMMENT ON COLUMN efas_all.attribution IS 'Sum of a g over included tokens: first-order prediction of the change of E when the feature is ablated (above 0: the model gets worse). NULL for discrete.';
-COMMENT ON COLUMN efas_all.attribution_low IS 'Lower end of its 95 % interval across documents; NULL below 10 documents.';
-COMMENT ON COLUMN efas_all.attribution_high IS 'Upper end of that interval.';
-COMMENT ON COLUMN efas_all.attribution_curvature IS 'Attribution plus half the Gauss-Newton curvature; NULL without probes.';
-COMMENT ON COLUMN efas_all.role IS 'attractor when the interval of attribution lies above 0, repulsor when below; never taken from score.';

@@ -1,4 +1,5 @@
 -- Features that a reader may want to look at, and why.
+-- columns as in: efas
 CREATE OR REPLACE VIEW alignments AS
 SELECT
     *,

@@ -1,4 +1,5 @@
 -- The run's own negative control: how often the test finds something where nothing is true.
+-- columns as in: efas
 CREATE OR REPLACE VIEW null_control AS
 SELECT
     energy,
@@ -12,10 +13,6 @@ FROM efas
 WHERE z_null IS NOT NULL
 GROUP BY energy, gradient, layer, category;
 COMMENT ON VIEW null_control IS 'False-positive share of the within-context test, measured on the run itself by pairing activations with another context''s gradient: about 5 % is right.';
-COMMENT ON COLUMN null_control.energy IS 'Energy.';
-COMMENT ON COLUMN null_control.gradient IS 'Gradient.';
-COMMENT ON COLUMN null_control.layer IS 'Layer.';
-COMMENT ON COLUMN null_control.category IS 'A category of documents, or all.';
 COMMENT ON COLUMN null_control.n_tested IS 'Features that are tested.';
 COMMENT ON COLUMN null_control.share_rejected IS 'Share of them with |z_null| > 1.96.';
 COMMENT ON COLUMN null_control.share_rejected_true_pairing IS 'Share of them with |z| > 1.96: the true pairing beside it.';

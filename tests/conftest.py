@@ -1,0 +1,146 @@
+"""Fixtures: tiny language models with fixed weights, their SAEs, a small corpus, and the real default model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# One seed of noise less: hypothesis must not call a busy machine a failing test.
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("elw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("elw")
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT / "corpus"
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
+TINY_LAYERS = (1, 2)
+TINY_WIDTH, TINY_FEATURES, TINY_K = 32, 64, 4
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model on disk with one SAE folder per hooked layer."""
+
+    architecture: str
+    folder: Path
+    saes: Path
+
+    def load(self, dtype=None):
+        import torch
+
+        from energy_lens.ingest.models import load_model
+
+        return load_model(str(self.folder), dtype or torch.float32)
+
+
+def _tokenizer():
+    """A byte-level BPE tokenizer of 512 entries, trained on the sample corpus."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(path) for path in sorted(CORPUS.glob("*/*.txt"))], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def _config(architecture: str):
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
+
+    if architecture == "llama":
+        return LlamaConfig(
+            vocab_size=512, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
+        )  # fmt: skip
+    if architecture == "gpt2":
+        return GPT2Config(
+            vocab_size=512, n_embd=TINY_WIDTH, n_layer=4, n_head=4, n_positions=256, initializer_range=0.2,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+    return GPTNeoXConfig(
+        vocab_size=512, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, rotary_pct=0.5, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """tiny("llama" | "gpt2" | "gpt_neox"): a model folder and its SAEs, built once."""
+    built: dict[str, Tiny] = {}
+
+    def make(architecture: str = "llama") -> Tiny:
+        if architecture in built:
+            return built[architecture]
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from energy_lens.ingest.sae import SparseAutoencoder, save_sae
+
+        folder = tmp_path_factory.mktemp(architecture)
+        torch.manual_seed(7)
+        AutoModelForCausalLM.from_config(_config(architecture)).save_pretrained(folder / "model")
+        _tokenizer().save_pretrained(folder / "model")
+        for layer in TINY_LAYERS:
+            rows = torch.randn(TINY_FEATURES, TINY_WIDTH)
+            rows /= rows.norm(dim=1, keepdim=True)
+            sae = SparseAutoencoder(
+                layer=layer, k=TINY_K, W_enc=rows.T.contiguous(), b_enc=0.05 * torch.randn(TINY_FEATURES), W_dec=rows,
+                b_dec=0.1 * torch.randn(TINY_WIDTH), model_name=architecture,
+            )  # fmt: skip
+            save_sae(sae, folder / "saes" / f"layer_{layer}")
+        built[architecture] = Tiny(architecture, folder / "model", folder / "saes")
+        return built[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories of eight documents each: the smallest corpus in which every statistic is defined."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for category in ("natural", "code"):
+        (folder / category).mkdir()
+        for path in sorted((CORPUS / category).glob("*.txt"))[:8]:
+            (folder / category / path.name).write_text(path.read_text(encoding="utf-8")[:1500], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished warehouse of the tiny Llama over the small corpus, gradients stored; tests only read it."""
+    from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+    model = tiny("llama")
+    db = tmp_path_factory.mktemp("warehouse") / "tiny.duckdb"
+    options = IngestOptions(
+        db=db, model=str(model.folder), saes=(model.saes,), context_length=32, dtype="float32", store_gradients=True
+    )
+    ingest([small_corpus], options)
+    return db
+
+
+@pytest.fixture(scope="session")
+def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M with the shipped SAEs over one group of the sample corpus, in float32, gradients stored."""
+    from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+    db = tmp_path_factory.mktemp("real") / "real.duckdb"
+    options = IngestOptions(db=db, layers=(10, 20), dtype="float32", store_gradients=True, max_tokens=8_000)
+    ingest([CORPUS], options)
+    return db
