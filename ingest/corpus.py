@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,13 +40,20 @@ class Document:
 
 
 def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[Document]:
-    """All documents below the given files and folders, sorted by path; hidden files are left out.
+    """All documents below the given files and folders, sorted by path, whatever order those are given in.
 
+    Hidden files are left out; a link to a folder is not followed (nor lost: it is named on stderr).
     exclude: shell patterns, matched against a file's name and its path below the root.
-    Raises UsageError for a missing path, a file that is not UTF-8 text, or a corpus without any text.
+    Raises UsageError for a path that is missing or cannot be read, a file that is not UTF-8 text, or a corpus
+    without any text.
     """
     found: dict[str, list[tuple[str, str, int, Path]]] = {}
-    for name, category, source in _files(paths, exclude):
+    seen: set[Path] = set()
+    # A file that is reached twice counts once, under the smallest of its names.
+    for name, category, source in sorted(_files(paths, exclude)):
+        if (file := source.resolve()) in seen:
+            continue
+        seen.add(file)
         data = _read(source)
         if not _decode(data, source).strip():
             continue
@@ -56,32 +64,44 @@ def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[D
         raise UsageError(f"There is no text in {given}: give a folder or a file with UTF-8 text.")
     documents = []
     for digest, copies in found.items():
-        (name, category, n_bytes, source), *others = sorted(copies, key=lambda copy: (copy[0], str(copy[3])))
+        (name, category, n_bytes, source), *others = copies
         aliases = tuple(other[0] for other in others)
         documents.append(Document(name, category, digest, n_bytes, source, aliases))
     return sorted(documents, key=lambda document: (document.path, document.sha256))
 
 
 def _files(paths: Sequence[str | Path], exclude: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
-    """(name, category, file) for every file below `paths`; a file reached twice counts once."""
-    seen: set[Path] = set()
+    """(name, category, file) for every file below `paths`, as often as it is reached."""
     for given in paths:
         root = Path(given)
-        if not root.exists():
-            raise UsageError(f"{root} does not exist: give a file or folder with text.")
-        own_name = root.resolve().name
-        for source in [root] if root.is_file() else sorted(_walk(root)):
+        try:
+            root.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{root} does not exist: give a file or folder with text.") from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(root, error) from error
+        own_name = Path(os.path.abspath(root)).name
+        for source in [root] if root.is_file() else _walk(root):
             relative = Path(source.name) if source == root else source.relative_to(root)
-            if _excluded(relative, exclude) or source.resolve() in seen:
+            if _excluded(relative, exclude):
                 continue
-            seen.add(source.resolve())
             category = relative.parts[0] if len(relative.parts) > 1 else own_name
-            yield relative.as_posix(), category, source
+            name = relative.as_posix()
+            try:
+                (name + category).encode()
+            except UnicodeEncodeError as error:
+                raise UsageError(f"{str(source)!r} has a name that is not UTF-8: rename the file.") from error
+            yield name, category, source
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for here, folders, files in os.walk(folder):
+def _walk(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise _unreadable(error.filename, error) from error
+
+    for here, folders, files in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for link in (Path(here, name) for name in folders if Path(here, name).is_symlink()):
+            print(f"{link} links to a folder and is not followed: give it as a path of its own.", file=sys.stderr)
         paths = (Path(here, name) for name in files if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 
@@ -94,7 +114,12 @@ def _read(source: Path) -> bytes:
     try:
         return source.read_bytes()
     except OSError as error:
-        raise UsageError(f"{source} cannot be read ({error.strerror}): check its permissions.") from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError) -> UsageError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UsageError(f"{path} cannot be read ({reason}): check that it exists and who may read it.")
 
 
 def _decode(data: bytes, source: Path) -> str:
@@ -103,7 +128,7 @@ def _decode(data: bytes, source: Path) -> str:
     if b"\0" in data:
         raise UsageError(f"{source} is a binary file, not text: {remedy}.")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         bad = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise UsageError(f"{source} is not UTF-8 ({bad}): {remedy}.") from error

@@ -81,7 +81,7 @@ class NegativeLogLikelihood:
         at_hidden = torch.zeros_like(forward.hidden)
         with torch.no_grad():
             energies, gradients = _next_token_nll(forward.model, forward.hidden[has_next], targets)
-            values[has_next] = energies
+            values[has_next] = energies.float()
             at_hidden[has_next] = gradients
         layers = list(forward.residuals)
         below = torch.autograd.grad(forward.hidden, [forward.residuals[layer] for layer in layers], at_hidden)

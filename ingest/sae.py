@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,16 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from energy_lens.warehouse.errors import UsageError
+from energy_lens.warehouse.errors import ElwError, UsageError
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 STATISTICS = "elw_statistics.safetensors"
 
 #: hook_name of a block's output in TransformerLens and SAELens, the only hook point supported so far.
-RESID_POST = re.compile(r"^blocks\.(\d+)\.hook_resid_post$")
+RESID_POST = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_post")
 
 
 class SparseActivations(NamedTuple):
@@ -50,7 +52,7 @@ class SparseAutoencoder:
     norm_median: float | None = None  #: median ‖x‖ over training tokens; None: calibrate before use
     quartiles: Tensor | None = None  #: [d_sae, 3] of each feature's active values; NaN where it hardly fired
     model_name: str = ""
-    sha256: str = ""  #: of the weights file
+    sha256: str = ""  #: of the weights file and of what the config says about using it
     source: str = ""  #: where it was loaded from
     metadata: dict[str, Any] = field(default_factory=dict)  #: further entries of metadata.elw
 
@@ -113,14 +115,18 @@ def weighted_rows(activations: SparseActivations, rows: Tensor) -> Tensor:
 
 
 def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write an SAE in SAELens v6 format, the weights in `dtype`; the folder is made."""
+    """Write an SAE in SAELens v6 format, the weights in `dtype`; the folder is made, an SAE in it replaced.
+
+    Raises ElwError when a number does not fit in `dtype`, or the folder cannot be written.
+    """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: getattr(sae, name).to(dtype).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    save_file(weights, folder / WEIGHTS)
-    if sae.quartiles is not None:
-        save_file({"activation_quartiles": sae.quartiles.to(dtype).contiguous()}, folder / STATISTICS)
+    statistics = {} if sae.quartiles is None else {"activation_quartiles": sae.quartiles.to(dtype).contiguous()}
+    too_large = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    too_large += [name for name, tensor in statistics.items() if torch.isinf(tensor).any()]
+    if too_large:
+        raise ElwError(f"{folder}: {too_large[0]} holds numbers that {dtype} cannot: write the SAE in float32.")
     config = {
         "architecture": "topk",
         "d_in": sae.d_model,
@@ -138,7 +144,15 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
             "elw": {"norm_median": sae.norm_median, **sae.metadata},
         },
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / WEIGHTS)
+        (folder / STATISTICS).unlink(missing_ok=True)  # quartiles of an SAE that was here before
+        if statistics:
+            save_file(statistics, folder / STATISTICS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ElwError(f"{folder} cannot be written ({error}): choose another folder.") from error
 
 
 def load_sae(folder: Path) -> SparseAutoencoder:
@@ -148,60 +162,90 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     """
     config = _read_config(folder)
     d_in, d_sae, k = (_positive_integer(config, key, folder) for key in ("d_in", "d_sae", "k"))
-    metadata = config.get("metadata") or {}
+    rescale = _boolean(config, "rescale_acts_by_decoder_norm", False, folder)
+    apply_b_dec_to_input = _boolean(config, "apply_b_dec_to_input", True, folder)
+    metadata = config["metadata"]
     hook_name = str(metadata.get("hook_name"))
-    match = RESID_POST.match(hook_name)
+    match = RESID_POST.fullmatch(hook_name)
     if not match:
         raise UsageError(
-            f"{folder}: hook_name is {hook_name!r}; only a block's output, blocks.N.hook_resid_post, is read."
+            f"{folder / CONFIG}: hook_name is {hook_name!r}; a block's output, blocks.N.hook_resid_post, is expected."
         )
+    own = dict(metadata["elw"])
+    norm_median = _norm_median(own.pop("norm_median", None), folder)
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     weights = _read_tensors(folder / WEIGHTS, shapes)
-    if config.get("rescale_acts_by_decoder_norm"):
+    if rescale:
         norm = weights["W_dec"].norm(dim=1)
         weights["W_enc"] *= norm
         weights["b_enc"] *= norm
-        weights["W_dec"] /= norm[:, None]
-    if not config.get("apply_b_dec_to_input", True):
+        weights["W_dec"] /= norm.where(norm > 0, 1.0)[:, None]  # a row of zeros stays one
+    if not apply_b_dec_to_input:
         weights["b_enc"] += weights["b_dec"] @ weights["W_enc"]
     quartiles = None
     if (folder / STATISTICS).exists():
         statistics = _read_tensors(folder / STATISTICS, {"activation_quartiles": (d_sae, 3)}, finite=False)
         quartiles = statistics["activation_quartiles"]
-    own = dict(metadata.get("elw") or {})
-    norm_median = own.pop("norm_median", None)
+    # The same weights with another k are another SAE: their activations must not end up in one run.
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
+    digest.update(json.dumps([min(k, d_sae), apply_b_dec_to_input, rescale]).encode())
     return SparseAutoencoder(
         layer=int(match[1]),
         k=min(k, d_sae),
         **weights,
-        norm_median=None if norm_median is None else float(norm_median),
+        norm_median=norm_median,
         quartiles=quartiles,
         model_name=str(metadata.get("model_name") or ""),
-        sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        sha256=digest.hexdigest(),
         source=str(folder),
         metadata=own,
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The config, its `metadata` and `metadata.elw` being objects."""
+    path = folder / CONFIG
     if not folder.is_dir():
         raise UsageError(f"{folder} is not an SAE folder: one with {CONFIG} and {WEIGHTS} is expected.")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} has no {CONFIG}: an SAE in SAELens v6 format is expected.") from error
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{folder / CONFIG} is not readable JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{folder / CONFIG} holds a {type(config).__name__}, not an object: SAELens v6 is expected.")
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(f"{path} is not readable JSON ({error}): an SAE in SAELens v6 format is expected.") from error
+    _object(config, "the file", path)
     expected = {"architecture": "topk", "normalize_activations": "none", "reshape_activations": "none"}
     for key, value in expected.items():
         found = config.get(key) or ("none" if key != "architecture" else None)
         if found != value:
-            raise UsageError(f"{folder}: {key} is {found!r}; {value!r} is expected.")
-    if (config.get("metadata") or {}).get("prepend_bos"):
-        raise UsageError(f"{folder}: prepend_bos is set; only SAEs trained without a BOS token are read so far.")
+            raise UsageError(f"{path}: {key} is {found!r}; {value!r} is expected.")
+    config["metadata"] = _object(config.get("metadata") or {}, "metadata", path)
+    config["metadata"]["elw"] = _object(config["metadata"].get("elw") or {}, "metadata.elw", path)
+    if config["metadata"].get("prepend_bos"):
+        raise UsageError(f"{path}: prepend_bos is true; false is expected: an SAE trained without a BOS token.")
     return config
+
+
+def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: {what} is a {type(value).__name__}; an object, as in SAELens v6, is expected.")
+    fields: dict[str, Any] = value
+    return fields
+
+
+def _boolean(config: dict[str, Any], key: str, default: bool, folder: Path) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{folder / CONFIG}: {key} is {value!r}; true or false is expected.")
+    return value
+
+
+def _norm_median(value: Any, folder: Path) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{folder / CONFIG}: norm_median is {value!r}; a positive number or null is expected.")
+    return float(value)
 
 
 def _positive_integer(config: dict[str, Any], key: str, folder: Path) -> int:
@@ -213,24 +257,27 @@ def _positive_integer(config: dict[str, Any], key: str, folder: Path) -> int:
 
 def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]], finite: bool = True) -> dict[str, Tensor]:
     """float32 tensors of exactly these names and shapes from a safetensors file."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist: an SAE folder holds {CONFIG} and {WEIGHTS}.") from error
+        raise UsageError(f"{path} does not exist: an SAE folder is expected to hold {CONFIG} and {WEIGHTS}.") from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} is not a whole safetensors file ({error}): copy it again.") from error
+        raise UsageError(
+            f"{path} is damaged ({error}): a whole safetensors file is expected; copy it again."
+        ) from error
     for name, shape in shapes.items():
         if name not in tensors:
-            raise UsageError(f"{path} has no tensor {name}: it holds {', '.join(sorted(tensors)) or 'nothing'}.")
+            held = ", ".join(sorted(tensors)) or "nothing"
+            raise UsageError(f"{path} holds {held}; a tensor {name} is expected.")
         found = tuple(tensors[name].shape)
         if found != shape:
             raise UsageError(f"{path}: {name} has shape {found}; {shape} is expected.")
+        tensors[name] = tensors[name].float()
         if finite and not torch.isfinite(tensors[name]).all():
-            raise UsageError(f"{path}: {name} holds NaN or infinity; the SAE is damaged.")
-    return {name: tensors[name].float() for name in shapes}
+            raise UsageError(f"{path}: {name} holds NaN or infinity; finite numbers are expected: copy it again.")
+    return {name: tensors[name] for name in shapes}
 
 
 # ------------------------------------------------------------------------------------------------ which SAEs
@@ -243,6 +290,8 @@ def shipped_folder(model_name: str, layer: int) -> Path:
 
 def shipped_layers(model_name: str) -> list[int]:
     """Layers of a model that the package has an SAE for."""
+    if Path(model_name).name != model_name:
+        return []  # a path would lead out of the package
     folder = shipped_folder(model_name, 0).parent
     return sorted(int(path.name.removeprefix("layer_")) for path in folder.glob("layer_*"))
 

@@ -58,6 +58,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.d_sae:
             raise UsageError(f"k is {self.k}; it must lie between 1 and the number of features, {self.d_sae}.")
+        least_buffer = 2 * max(self.batch_size, self.context_length)
+        checks = [
+            (self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be positive"),
+            (self.model_batch >= 1, f"model_batch is {self.model_batch}; it must be positive"),
+            (self.context_length >= 2, f"context_length is {self.context_length}; it must be at least 2"),
+            (self.seed >= 0, f"seed is {self.seed}; it must not be negative"),
+            (
+                self.buffer_tokens >= least_buffer,
+                f"buffer_tokens is {self.buffer_tokens}; it must be at least {least_buffer}, two batches or contexts",
+            ),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise UsageError(message + ".")
         if self.tokens < self.batch_size:
             raise UsageError(f"{self.tokens} tokens are less than one step of {self.batch_size}: train on more.")
 

@@ -35,6 +35,10 @@ DEFAULT_FILE = "elw.duckdb"
 #: Files are written so that every DuckDB from this version on can read them.
 STORAGE_VERSION = "v1.5.0"
 
+#: Statements that reach files; COPY … FROM DATABASE and IMPORT DATABASE come as PRAGMA in DuckDB 2.0.
+_FILE_STATEMENTS = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "LOAD"}
+_FILE_WORDS = re.compile(r"\b(copy|export|import|attach|load)\b", re.IGNORECASE)
+
 #: A commit holds the file for a tenth of a second, so a reader that waits this long meets another reader or a fault.
 READER_WAIT_SECONDS = 10.0
 
@@ -54,8 +58,6 @@ class Statement:
 
     text: str
     parameters: frozenset[str]  #: names of its $name parameters
-    changes_rows: bool  #: INSERT and its like, whose result is a count of rows unless it says RETURNING
-    has_result: bool  #: False for CREATE, SET and the like
 
 
 class Result:
@@ -85,7 +87,8 @@ class Result:
         return _interruptibly(self._cursor, lambda: self._cursor.fetchmany(size))
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        return _interruptibly(self._cursor, self._cursor.fetchone)
+        row: tuple[Any, ...] | None = _interruptibly(self._cursor, self._cursor.fetchone)
+        return row
 
     def value(self) -> Any:
         """The first column of the first row; None when there is no row."""
@@ -97,10 +100,23 @@ class Result:
         return _interruptibly(self._cursor, self._cursor.fetchnumpy)
 
     def pl(self) -> polars.DataFrame:
-        """A polars frame; needs no pyarrow. Names that repeat become name, name_1, …"""
-        from energy_lens.warehouse.frames import frame
+        """A polars frame; needs no pyarrow. A name that repeats becomes name_1, name_2, …
 
-        return frame(self)
+        Numbers, strings, timestamps and lists of them travel as numpy arrays, millions of rows a second. A result
+        with any other type (HUGEINT, DECIMAL, structs, …), which numpy would round or lose, travels as Python objects.
+        """
+        import polars
+
+        names, kinds = _distinct(self.columns), self.kinds
+        if all(_travels_as_numpy(kind) for kind in kinds):
+            columns = list(self.numpy().values())
+            return polars.DataFrame([_series(*c) for c in zip(names, columns, kinds, strict=True)])
+        rows = self.fetchall()
+        cells = list(zip(*rows, strict=True)) or [()] * len(names)
+        types = [_polars_type(kind) for kind in kinds]
+        return polars.DataFrame(
+            [polars.Series(n, list(c), dtype=t) for n, c, t in zip(names, cells, types, strict=True)]
+        )
 
 
 class Warehouse:
@@ -108,28 +124,43 @@ class Warehouse:
 
     path: the file; else ELW_WAREHOUSE, else elw.duckdb in this folder.
     writable: open to write; the file is made if there is none, and brought to this version's schema.
-    wait_seconds: how long to wait while another process holds the file.
+    wait_seconds: how long to wait while another process holds the file; by default READER_WAIT_SECONDS.
+    config: further DuckDB settings, such as memory_limit.
+    restricted: statements reach no file or network and change no setting; by default so when reading.
+    allowed_files: files that restricted statements may reach all the same.
     Raises WarehouseError when the file is missing, held for too long, damaged, or of a newer version.
     """
+
+    #: The file lacks migrations of this version; it is read as it is.
+    behind: bool
 
     def __init__(
         self,
         path: str | Path | None = None,
         *,
         writable: bool = False,
-        wait_seconds: float = READER_WAIT_SECONDS,
+        wait_seconds: float | None = None,
         config: Mapping[str, str] | None = None,
+        restricted: bool | None = None,
+        allowed_files: Sequence[Path] = (),
     ) -> None:
         self.path = warehouse_path(path)
         self.writable = writable
-        self._connection = _connect(self.path, writable, wait_seconds, dict(config or {}))
+        self._restricted = False
+        wait = READER_WAIT_SECONDS if wait_seconds is None else wait_seconds
+        if writable:
+            _create_if_missing(self.path)
+        self._connection = _connect(self.path, writable, wait, dict(config or {}))
         try:
+            if not writable if restricted is None else restricted:
+                self._restrict(allowed_files)
             if writable:
                 migrations.migrate(self._connection, self.path)
-            else:
-                self.behind = migrations.check(self._connection, self.path)
-        except BaseException:
+            self.behind = not writable and migrations.check(self._connection, self.path)
+        except BaseException as error:
             self._connection.close()
+            if isinstance(error, duckdb.Error):
+                raise _opening_failure(self.path, error) from error
             raise
 
     def __enter__(self) -> Warehouse:
@@ -146,10 +177,18 @@ class Warehouse:
 
         Raises UsageError, with DuckDB's own reason, when the statement cannot be run.
         """
+        if self._restricted:
+            self._refuse_files(query)
+        return Result(_interruptibly(self._connection, lambda: self._connection.execute(query, parameters or None)))
+
+    def statements(self, script: str) -> list[Statement]:
+        """The statements of a script, in order; comments and empty statements are none.
+
+        Raises UsageError when the script cannot be parsed.
+        """
         with translated_errors():
-            if parameters:
-                return Result(self._connection.execute(query, parameters))
-            return Result(self._connection.execute(query))
+            parsed = self._connection.extract_statements(script)
+        return [Statement(statement.query, frozenset(statement.named_parameters)) for statement in parsed]
 
     def run(self, name: str, /, **parameters: Any) -> Result:
         """Run the statement in sql/<name>.sql."""
@@ -166,11 +205,21 @@ class Warehouse:
             text = text.replace("{" + placeholder + "}", identifier)
         return self.sql(text, **parameters)
 
+    def copy_to(self, file: Path, query: str, options: str, /, **parameters: Any) -> None:
+        """Write the rows of a query to a file, by DuckDB itself: as `options` say, such as FORMAT parquet.
+
+        A restricted warehouse must have been given the file among its `allowed_files`.
+        """
+        target = str(file).replace("'", "''")
+        statement = f"COPY (\n{query}\n) TO '{target}' ({options}, USE_TMP_FILE false)"
+        _interruptibly(self._connection, lambda: self._connection.execute(statement, parameters or None))
+
     def append(self, table: str, frame: polars.DataFrame, order_by: Sequence[str] = ()) -> None:
         """Insert a frame's rows by column name, sorted by `order_by`; columns that are left out become NULL."""
         # polars' Null type has no validity bitmap in Arrow, which DuckDB refuses; such a column is NULL anyway.
         frame = frame.select(name for name, kind in frame.schema.items() if str(kind) != "Null")
-        order = f" ORDER BY {', '.join(order_by)}" if order_by else ""
+        present = [column for column in order_by if column in frame.columns]
+        order = f" ORDER BY {', '.join(present)}" if present else ""
         with translated_errors():
             self._connection.register("frame_to_append", _ArrowStream(frame))
             try:
@@ -179,6 +228,14 @@ class Warehouse:
                 # After a failure the transaction is aborted and refuses this too; the first error is the one to tell.
                 with contextlib.suppress(duckdb.Error):
                     self._connection.unregister("frame_to_append")
+
+    def abandon_transaction(self) -> bool:
+        """Roll back a transaction that a script began and did not end; whether there was one."""
+        try:
+            self._connection.execute("ROLLBACK")
+        except duckdb.Error:
+            return False
+        return True
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -192,6 +249,29 @@ class Warehouse:
             with contextlib.suppress(duckdb.Error):
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _restrict(self, allowed_files: Sequence[Path]) -> None:
+        """No files, no network, and the configuration locked, so that a statement cannot undo it."""
+        if allowed_files:
+            self.sql("SET allowed_paths = $paths", paths=[str(file) for file in allowed_files])
+        self.sql("SET enable_external_access = false")
+        self.sql("SET lock_configuration = true")
+        self._restricted = True
+
+    def _refuse_files(self, query: str) -> None:
+        """Refuse what writes files, since DuckDB lets a statement reach the warehouse's own whatever its settings are:
+        COPY … TO would overwrite a file that is open to read (measured).
+        """
+        with translated_errors():
+            statements = self._connection.extract_statements(query)
+        for statement in statements:
+            name = statement.type.name
+            wrapped = name in ("EXPLAIN", "PREPARE", "PRAGMA") and _FILE_WORDS.search(query)
+            if name in _FILE_STATEMENTS or wrapped:
+                word = wrapped[1].upper() if wrapped else name.replace("_", " ")
+                raise UsageError(
+                    f"{word} is refused, since a query reaches no files: elw sql --output writes its rows."
+                )
 
 
 class _ArrowStream:
@@ -207,18 +287,71 @@ class _ArrowStream:
 # ------------------------------------------------------------------------------------------------ opening
 
 
+def _create_if_missing(path: Path) -> None:
+    """Make a new warehouse whole or not at all: FILE.new gets the schema and then the name, whatever kills us.
+
+    An empty file, such as mktemp leaves, counts as missing.
+    """
+
+    def missing() -> bool:
+        return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
+
+    if not missing() or not os.path.isdir(path.parent):
+        return
+    new = path.with_name(path.name + ".new")
+    log = path.with_name(path.name + ".wal")
+    try:
+        with _folder_lock(path.parent):
+            if not missing():  # another process was faster
+                return
+            if log.exists():
+                raise WarehouseError(f"{log} is left of a warehouse that is gone: bring {path} back, or remove {log}.")
+            for leftover in (new, new.with_name(new.name + ".wal")):
+                leftover.unlink(missing_ok=True)
+            connection = _connect(new, True, 0.0, {})
+            try:
+                migrations.migrate(connection, path)
+                connection.execute("CHECKPOINT")
+            finally:
+                connection.close()
+            _sync(new)
+            os.replace(new, path)
+            _sync(path.parent)
+    except OSError as error:
+        raise WarehouseError(f"{path} cannot be made ({error.strerror}): name another file with --db.") from error
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """One process at a time makes a warehouse in a folder; without effect where folders cannot be locked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's entries, before what comes next."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _connect(path: Path, writable: bool, wait_seconds: float, config: dict[str, str]) -> duckdb.DuckDBPyConnection:
-    if not writable and not path.exists():
+    if not writable and not os.path.exists(path):
         raise WarehouseError(f"There is no warehouse at {path}: make one with elw ingest, or name another with --db.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WarehouseError(f"{path} is a folder, not a warehouse file: name a file with --db.")
-    if writable and not path.parent.is_dir():
+    if writable and not os.path.isdir(path.parent):
         raise WarehouseError(f"The folder {path.parent} does not exist: make it, or name another file with --db.")
     settings = {"python_enable_replacements": "false", **config}
     if writable:
         settings["storage_compatibility_version"] = STORAGE_VERSION
-    else:
-        settings |= {"enable_external_access": "false", "lock_configuration": "true"}
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -247,6 +380,43 @@ def _opening_failure(path: Path, error: duckdb.Error) -> WarehouseError:
     return WarehouseError(f"{path} is not a readable warehouse ({text[:160]}): restore it from a copy or ingest anew.")
 
 
+def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> T:
+    """What `call` returns, with DuckDB's errors translated, on a thread of its own so that Ctrl-C can stop it.
+
+    DuckDB 2.0 looks for no signal while it runs a statement: on the main thread a long query could only be killed.
+    """
+    with translated_errors():
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        returned: list[T] = []
+        raised: list[BaseException] = []
+        begun = threading.Lock()  # taken by the thread as it begins, or by this one to have it not begin
+        done = threading.Event()  # Thread.join would take a running thread for a stopped one after Ctrl-C (Python 3.11)
+
+        def work() -> None:
+            if not begun.acquire(blocking=False):
+                return
+            try:
+                returned.append(call())
+            except BaseException as error:
+                raised.append(error)
+            finally:
+                done.set()
+
+        try:
+            threading.Thread(target=work, daemon=True).start()
+            done.wait()
+        except KeyboardInterrupt:
+            if not begun.acquire(blocking=False):
+                while not done.is_set():  # again and again: an interrupt before the query began would be forgotten
+                    connection.interrupt()
+                    done.wait(0.05)
+            raise
+        if raised:
+            raise raised[0]
+        return returned[0]
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """DuckDB's errors as ours: a bad statement is a usage error, a full disk and the rest are failures."""
@@ -257,9 +427,15 @@ def translated_errors() -> Iterator[None]:
     except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
         text = str(error).strip()
         if "No space left" in text or ("disk" in text.lower() and "full" in text.lower()):
-            raise ElwError("The disk is full; nothing was half-written: make room and run the command again.") from error
+            raise ElwError(
+                "The disk is full; nothing was half-written: make room and run the command again."
+            ) from error
         raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
     except duckdb.Error as error:
+        if "'pytz'" in str(error):
+            raise UsageError(
+                "A time with a time zone needs pytz in Python: cast it, as in now()::TIMESTAMP."
+            ) from error
         raise UsageError(str(error).strip()) from error
 
 
@@ -288,3 +464,90 @@ def ingest_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------ polars
+
+#: DuckDB types (by `.id`) whose numpy arrays hold the values exactly, and the polars type each becomes.
+_NUMPY_TYPES = {
+    "boolean": "Boolean", "tinyint": "Int8", "smallint": "Int16", "integer": "Int32", "bigint": "Int64",
+    "utinyint": "UInt8", "usmallint": "UInt16", "uinteger": "UInt32", "ubigint": "UInt64",
+    "float": "Float32", "double": "Float64", "varchar": "String", "date": "Date",
+}  # fmt: skip
+
+#: The same for types that travel as Python objects.
+_OBJECT_TYPES = {"hugeint": "Int128", "blob": "Binary", "time": "Time", "null": "Null"}
+
+_TIMESTAMP_UNITS = {"timestamp": "us", "timestamp_s": "us", "timestamp_ms": "us", "timestamp_ns": "ns"}
+
+
+def _travels_as_numpy(kind: Any) -> bool:
+    if kind.id == "list":
+        kind = kind.children[0][1]
+    return kind.id in _NUMPY_TYPES or kind.id in _TIMESTAMP_UNITS or kind.id == "timestamp with time zone"
+
+
+def _polars_type(kind: Any) -> Any:
+    """The polars type of a DuckDB type, so that an empty or all-NULL column keeps it; None where polars infers."""
+    import polars
+
+    if kind.id in _NUMPY_TYPES or kind.id in _OBJECT_TYPES:
+        return getattr(polars, (_NUMPY_TYPES | _OBJECT_TYPES)[kind.id])
+    if kind.id in _TIMESTAMP_UNITS:
+        return polars.Datetime(_TIMESTAMP_UNITS[kind.id])  # type: ignore[arg-type]
+    if kind.id == "timestamp with time zone":
+        return polars.Datetime("us", "UTC")
+    if kind.id == "decimal":
+        (_, precision), (_, scale) = kind.children
+        return polars.Decimal(precision, scale)
+    if kind.id == "list":
+        inner = _polars_type(kind.children[0][1])
+        return inner and polars.List(inner)
+    return None
+
+
+def _series(name: str, cells: Any, kind: Any) -> polars.Series:
+    """A polars column from a numpy array, masked where NULL."""
+    import numpy as np
+    import polars
+
+    null, values = np.ma.getmaskarray(cells), np.ma.getdata(cells)
+    if kind.id != "list":
+        return _flat_series(name, values, null, kind)
+    # Lists: one flat column of all their elements, gathered again by the number of the row they came from.
+    lengths = np.array([0 if missing else len(cell) for cell, missing in zip(values, null, strict=True)], dtype=int)
+    filled = [cell for cell, length in zip(values, lengths, strict=True) if length]
+    elements: Any = np.ma.concatenate(filled) if filled else np.array([])  # type: ignore[no-untyped-call]
+    inner = kind.children[0][1]
+    flat = _flat_series(name, np.ma.getdata(elements), np.ma.getmaskarray(elements), inner)
+    rows = polars.DataFrame({"row": np.repeat(np.arange(len(lengths)), lengths), name: flat})
+    return (
+        polars.DataFrame({"row": np.arange(len(lengths)), "empty": ~null & (lengths == 0)})
+        .join(rows.group_by("row", maintain_order=True).agg(name), on="row", how="left", maintain_order="left")
+        .select(polars.when("empty").then(polars.lit([], dtype=polars.List(flat.dtype))).otherwise(name).alias(name))
+        .to_series()
+    )
+
+
+def _flat_series(name: str, values: Any, null: Any, kind: Any) -> polars.Series:
+    import polars
+
+    dtype = _polars_type(kind)
+    if values.dtype == object:
+        cells = [None if missing else value for value, missing in zip(values, null, strict=True)]
+        return polars.Series(name, cells, dtype=dtype)
+    series = polars.Series(name, values).cast(polars.Datetime("us") if dtype == polars.Date else dtype)
+    series = series.cast(dtype)
+    return series.set(polars.Series(null), None) if null.any() else series
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, a repeated one with a number behind it."""
+    distinct: list[str] = []
+    for name in names:
+        candidate, number = name, 0
+        while candidate in distinct:
+            number += 1
+            candidate = f"{name}_{number}"
+        distinct.append(candidate)
+    return distinct

@@ -74,7 +74,7 @@ class Group:
 def cut(n_tokens: int, length: int) -> list[tuple[int, int]]:
     """(first token, tokens) of each context of a document of n_tokens."""
     windows = [(first, min(length, n_tokens - first)) for first in range(0, n_tokens, length)]
-    if windows and windows[-1][1] < (MIN_TAIL if len(windows) > 1 else MIN_DOCUMENT):
+    if windows and windows[-1][1] < (min(MIN_TAIL, length) if len(windows) > 1 else MIN_DOCUMENT):
         windows.pop()
     return windows
 
@@ -108,16 +108,25 @@ def segment_length(n_contexts: int) -> int:
 
 
 def plan_groups(documents: Sequence[PlannedDocument], segment: int, seed: int, first_group: int = 0) -> list[Group]:
-    """Groups in the order in which they are processed: round by round over halves, and over categories within."""
+    """Groups in the order in which they are processed.
+
+    The next one comes from the category with the fewest tokens so far, and in it from the half with the fewest: with
+    groups of equal size, round by round over the categories, A and B in turn.
+    """
     parts: dict[tuple[str, str], list[PlannedDocument]] = {}
     for document in documents:
-        parts.setdefault((document.half, document.category), []).append(document)
+        parts.setdefault((document.category, document.half), []).append(document)
     queues = {key: deque(_fill_groups(parts[key], segment, seed)) for key in sorted(parts)}
+    planned: Counter[tuple[str, str]] = Counter()
     groups: list[Group] = []
-    while any(queues.values()):
-        for (half, category), queue in queues.items():
-            if queue:
-                groups.append(Group(first_group + len(groups), category, half, queue.popleft()))
+    while waiting := [key for key in queues if queues[key]]:
+        by_category = Counter({category: 0 for category, _ in queues})
+        for (category, _), n_tokens in planned.items():
+            by_category[category] += n_tokens
+        category, half = min(waiting, key=lambda key: (by_category[key[0]], key[0], planned[key], key[1]))
+        group = Group(first_group + len(groups), category, half, queues[category, half].popleft())
+        planned[category, half] += group.n_tokens
+        groups.append(group)
     return groups
 
 

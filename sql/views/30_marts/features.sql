@@ -7,7 +7,8 @@ WITH fired AS (
         count(*) AS n_active,
         avg(a.activation) AS mean_activation,
         max(a.activation) AS max_activation,
-        max_by(t.text, a.activation, 8) AS top_tokens
+        -- Ties go to the earlier token, so that the list does not depend on threads.
+        max_by(t.text, {'activation': a.activation, 'earlier': -a.token_id}, 8) AS top_tokens
     FROM activations AS a
     JOIN tokens AS t USING (run_id, token_id)
     WHERE a.run_id = (SELECT run_id FROM current_run)

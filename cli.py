@@ -1,0 +1,543 @@
+"""The command line: options in, one call into the package, an exit code out.
+
+stdout carries data, stderr everything else. Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse can't be opened,
+130 interrupted. Heavy imports wait inside the commands, so that `elw sql` and `elw --help` start at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from energy_lens.warehouse.errors import ElwError, UsageError
+
+if TYPE_CHECKING:
+    from energy_lens.ingest.sae_training import Progress
+    from energy_lens.warehouse.output import Rows
+
+#: As energy_lens.ingest.models has it, which would load torch.
+DEFAULT_MODEL = "smollm2-135m"
+
+# Plain help: rich would take longer to load than a query takes to run.
+app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+sae_app = typer.Typer(help="Train sparse autoencoders (SAEs), and list those that come with the package.")
+model_app = typer.Typer(help="Fetch language models, and list those at hand.")
+app.add_typer(sae_app, name="sae")
+app.add_typer(model_app, name="model")
+
+
+Format = StrEnum("Format", "table csv json jsonl markdown parquet")
+TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
+Dtype = StrEnum("Dtype", "auto float32 bfloat16")
+TrainingDtype = StrEnum("TrainingDtype", "float32 bfloat16")
+
+Database = Annotated[
+    Path | None,
+    typer.Option("--db", metavar="FILE", help="The warehouse; else $ELW_WAREHOUSE, else elw.duckdb here."),
+]
+ListingFormat = Annotated[TextFormat, typer.Option("--format", "-f", help="How to print it.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders with UTF-8 text.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file."),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="N,N,...",
+        help="Layers whose output is read; else those of the SAEs given, or 10,12,15,20,25 of the default model.",
+    ),
+]
+Excludes = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
+]
+
+
+# ------------------------------------------------------------------------------------------------ entry
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; every failure is a sentence on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in options  # before the command or behind it
+    try:
+        with contextlib.suppress(ValueError):
+            while debug:
+                words.remove("--debug")
+        command = typer.main.get_command(app)
+        with command.make_context("elw", words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as leaving:
+        return int(leaving.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted.", 130, debug)
+    except BrokenPipeError:
+        _discard_stdout()  # the reader has seen enough
+        return 0
+    except ElwError as error:
+        return _failed(str(error), error.exit_code, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the command line itself is wrong
+            failed = getattr(error, "ctx", None)
+            page = f"{failed.command_path if failed else 'elw'} --help"
+            return _failed(f"{error.format_message().rstrip('.')}: see {page}.", 2, debug)
+        if isinstance(error, OSError) and error.strerror:
+            _discard_stdout()
+            what = error.filename or "the output"
+            return _failed(f"{what} cannot be used ({error.strerror}).", 1, debug)
+        reason = " ".join(str(error).split())[:200]
+        kind = type(error).__name__ + (f" ({reason})" if reason else "")
+        return _failed(f"Unexpected {kind}; run again with --debug to see where it came from.", 1, debug)
+    return 0
+
+
+def _failed(sentence: str, exit_code: int, debug: bool) -> int:
+    """Say what went wrong; with --debug also where. Returns the exit code."""
+    if debug:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()  # what was written before stands before it
+    print(f"elw: {sentence}", file=sys.stderr)
+    return exit_code
+
+
+def _discard_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere, or Python would fail on it again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from energy_lens import __version__
+
+        print(f"elw {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, no_args_is_help=False)
+def elw(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from; may also stand behind a command.")
+    ] = False,
+) -> None:
+    """An analytics warehouse for mechanistic interpretability.
+
+    elw ingest runs a language model and its sparse autoencoders over your text and writes token energies, energy
+    gradients and feature activations into one DuckDB file; after that every question is SQL.
+
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse cannot be opened, 130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+# ------------------------------------------------------------------------------------------------ ingest
+
+
+@app.command()
+def ingest(
+    paths: Paths,
+    db: Database = None,
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    sae: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
+        ),
+    ] = None,
+    energies: Annotated[
+        str, typer.Option("--energies", metavar="NAME,...", help="Energies whose gradients are taken.")
+    ] = "nll,hopfield",
+    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
+    ] = Dtype.auto,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="Stop at the first group end at or after N tokens; a larger N goes on."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the document order and the calibration.")] = 0,
+    store_gradients: Annotated[
+        bool, typer.Option("--store-gradients", help="Keep every token's gradient vector, which makes a large file.")
+    ] = False,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Start afresh although a run with equal settings exists.")
+    ] = False,
+    exclude: Excludes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+) -> None:
+    """Run a model and its SAEs over text and store what they say.
+
+    Whatever stops it, the same command goes on where it stood; on an unchanged corpus it does nothing.
+    """
+    from energy_lens.ingest import pipeline
+    from energy_lens.warehouse.database import warehouse_path
+
+    options = pipeline.IngestOptions(
+        db=warehouse_path(db),
+        model=model,
+        layers=_numbers(layers, "--layers") if layers is not None else None,
+        saes=tuple(sae or ()),
+        energies=tuple(_words(energies, "--energies")),
+        context_length=context,
+        batch_size=batch_size,
+        dtype=dtype.value,
+        max_tokens=max_tokens,
+        seed=seed,
+        store_gradients=store_gradients,
+        new_run=new_run,
+        exclude=tuple(exclude or ()),
+    )
+    summary = pipeline.ingest(paths, options)
+    if as_json:
+        import json
+
+        print(json.dumps(summary.as_dict(), indent=2))
+    else:
+        _say(str(summary))
+    if summary.interrupted:
+        raise typer.Exit(130)
+
+
+# ------------------------------------------------------------------------------------------------ queries
+
+
+@app.command()
+def sql(
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="QUERY|-", help="SQL; - or nothing reads it from stdin.", show_default=False),
+    ] = None,
+    db: Database = None,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="How to write the rows; else by the ending of --output, else table."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not at all.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="Value of $NAME: a number, true, false or null if it reads so, else a string; n=\"'42'\" is a string. "
+            "Repeatable.",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", metavar="N", min=0, help="Rows of a table to show, 0 for all; else 40, and all in a file."
+        ),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Let the query change the warehouse.")] = False,
+) -> None:
+    """Run SQL on the warehouse: read-only, without access to files or the network.
+
+    Of several statements all are run, each committed on its own, and the last one's rows are shown.
+    """
+    from energy_lens.warehouse import query as queries
+
+    request = queries.Query(
+        script=queries.read_script(query),
+        parameters=queries.parse_parameters(parameter or []),
+        format=form.value if form else None,
+        output=output,
+        rows=rows,
+        write=write,
+    )
+    for note in queries.run(db, request):
+        _say(note)
+
+
+@app.command()
+def tables(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
+    """List every table, view and macro with what it holds."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import announce_state
+    from energy_lens.warehouse.query import tables as catalogue
+
+    with Warehouse(db) as warehouse:
+        announce_state(warehouse)
+        _print(catalogue(warehouse), form)
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A table, view or macro.")],
+    db: Database = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Show the columns of a table or view, or the parameters of a macro, and what they mean."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import describe as columns_of
+
+    with Warehouse(db) as warehouse:
+        head, columns = columns_of(warehouse, name)
+        _say(head)
+        _print(columns, form)
+
+
+@app.command()
+def runs(
+    db: Database = None,
+    use: Annotated[
+        int | None,
+        typer.Option("--use", metavar="ID", help="Make this run the one that efas and the other views show."),
+    ] = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """List the runs of the warehouse, or choose the current one."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import announce_state, list_runs, use_run
+
+    with Warehouse(db) as warehouse:  # also when one is chosen: no warehouse is made for it
+        if use is None:
+            announce_state(warehouse)
+            _print(list_runs(warehouse), form)
+    if use is not None:
+        with Warehouse(db, writable=True) as warehouse:
+            use_run(warehouse, use)
+            _say(f"Run {use} of {warehouse.path} is current now.")
+
+
+@app.command()
+def migrate(db: Database = None) -> None:
+    """Bring an older warehouse to this version's tables and views."""
+    from energy_lens.warehouse.database import Warehouse
+
+    with Warehouse(db) as warehouse:
+        behind = warehouse.behind
+    with Warehouse(db, writable=True) as warehouse:
+        number = warehouse.sql("SELECT max(number) FROM schema_migrations").value()
+        _say(f"{warehouse.path} {'is now' if behind else 'was and is'} at schema {number}, with this version's views.")
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+@app.command()
+def report(
+    db: Database = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the report.")] = Path(
+        "report"
+    ),
+    form: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT,...", help="md, html or both.")] = "md,html",
+) -> None:
+    """Write a report with tables and figures; print the paths of its files."""
+    from energy_lens.warehouse.database import warehouse_path
+
+    formats = _words(form, "--format")
+    if unknown := [name for name in formats if name not in ("md", "html")]:
+        raise UsageError(f"There is no report format {unknown[0]!r}: choose md, html or md,html.")
+    from energy_lens.reports.render import render
+
+    for path in render(warehouse_path(db), output, tuple(formats)):
+        print(path)
+
+
+# ------------------------------------------------------------------------------------------------ SAEs
+
+
+@sae_app.command("train")
+def sae_train(
+    paths: Paths,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for one folder a layer, layer_N.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    features: Annotated[
+        int | None, typer.Option("--features", metavar="N", help="Features; 2048 unless given.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", metavar="N", help="Active features a token; 8 unless given.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Tokens to train on; 2,000,000 unless given.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Tokens a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="Adam's, at its highest.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's forward pass.")
+    ] = TrainingDtype.bfloat16,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+    exclude: Excludes = None,
+) -> None:
+    """Train a TopK SAE for every layer in one pass over a corpus."""
+    from energy_lens.ingest import models
+    from energy_lens.ingest.corpus import discover
+
+    if layers is None and model != models.DEFAULT_MODEL:
+        raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
+    chosen = models.DEFAULT_LAYERS if layers is None else _numbers(layers, "--layers")
+    folders = {layer: output / f"layer_{layer}" for layer in chosen}
+    if taken := [folder for folder in folders.values() if folder.exists()]:
+        raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
+    documents = discover(paths, tuple(exclude or ()))
+
+    import torch
+
+    from energy_lens.ingest.sae import save_sae
+    from energy_lens.ingest.sae_training import TrainingConfig, train_saes
+
+    given = {
+        "d_sae": features, "k": k, "tokens": tokens, "batch_size": batch_size, "learning_rate": learning_rate,
+    }  # fmt: skip
+    config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    language_model = models.load_model(model, getattr(torch, dtype.value))
+    with _TrainingBar(config.tokens) as bar:
+        saes = train_saes(language_model, documents, chosen, config, bar.update)
+    for sae in saes:
+        save_sae(sae, folders[sae.layer], torch.float16 if half else torch.float32)
+        print(folders[sae.layer])
+
+
+class _TrainingBar:
+    """A progress bar with each layer's fraction of variance unexplained (FVU) and share of dead features."""
+
+    def __init__(self, tokens: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=tokens, unit=" tokens", unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+
+    def update(self, progress: Progress) -> None:
+        layers = [f"{layer}: {fvu:.3f}/{progress.dead_share[layer]:.0%}" for layer, fvu in progress.fvu.items()]
+        self._bar.set_postfix_str("FVU/dead " + " ".join(layers), refresh=False)
+        self._bar.update(progress.tokens - self._bar.n)
+
+    def __enter__(self) -> _TrainingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+@sae_app.command("list")
+def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
+    """List the SAEs that come with the package, with the figures measured on held-out documents."""
+    from energy_lens.ingest.sae import load_sae, shipped_folder, shipped_layers
+    from energy_lens.warehouse.output import Rows
+
+    figures = ("l0", "fvu", "cosine", "dead_share")
+    saes = [load_sae(shipped_folder(model, layer)) for layer in shipped_layers(model)]
+    if not saes:
+        raise UsageError(f"No SAE comes with the package for {model}: train one with elw sae train.")
+    columns = [("layer", "integer"), ("features", "integer"), ("k", "integer"), ("norm_median", "double")]
+    columns += [(name, "double") for name in figures] + [("trained_tokens", "bigint"), ("folder", "varchar")]
+    rows = [
+        (
+            sae.layer,
+            sae.d_sae,
+            sae.k,
+            _rounded(sae.norm_median),
+            *(_rounded(sae.metadata.get(name)) for name in figures),
+            sae.metadata.get("trained_tokens"),
+            sae.source,
+        )
+        for sae in saes
+    ]
+    _print(Rows.of(columns, rows), form)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+@model_app.command("pull")
+def model_pull(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Built-in name, Hugging Face name or GGUF file.")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Fetch a model, or convert a GGUF file, once; print the folder of its weights."""
+    from energy_lens.ingest.models import locate
+
+    folder, _ = locate(name)
+    print(folder)
+
+
+@model_app.command("list")
+def model_list(form: ListingFormat = TextFormat.table) -> None:
+    """List the built-in models and the converted GGUF files in the cache."""
+    from energy_lens.ingest.models import PACKAGED_MODELS, cache_folder
+    from energy_lens.warehouse.output import Rows
+
+    cache = cache_folder() / "models"
+    built_in = {f"{name}-{packaged.sha256[:12]}": name for name, packaged in PACKAGED_MODELS.items()}
+    converted = {path.name: path.name for path in sorted(cache.glob("gguf-*"))}
+    rows = []
+    for folder, name in (built_in | converted).items():
+        files = [path for path in (cache / folder).glob("*") if path.is_file()]
+        size = round(sum(path.stat().st_size for path in files) / 1e6, 1) if files else None
+        source = "built in" if folder in built_in else "GGUF file"
+        rows.append((name, source, bool(files), size, str(cache / folder) if files else None))
+    columns = [("model", "varchar"), ("source", "varchar"), ("cached", "boolean"), ("megabytes", "double")]
+    _print(Rows.of([*columns, ("folder", "varchar")], rows), form)
+
+
+# ------------------------------------------------------------------------------------------------ words and rows
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _print(rows: Rows, form: TextFormat) -> None:
+    """A listing, all of it."""
+    from energy_lens.warehouse.query import print_listing
+
+    for note in print_listing(rows, form.value):
+        _say(note)
+
+
+def _words(text: str, option: str) -> list[str]:
+    """The words of a list with commas."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"{option} is empty: name at least one.")
+    return words
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """The numbers of a list with commas, without repetition."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in _words(text, option)))
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 10,12.") from error
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The report's tables: which columns of which answer a reader sees, under which heading and with how many digits."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from energy_lens.reports.formatting import (
+    NOTHING,
+    Cell,
+    Foreign,
+    Tokens,
+    count,
+    fixed,
+    interval,
+    listing,
+    percent,
+    probability,
+    significant,
+    units,
+    visible,
+)
+from energy_lens.reports.queries import Answer, Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, and the cell of a row."""
+
+    heading: str
+    cell: Callable[[Row], Cell]
+    is_text: bool = False  #: set to the left, as numbers are to the right
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be set."""
+
+    query: str  #: name of the query whose rows it shows
+    headings: list[str]
+    is_text: list[bool]
+    rows: list[list[Cell]]
+    is_total: list[bool]  #: rows that sum up the others
+
+
+def _table(
+    answer: Answer,
+    columns: list[Column],
+    chosen: Callable[[Row], bool] = lambda row: True,
+    total: Callable[[Row], bool] = lambda row: False,
+) -> Table:
+    rows = [row for row in answer.rows if chosen(row)]
+    return Table(
+        query=answer.name,
+        headings=[column.heading for column in columns],
+        is_text=[column.is_text for column in columns],
+        rows=[[column.cell(row) for column in columns] for row in rows],
+        is_total=[total(row) for row in rows],
+    )
+
+
+def _counted(heading: str, column: str) -> Column:
+    return Column(heading, lambda row: count(row[column]))
+
+
+def _decimal(heading: str, column: str, digits: int = 3) -> Column:
+    return Column(heading, lambda row: fixed(row[column], digits))
+
+
+def _digits(heading: str, column: str) -> Column:
+    return Column(heading, lambda row: significant(row[column]))
+
+
+def _share(heading: str, column: str) -> Column:
+    return Column(heading, lambda row: percent(row[column]))
+
+
+_ENERGY = Column("Energy", lambda row: Foreign(row["energy"]), is_text=True)
+_LAYER = Column("Layer", lambda row: "all" if row["layer"] is None else str(row["layer"]))
+_CATEGORY = Column("Category", lambda row: "all" if row["category"] is None else Foreign(row["category"]), is_text=True)
+
+
+def _of_energy(energy: str) -> Callable[[Row], bool]:
+    return lambda row: bool(row["energy"] == energy)
+
+
+def _all_layers(row: Row) -> bool:
+    return row["layer"] is None
+
+
+def _all_categories(row: Row) -> bool:
+    return row["category"] is None
+
+
+def run_facts(answers: Mapping[str, Answer]) -> list[tuple[str, Cell]]:
+    """What was run, as pairs of a name and a value."""
+    run = answers["run"].rows[0]
+    blocks = f"{run['n_layers']} blocks of width {run['d_model']}, vocabulary {count(run['vocabulary_size'])}"
+    return [
+        ("Model", Foreign(model_name(run["model"]))),
+        ("Architecture", Foreign(run["architecture"] or "unknown")),
+        (
+            "Size",
+            f"{count(run['n_parameters'])} parameters, {blocks}" if run["n_parameters"] else blocks,
+        ),
+        ("Weights", f"sha256 {run['model_sha256'][:16]}"),
+        ("Hooked layers", listing(run["layers"])),
+        ("Energies", Foreign(listing([f"{energy} ({units(energy)})" for energy in run["energies"]]))),
+        ("Contexts", f"{run['context_length']} tokens"),
+        ("Precision", Foreign(run["dtype"])),
+        ("Seed", str(run["seed"])),
+        ("Documents", count(run["n_documents"])),
+        ("Tokens", f"{count(run['ingested_tokens'])} ingested of {count(run['planned_tokens'])} planned"),
+        ("Statistics", f"over {count(run['stats_tokens'])} tokens"),
+        ("Run", f"{run['run_id']}, begun {run['created_at']:%Y-%m-%d %H:%M} UTC with elw {run['elw_version']}"),
+    ]
+
+
+def commands(answers: Mapping[str, Answer]) -> list[str]:
+    """The commands that give this run and this report; PATH, FILE and DIR are the reader's own."""
+    run = answers["run"].rows[0]
+    ingest = ["elw ingest PATH --db FILE", f"--model {shlex.quote(visible(model_name(run['model'])))}"]
+    if not run["has_shipped_saes"]:
+        ingest.append("--sae DIR")
+    ingest += [
+        f"--layers {','.join(map(str, run['layers']))}",
+        f"--energies {','.join(run['energies'])}",
+        f"--context {run['context_length']}",
+        f"--dtype {run['dtype']}",
+        f"--seed {run['seed']}",
+    ]
+    if run["ingested_tokens"] < run["planned_tokens"]:
+        ingest.append(f"--max-tokens {run['ingested_tokens']}")
+    return [" ".join(ingest), "elw report --db FILE --output report/"]
+
+
+def model_name(model: str) -> str:
+    """A model's name, or the last part of its folder: a reader has no use for the path on another machine."""
+    return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", "~", ".")) else model
+
+
+def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
+    """Every table of the report, by the name its templates use."""
+    return {
+        "saes": _table(
+            answers["saes"],
+            [
+                _LAYER,
+                _counted("Features", "d_sae"),
+                _counted("k", "k"),
+                _decimal("FVU", "fvu"),
+                _decimal("Cosine", "cosine"),
+                _decimal("L0", "l0", 1),
+                _share("Dead", "dead_share"),
+                _counted("Firing here", "n_firing"),
+                Column("sha256", lambda row: Foreign(row["sae_sha256"][:12]), is_text=True),
+            ],
+        ),
+        "corpus": _table(
+            answers["corpus"],
+            [
+                _CATEGORY,
+                _counted("Documents", "n_documents"),
+                _counted("Read", "n_documents_read"),
+                _counted("Tokens planned", "planned_tokens"),
+                _counted("Tokens ingested", "ingested_tokens"),
+                _counted("Dropped tails", "dropped_tokens"),
+            ],
+            total=_all_categories,
+        ),
+        "inclusion": _table(
+            answers["inclusion"],
+            [
+                _LAYER,
+                _counted("Tokens", "n_tokens"),
+                _counted("Included", "n_included"),
+                _share("Share", "share_included"),
+                _counted("First token", "n_first_token"),
+                _counted("Massive norm", "n_massive_norm"),
+                _counted("Special token", "n_special_token"),
+                _counted("No next token", "n_no_next_token"),
+                _counted("Counted by the test", "n_counted"),
+            ],
+        ),
+        "alignment": _table(
+            answers["alignment_by_layer"],
+            [
+                _ENERGY,
+                _LAYER,
+                _counted("Firing", "n_firing"),
+                _counted("Tested", "n_tested"),
+                _counted("q < 0.05", "n_significant"),
+                _decimal("Score, median", "score_median"),
+                Column("5 % to 95 %", lambda row: interval(row["score_q05"], row["score_q95"])),
+                _decimal("Largest |score|", "score_largest"),
+                _decimal("score_active, median", "score_active_median"),
+                _counted("Attractors", "n_attractors"),
+                _counted("Repulsors", "n_repulsors"),
+            ],
+            chosen=lambda row: row["gradient"] == "decoder",
+            total=_all_layers,
+        ),
+        "top_control": _top_features(answers["top_features"], lambda row: bool(row["is_control"]), is_control=True),
+        **{
+            f"top_signal:{energy}": _top_features(answers["top_features"], _of_energy(energy))
+            for energy in answers["run"].rows[0]["energies"]
+        },
+        "replication": _table(
+            answers["replication"],
+            [
+                _ENERGY,
+                _LAYER,
+                _counted("Features", "n_features"),
+                _decimal("Spearman", "spearman", 2),
+                _counted("q < 0.05 in A", "n_found"),
+                _counted("tested in B", "n_retested"),
+                _counted("same sign in B", "n_same_sign"),
+                _counted("and p < 0.05 in B", "n_confirmed"),
+            ],
+            total=_all_layers,
+        ),
+        "energy": _table(
+            answers["layer_energy"],
+            [
+                _ENERGY,
+                Column("Layer", lambda row: "output" if row["layer"] is None else str(row["layer"])),
+                _CATEGORY,
+                _counted("Tokens", "n_tokens"),
+                _digits("Mean", "mean"),
+                _digits("SD", "sd"),
+                _digits("5 %", "q05"),
+                _digits("Median", "median"),
+                _digits("95 %", "q95"),
+                _digits("Uniform guess", "uniform_guess"),
+            ],
+            total=_all_categories,
+        ),
+        "null_control": _table(
+            answers["null_control"],
+            [
+                _ENERGY,
+                _LAYER,
+                _counted("Tested", "n_tested"),
+                _share("|z_null| > 1.96", "share_rejected"),
+                _share("|z| > 1.96, true pairing", "share_rejected_true_pairing"),
+            ],
+            total=_all_layers,
+        ),
+        "noise_floor": _table(
+            answers["noise_floor"],
+            [
+                _ENERGY,
+                Column("Active tokens", _band),
+                _counted("Features", "n_features"),
+                _decimal("RMS score_active", "root_mean_square", 2),
+                _decimal("RMS of noise", "noise_root_mean_square", 2),
+                _decimal("Largest |score_active|", "largest", 2),
+            ],
+        ),
+    }
+
+
+def _band(row: Row) -> str:
+    if row["to_tokens"] is None:
+        return f"{row['from_tokens']} and more"
+    return f"{row['from_tokens']} to {row['to_tokens']}"
+
+
+def _top_features(answer: Answer, chosen: Callable[[Row], bool], is_control: bool = False) -> Table:
+    """Top features; the control shows its dose slope in place of the score's interval and of roles, all attractors."""
+    score_interval = Column("95 % interval", lambda row: interval(row["ci_low"], row["ci_high"]))
+    role = Column("Role", lambda row: row["role"] or NOTHING, is_text=True)
+    return _table(
+        answer,
+        [
+            Column("Feature", lambda row: f"{row['layer']}:{row['feature']}"),
+            Column("Fires most on", lambda row: Tokens(tuple(row["top_tokens"] or ())), is_text=True),
+            _counted("Active tokens", "n_active"),
+            _decimal("Score", "score"),
+            _decimal("score_active", "score_active") if is_control else score_interval,
+            _decimal("z", "z", 2),
+            Column("q", lambda row: probability(row["q_value"])),
+            _digits("Attribution", "attribution"),
+            Column("95 % interval", lambda row: interval(row["attribution_low"], row["attribution_high"], None)),
+            *([] if is_control else [role]),
+        ],
+        chosen=chosen,
+    )

@@ -1,0 +1,2 @@
+-- Make one run the current one.
+UPDATE runs SET is_current = (run_id = $run_id)

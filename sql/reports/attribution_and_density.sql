@@ -1,0 +1,14 @@
+-- Attribution of every feature that fires, beside its density; the positive control only where nothing else was run.
+SELECT
+    energy,
+    layer,
+    feature,
+    n_active / n_tokens AS density,
+    attribution,
+    coalesce(role, 'neither') AS role
+FROM efas
+WHERE gradient = 'decoder'
+    AND category = 'all'
+    AND n_active > 0
+    AND (energy <> 'hopfield' OR (SELECT energies = ['hopfield'] FROM current_run))
+ORDER BY energy, layer, feature

@@ -1,0 +1,19 @@
+-- How each energy is distributed over tokens, by layer and category. The row without a category holds all of them;
+-- an energy without a layer is the model's own output.
+SELECT
+    energy,
+    energy = 'hopfield' AS is_control,
+    layer,
+    CASE WHEN category <> 'all' THEN category END AS category,
+    n_tokens,
+    mean,
+    sd,
+    q05,
+    q25,
+    median,
+    q75,
+    q95,
+    uniform_guess,
+    mean > uniform_guess AS is_uncalibrated
+FROM layer_energy
+ORDER BY is_control, energy, layer, category NULLS LAST

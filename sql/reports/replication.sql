@@ -1,0 +1,43 @@
+-- Does a score found on half of the documents hold on the other half? Rank correlation of the two scores over features
+-- active at 50 tokens or more of both halves; and of the features with q < 0.05 in half A, how many keep their sign and
+-- reach p < 0.05 in half B. The row without a layer holds all layers.
+WITH pairs AS (
+    SELECT
+        energy,
+        layer,
+        least(a.n_active, b.n_active) >= 50 AND a.score IS NOT NULL AND b.score IS NOT NULL AS is_common,
+        a.score AS score_a,
+        b.score AS score_b,
+        a.q_value < 0.05 AS is_found,
+        b.z IS NOT NULL AS is_retested,
+        sign(a.z) = sign(b.z) AS is_same_sign,
+        b.p_value < 0.05 AS is_confirmed
+    FROM efas_halves AS a
+    JOIN efas_halves AS b USING (energy, gradient, category, layer, feature)
+    WHERE a.half = 'A' AND b.half = 'B' AND gradient = 'decoder' AND category = 'all'
+),
+cells AS (
+    SELECT * FROM pairs
+    UNION ALL
+    SELECT * REPLACE (NULL AS layer) FROM pairs
+),
+ranked AS (
+    SELECT
+        *,
+        rank() OVER (PARTITION BY energy, layer, is_common ORDER BY score_a) AS rank_a,
+        rank() OVER (PARTITION BY energy, layer, is_common ORDER BY score_b) AS rank_b
+    FROM cells
+)
+SELECT
+    energy,
+    energy = 'hopfield' AS is_control,
+    layer,
+    count(*) FILTER (is_common) AS n_features,
+    corr(rank_a, rank_b) FILTER (is_common) AS spearman,
+    count(*) FILTER (is_found) AS n_found,
+    count(*) FILTER (is_found AND is_retested) AS n_retested,
+    count(*) FILTER (is_found AND is_retested AND is_same_sign) AS n_same_sign,
+    count(*) FILTER (is_found AND is_retested AND is_same_sign AND is_confirmed) AS n_confirmed
+FROM ranked
+GROUP BY energy, layer
+ORDER BY is_control, energy, layer NULLS LAST

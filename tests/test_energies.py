@@ -1,0 +1,392 @@
+"""Energies and their gradients, against the model's own loss, automatic differentiation and finite differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from energy_lens.ingest import energies as energies_module
+from energy_lens.ingest.energies import Hopfield, NegativeLogLikelihood, Reading, discrete_gradient, run_forward
+from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.reading import Reader
+from energy_lens.ingest.sae import SparseAutoencoder, load_sae, sae_folders, save_sae
+from energy_lens.warehouse.errors import UsageError
+from energy_lens.warehouse.plan import Context
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
+LAYERS = (1, 2)
+LENGTHS = (24, 9, 2, 17, 3)  # ragged on purpose: a batch is padded to the longest
+
+
+class TrueFloat64(TorchFunctionMode):
+    """Inside, Hugging Face's own casts to float32 (norms, softmax) keep float64: no rounding to difference away."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def widened(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        return func(*map(widened, args), **{name: widened(value) for name, value in (kwargs or {}).items()})
+
+
+def ragged_batch(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random token ids [batch, position] and lengths [batch]; what stands beyond a length is random as well."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, 512, (len(lengths), max(lengths)), generator=generator)
+    return tokens, torch.tensor(lengths)
+
+
+def read(
+    model: LanguageModel, saes: Mapping[int, SparseAutoencoder], tokens: Tensor, lengths: Tensor, energy: Any
+) -> Reading:
+    """What an energy says about a batch, with every token but a context's first and last included."""
+    positions = torch.arange(tokens.shape[1])
+    mask = (positions > 0) & (positions < lengths[:, None] - 1)
+    return energy.read(run_forward(model, saes, tokens, lengths, lambda _layer, _norms: mask.clone()))
+
+
+def total_nll(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Σ_s E_s of one unpadded context [position], from the model's own logits."""
+    logits = model.module(input_ids=tokens[None], use_cache=False).logits[0]
+    return nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="sum")
+
+
+def nudged_nll(model: LanguageModel, tokens: Tensor, layer: int, token: int, nudge: Tensor) -> float:
+    """The same after adding `nudge` [d_model] to the residual of one token, after block `layer`."""
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[0, token] += nudge
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = model.blocks[layer].register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            return float(total_nll(model, tokens))
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def load(tiny: Callable[..., Any]) -> Callable[..., tuple[LanguageModel, dict[int, SparseAutoencoder]]]:
+    """load(architecture, dtype): a tiny model in that precision and its SAEs, loaded once."""
+    loaded: dict[tuple[str, torch.dtype], tuple[LanguageModel, dict[int, SparseAutoencoder]]] = {}
+
+    def get(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
+        if (architecture, dtype) not in loaded:
+            own = tiny(architecture)
+            saes = {sae.layer: sae for sae in map(load_sae, sae_folders(own.saes))}
+            loaded[architecture, dtype] = (own.load(dtype), saes)
+        return loaded[architecture, dtype]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def nll(load: Callable[..., Any]) -> Callable[[str], tuple[Tensor, Reading]]:
+    """nll(architecture): the ragged batch's tokens, and its NLL read from a float64 copy of the model."""
+    readings: dict[str, tuple[Tensor, Reading]] = {}
+
+    def get(architecture: str) -> tuple[Tensor, Reading]:
+        if architecture not in readings:
+            tokens, lengths = ragged_batch()
+            with TrueFloat64():
+                readings[architecture] = tokens, read(*load(architecture), tokens, lengths, NegativeLogLikelihood())
+        return readings[architecture]
+
+    return get
+
+
+# ------------------------------------------------------------------------------------------------ nll
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nll_gradient_is_the_slope_of_the_summed_energy(
+    architecture: str, load: Callable[..., Any], nll: Callable[..., Any]
+) -> None:
+    """⟨∂E/∂x_t, v⟩ equals central differences of ΣE at random places, to 1e-5 of the RMS slope (1 % is asked)."""
+    model, _ = load(architecture)
+    tokens, reading = nll(architecture)
+    generator = np.random.default_rng(1)
+    step = 1e-4
+    for layer in LAYERS:
+        gradients = reading.gradients[layer]
+        at_tokens = torch.cat([gradients[i, : n - 1] for i, n in enumerate(LENGTHS)])
+        rms = float(at_tokens.double().square().mean().sqrt())  # of the slope along a random unit direction
+        deviations = []
+        for _ in range(12):
+            i = int(generator.integers(len(LENGTHS)))
+            token = int(generator.integers(LENGTHS[i]))
+            direction = torch.from_numpy(generator.standard_normal(model.d_model))
+            direction /= direction.norm()
+            own = tokens[i, : LENGTHS[i]]
+            with TrueFloat64():
+                above = nudged_nll(model, own, layer, token, step * direction)
+                below = nudged_nll(model, own, layer, token, -step * direction)
+            expected = (above - below) / (2 * step)
+            deviations.append(abs(float(gradients[i, token].double() @ direction) - expected) / rms)
+        assert max(deviations) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nll_values_are_the_models_own_loss(
+    architecture: str, load: Callable[..., Any], nll: Callable[..., Any]
+) -> None:
+    """Each E_t equals cross entropy on the Hugging Face logits, and their mean the loss that the model itself returns."""
+    model, _ = load(architecture)
+    tokens, reading = nll(architecture)
+    values = reading.values[None]
+    assert set(reading.values) == {None}
+    for i, n in enumerate(LENGTHS):
+        own = tokens[i, :n]
+        with torch.no_grad(), TrueFloat64():
+            output = model.module(input_ids=own[None], labels=own[None], use_cache=False)
+        expected = nn.functional.cross_entropy(output.logits[0, :-1], own[1:], reduction="none")
+        torch.testing.assert_close(values[i, : n - 1].double(), expected, rtol=1e-6, atol=1e-6)
+        assert float(values[i, : n - 1].double().mean()) == pytest.approx(float(output.loss), rel=1e-6)
+        assert not values[i, n - 1 :].any()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nll_gradient_equals_plain_autograd(
+    architecture: str, load: Callable[..., Any], nll: Callable[..., Any]
+) -> None:
+    """Cutting the graph and the closed form at the unembedding give what backward() on the whole graph gives."""
+    model, _ = load(architecture)
+    tokens, reading = nll(architecture)
+    for i, n in enumerate(LENGTHS):
+        kept: dict[int, Tensor] = {}
+
+        def keep(layer: int, kept: dict[int, Tensor] = kept) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                kept[layer] = output[0] if isinstance(output, tuple) else output
+                kept[layer].retain_grad()
+
+            return hook
+
+        handles = [model.blocks[layer].register_forward_hook(keep(layer)) for layer in LAYERS]
+        embedded = model.module.get_input_embeddings()(tokens[i : i + 1, :n]).detach().requires_grad_(True)
+        with TrueFloat64():
+            logits = model.module(inputs_embeds=embedded, use_cache=False).logits[0]
+            nn.functional.cross_entropy(logits[:-1], tokens[i, 1:n], reduction="sum").backward()
+        for handle in handles:
+            handle.remove()
+        for layer in LAYERS:
+            gradients = reading.gradients[layer][i].double()
+            expected = kept[layer].grad[0]
+            torch.testing.assert_close(gradients[:n], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+            assert not gradients[n - 1 :].any()  # nothing after the last prediction is reached
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_nothing(architecture: str, load: Callable[..., Any]) -> None:
+    """A context read beside longer ones, whatever fills its tail, says what it says alone."""
+    model, saes = load(architecture)
+    tokens, lengths = ragged_batch()
+    other = tokens.clone()
+    for i, n in enumerate(LENGTHS):
+        other[i, n:] = (tokens[i, n:] + 100) % 512
+    for energy in (NegativeLogLikelihood(), Hopfield()):
+        together, again = (read(model, saes, batch, lengths, energy) for batch in (tokens, other))
+        for i, n in enumerate(LENGTHS):
+            alone = read(model, saes, tokens[i : i + 1, :n], lengths[i : i + 1], energy)
+            for reading in (together, again):
+                for layer, values in alone.values.items():
+                    torch.testing.assert_close(reading.values[layer][i, :n], values[0], rtol=1e-5, atol=1e-6)
+                    assert not reading.values[layer][i, n:].any()
+                for layer, gradients in alone.gradients.items():
+                    scale = float(gradients.abs().max())
+                    torch.testing.assert_close(
+                        reading.gradients[layer][i, :n], gradients[0], rtol=1e-5, atol=1e-5 * scale
+                    )
+                    assert not reading.gradients[layer][i, n:].any()
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_logit_chunks_change_nothing(
+    size: int, load: Callable[..., Any], nll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tokens' logits are held at once, energies and gradients are the same."""
+    tokens, expected = nll("llama")
+    monkeypatch.setattr(energies_module, "LOGIT_CHUNK", size)
+    with TrueFloat64():
+        found = read(*load("llama"), tokens, torch.tensor(LENGTHS), NegativeLogLikelihood())
+    torch.testing.assert_close(found.values[None], expected.values[None], rtol=2e-7, atol=0)
+    for layer in LAYERS:
+        torch.testing.assert_close(found.gradients[layer], expected.gradients[layer], rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_gradients_point_the_same_way(architecture: str, load: Callable[..., Any]) -> None:
+    """Gradients and energies in bfloat16 agree with float32: cosine above 0.99 over a layer's tokens."""
+    tokens, lengths = ragged_batch()
+    single, half = (
+        read(*load(architecture, dtype), tokens, lengths, NegativeLogLikelihood())
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for layer in LAYERS:
+        a, b = single.gradients[layer].flatten(), half.gradients[layer].flatten()
+        assert b.dtype == torch.float32
+        assert float(nn.functional.cosine_similarity(a, b, dim=0)) > 0.99
+    assert float((single.values[None] - half.values[None]).abs().max()) < 0.2
+
+
+# ------------------------------------------------------------------------------------------------ hopfield
+
+
+def hopfield_energy(folder: Path, x: Tensor) -> Tensor:
+    """−½ Σ_j a_j² of residuals x [n, d_model], straight from the definition of a SAELens TopK folder."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "cfg.json").read_text())
+    weights = {name: tensor.double() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
+    z = x - weights["b_dec"] if config["apply_b_dec_to_input"] else x
+    h = torch.einsum("nd,dj->nj", z, weights["W_enc"]) + weights["b_enc"]
+    if config["rescale_acts_by_decoder_norm"]:
+        h = h * weights["W_dec"].norm(dim=1)
+    threshold = h.sort(dim=1, descending=True).values[:, config["k"] - 1 : config["k"]]
+    a = torch.where((h >= threshold) & (h > 0), h, torch.zeros_like(h))
+    return -0.5 * a.square().sum(1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("changes", [{}, {"apply_b_dec_to_input": False}, {"rescale_acts_by_decoder_norm": True}])
+def test_hopfield_equals_autograd_through_the_encoder(
+    architecture: str, changes: dict[str, bool], tiny: Callable[..., Any], load: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Energy and gradient are those of an encoder written from the format's definition, at every included token."""
+    model, _ = load(architecture)
+    tokens, lengths = ragged_batch()
+    folders = {}
+    for layer in LAYERS:
+        folders[layer] = tmp_path / f"layer_{layer}"
+        sae = load_sae(tiny(architecture).saes / f"layer_{layer}")
+        sae.W_dec = sae.W_dec * torch.linspace(0.5, 2, sae.d_sae)[:, None]  # decoder norms that matter
+        save_sae(sae, folders[layer])
+        config = json.loads((folders[layer] / "cfg.json").read_text()) | changes
+        (folders[layer] / "cfg.json").write_text(json.dumps(config))
+    saes = {layer: load_sae(folder) for layer, folder in folders.items()}
+    positions = torch.arange(tokens.shape[1])
+    included = (positions > 0) & (positions < lengths[:, None] - 1)
+    forward = run_forward(model, saes, tokens, lengths, lambda _layer, _norms: included.clone())
+    reading = Hopfield().read(forward)
+    assert set(reading.values) == set(LAYERS)
+    for layer in LAYERS:
+        x = forward.residuals[layer].detach().double()[included].requires_grad_(True)
+        energy = hopfield_energy(folders[layer], x)
+        (gradient,) = torch.autograd.grad(energy.sum(), x)
+        assert float(energy.detach().min()) < 0
+        scale = float(energy.abs().max())
+        torch.testing.assert_close(
+            reading.values[layer][included].double(), energy.detach(), rtol=2e-5, atol=1e-6 * scale
+        )
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(reading.gradients[layer][included].double(), gradient, rtol=1e-5, atol=2e-5 * scale)
+
+
+def test_hopfield_reads_included_tokens_only(load: Callable[..., Any]) -> None:
+    """An excluded token has no activation, no Hopfield energy and no gradient; NLL still reaches it."""
+    model, saes = load("llama", torch.float32)
+    tokens, lengths = ragged_batch((12, 12))
+    mask = torch.zeros(2, 12, dtype=torch.bool)
+    mask[0, 3:7] = True
+    forward = run_forward(model, saes, tokens, lengths, lambda _layer, _norms: mask.clone())
+    hopfield, nll = Hopfield().read(forward), NegativeLogLikelihood().read(forward)
+    for layer in LAYERS:
+        assert bool((forward.activations[layer].values.view(2, 12, -1).sum(-1) > 0).eq(mask).all())
+        assert bool((hopfield.values[layer] < 0).eq(mask).all())
+        assert bool(hopfield.gradients[layer].any(-1).eq(mask).all())
+        assert bool(nll.gradients[layer][:, :11].any(-1).all())
+
+
+# ------------------------------------------------------------------------------------------------ discrete
+
+
+def slope_along_text(energy: list[float], defined: list[bool], t: int) -> float:
+    """−dE/dt at position t by its neighbours in the same run: half their difference, one-sided at an end."""
+    if not defined[t]:
+        return np.nan
+    left, right = t > 0 and defined[t - 1], t + 1 < len(defined) and defined[t + 1]
+    if left and right:
+        return -(energy[t + 1] - energy[t - 1]) / 2
+    if right:
+        return -(energy[t + 1] - energy[t])
+    return -(energy[t] - energy[t - 1]) if left else np.nan
+
+
+@given(data=st.data(), n=st.integers(0, 40))
+def test_discrete_gradient_is_numpys_on_every_run(data: st.DataObject, n: int) -> None:
+    """−numpy.gradient on each maximal run of at least two defined tokens; NaN for singletons and outside."""
+    finite = st.floats(-1e6, 1e6, allow_nan=False)
+    # What stands at undefined places must not matter, be it NaN.
+    energy = data.draw(hnp.arrays(np.float64, n, elements=st.one_of(finite, st.just(np.nan))))
+    defined = data.draw(hnp.arrays(np.bool_, n))
+    energy = np.where(defined, np.nan_to_num(energy), energy)
+    found = discrete_gradient(energy, defined)
+    by_hand = [slope_along_text(energy.tolist(), defined.tolist(), t) for t in range(n)]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12, atol=0, equal_nan=True)
+    start = 0
+    while start < n:
+        stop = start + 1
+        while stop < n and defined[stop] == defined[start]:
+            stop += 1
+        if defined[start] and stop - start >= 2:
+            np.testing.assert_array_equal(found[start:stop], -np.gradient(energy[start:stop]))
+        else:
+            assert np.isnan(found[start:stop]).all()
+        start = stop
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_discrete_gradients_of_a_context(architecture: str, load: Callable[..., Any]) -> None:
+    """NLL's derivative runs over every token with a next one, a layer's energy over runs of tokens included there."""
+    model, saes = load(architecture, torch.float32)
+    tokens, _ = ragged_batch((20, 5))
+    norms = {}
+    for layer in LAYERS:
+        saes[layer].norm_median = 1e9
+    contexts = [(Context(i, i, 0, 0, n), tokens[i, :n].numpy().astype(np.int32)) for i, n in enumerate((20, 5))]
+    probe = next(Reader(model, saes, [NegativeLogLikelihood()], 2).read(contexts))
+    for layer in LAYERS:
+        # A median that makes the largest norms of this very context massive: included tokens fall into several runs.
+        norms[layer] = probe.layers[layer].norms
+        saes[layer].norm_median = float(norms[layer].quantile(0.7)) / 10
+    reading, short = Reader(model, saes, [NegativeLogLikelihood(), Hopfield()], 2).read(contexts)
+    for layer in LAYERS:
+        saes[layer].norm_median = None
+        own = reading.layers[layer]
+        energy = reading.energies["nll", None].astype(np.float64)
+        assert np.array_equal(own.discrete["nll"][:19], -np.gradient(energy[:19]))
+        assert np.isnan(own.discrete["nll"][19])
+        inside = (norms[layer] <= norms[layer].quantile(0.7)).numpy()
+        inside[[0, 19]] = False
+        assert np.array_equal(own.included, inside)
+        assert 2 <= inside.sum() < 18
+        energy = reading.energies["hopfield", layer].astype(np.float64)
+        expected = [slope_along_text(energy.tolist(), inside.tolist(), t) for t in range(20)]
+        np.testing.assert_allclose(own.discrete["hopfield"], expected, rtol=1e-12, equal_nan=True)
+        assert len(short.layers[layer].discrete["nll"]) == 5
+
+
+# ------------------------------------------------------------------------------------------------ choice
+
+
+def test_unknown_or_missing_energies_are_refused() -> None:
+    """A name that does not exist, or none at all, is a sentence that lists the choices."""
+    for names in (["nll", "entropy"], []):
+        with pytest.raises(UsageError, match="nll, hopfield"):
+            energies_module.make_energies(names)
+    assert [energy.name for energy in energies_module.make_energies(["hopfield", "nll", "hopfield"])] == [
+        "hopfield",
+        "nll",
+    ]

@@ -1,0 +1,585 @@
+"""The report: every number is a query's, foreign text is shown and never obeyed, and a file appears whole or not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from energy_lens import Warehouse
+from energy_lens.reports import formatting, queries
+from energy_lens.reports.render import render
+from energy_lens.sql import statement
+from energy_lens.warehouse.errors import ElwError, UsageError
+
+SVG = "{http://www.w3.org/2000/svg}"
+FIGURES = ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_category", "negative_control")
+
+#: Columns of a query that each heading of a table shows.
+SHOWN = {
+    "Layer": ("layer",), "Features": ("d_sae", "n_features"), "k": ("k",), "FVU": ("fvu",), "Cosine": ("cosine",),
+    "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
+    "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),
+    "Dropped tails": ("dropped_tokens",), "Tokens": ("n_tokens",), "Included": ("n_included",),
+    "Share": ("share_included",), "First token": ("n_first_token",), "Massive norm": ("n_massive_norm",),
+    "Special token": ("n_special_token",), "No next token": ("n_no_next_token",), "Counted by the test": ("n_counted",),
+    "Firing": ("n_firing",), "Tested": ("n_tested",), "q < 0.05": ("n_significant",),
+    "Score, median": ("score_median",), "5 % to 95 %": ("score_q05", "score_q95"),
+    "Largest |score|": ("score_largest",), "score_active, median": ("score_active_median",),
+    "Attractors": ("n_attractors",), "Repulsors": ("n_repulsors",),
+    "Feature": ("layer", "feature"), "Active tokens": ("n_active", "from_tokens"), "Score": ("score",), "z": ("z",),
+    "q": ("q_value",), "Attribution": ("attribution",), "score_active": ("score_active",), "Spearman": ("spearman",),
+    "q < 0.05 in A": ("n_found",), "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
+    "and p < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",), "Median": ("median",),
+    "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "|z_null| > 1.96": ("share_rejected",),
+    "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
+    "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
+}  # fmt: skip
+TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256"}
+
+Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells
+
+
+@pytest.fixture(scope="module")
+def report(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report's folder; tests only read it."""
+    output = tmp_path_factory.mktemp("report") / "out"
+    render(tiny_warehouse, output)
+    return output
+
+
+@pytest.fixture
+def copied(tiny_warehouse: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """copied(statement): a copy of the warehouse that a statement has changed."""
+
+    def change(*statements: str) -> Path:
+        db = tmp_path / "copy.duckdb"
+        shutil.copy(tiny_warehouse, db)
+        with Warehouse(db, writable=True) as warehouse:
+            for text in statements:
+                warehouse.sql(text)
+        return db
+
+    return change
+
+
+def answers_of(report: Path) -> dict[str, list[dict[str, Any]]]:
+    """{query: rows} of raw_results.json."""
+    raw = json.loads((report / "raw_results.json").read_text(encoding="utf-8"))
+    return {
+        query["name"]: [dict(zip(query["columns"], row, strict=True)) for row in query["rows"]]
+        for query in raw["queries"]
+    }
+
+
+# ------------------------------------------------------------------------------------------------ reading a report
+
+
+class _Page(HTMLParser):
+    """Tables, tags and identifiers of an HTML page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[Table] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self._cell: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag == "table":
+            self.tables.append((dict(attrs)["data-query"] or "", [], []))
+        elif tag == "tr" and self.tables[-1][1]:
+            self.tables[-1][2].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "th":
+            self.tables[-1][1].append("".join(self._cell or []))
+        elif tag == "td":
+            self.tables[-1][2][-1].append("".join(self._cell or []))
+        if tag in ("td", "th"):
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def page_of(text: str) -> _Page:
+    page = _Page()
+    page.feed(text)
+    return page
+
+
+def markdown_tables(text: str) -> Iterator[Table]:
+    """Tables with their queries; the cells as they are written."""
+    for block, query in re.findall(r"((?:^\|.*\|\n)+)\n\*Query `([^`]*)`\.\*$", text, re.MULTILINE):
+        lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+        head, _, *rows = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
+        if any(head):  # the facts of the run have no headings
+            yield query, head, rows
+
+
+def tables_of(report: Path, kind: str) -> list[Table]:
+    text = (report / f"research_report.{kind}").read_text(encoding="utf-8")
+    return page_of(text).tables if kind == "html" else list(markdown_tables(text))
+
+
+NUMBER = re.compile(r"−?\d[\d,]*(?:\.\d+)?(?:e−?\d+)?")
+
+
+def numbers(cell: str) -> list[tuple[float, float]]:
+    """(value, half a unit of its last digit) of every number in a cell."""
+    found = []
+    for text in NUMBER.findall(cell):
+        plain = text.replace(",", "").replace("−", "-")
+        mantissa, _, exponent = plain.partition("e")
+        decimals = len(mantissa.partition(".")[2])
+        found.append((float(plain), 0.5 * 10.0 ** (int(exponent or 0) - decimals)))
+    return found
+
+
+def rows_of(table: Table, answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of its query that a table shows."""
+    query, headings, rows = table
+    own = answers[query]
+    if query == "reports/alignment_by_layer":
+        own = [row for row in own if row["gradient"] == "decoder"]
+    if query == "reports/top_features":
+        is_control = "score_active" in headings
+        own = [row for row in own if row["is_control"] == is_control]
+    assert len(own) == len(rows), query
+    return own
+
+
+def assert_cell_shows(heading: str, cell: str, row: dict[str, Any], place: tuple[str, ...]) -> None:
+    """Every number of a cell is its column's value, rounded as shown."""
+    values = [row[column] for column in place if column in row]
+    shown = numbers(cell)
+    if values[0] is None:
+        assert not shown, (heading, cell)
+        return
+    scale = 100 if cell.endswith("%") else 1
+    for value, (number, half) in zip(values, shown, strict=heading not in ("Active tokens",)):
+        # From a hundred on, three digits are significant.
+        is_rounded = heading in ("Mean", "SD", "5 %", "Median", "95 %") or place[0].startswith("attribution")
+        slack = 0.005 * abs(value) if is_rounded else 0
+        assert abs(number - scale * value) <= max(1.001 * half, slack), (heading, cell, value)
+
+
+# ------------------------------------------------------------------------------------------------ files and numbers
+
+
+def test_files_are_written(tiny_warehouse: Path, tmp_path: Path) -> None:
+    """The paths that are returned are the files, and there are no others."""
+    written = render(tiny_warehouse, tmp_path / "a" / "b", ("md",))
+    assert {path.relative_to(tmp_path / "a" / "b").as_posix() for path in written} == {
+        "research_report.md", "raw_results.json", *(f"figures/{name}.svg" for name in FIGURES),
+    }  # fmt: skip
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(written)
+    assert (tmp_path / "a" / "b" / "research_report.html") not in written
+
+
+@pytest.mark.parametrize("kind", ["md", "html"])
+def test_every_number_of_a_table_is_its_querys(report: Path, kind: str) -> None:
+    """Each cell of each table is the column of its query, to the digits shown."""
+    answers = answers_of(report)
+    tables = tables_of(report, kind)
+    assert len(tables) >= 10
+    n_checked = 0
+    for table in tables:
+        _, headings, rows = table
+        interval_of = iter(("ci", "attribution") if "Role" in headings else ("attribution",))
+        places = {}
+        for i, heading in enumerate(headings):
+            if heading == "95 % interval":
+                own = next(interval_of)
+                places[i] = (f"{own}_low", f"{own}_high")
+            elif heading not in TEXTS:
+                places[i] = SHOWN[heading]
+        for cells, row in zip(rows, rows_of(table, answers), strict=True):
+            for i, place in places.items():
+                if cells[i] not in ("all", "output"):
+                    assert_cell_shows(headings[i], cells[i], row, place)
+                    n_checked += 1
+    assert n_checked > 300
+
+
+def test_both_formats_show_the_same_tables(report: Path) -> None:
+    """Markdown and HTML differ in markup only."""
+    for (query, headings, rows), (other, same_headings, same_rows) in zip(
+        tables_of(report, "md"), tables_of(report, "html"), strict=True
+    ):
+        assert (query, headings) == (other, same_headings)
+        numeric = [i for i, heading in enumerate(headings) if heading not in TEXTS]
+        assert [[row[i] for i in numeric] for row in rows] == [[row[i] for i in numeric] for row in same_rows]
+
+
+def test_raw_results_are_the_queries_answers(report: Path, tiny_warehouse: Path) -> None:
+    """raw_results.json equals what each query answers in a session of its own."""
+    raw = {query["name"]: query for query in json.loads((report / "raw_results.json").read_text())["queries"]}
+    assert list(raw) == queries.names()
+    with Warehouse(tiny_warehouse) as warehouse:
+        for name, query in raw.items():
+            result = warehouse.run(name)
+            assert query["columns"] == result.columns
+            assert query["answers"] == queries.question(name)
+            for stored, row in zip(query["rows"], result.fetchall(), strict=True):
+                for value, expected in zip(stored, row, strict=True):
+                    if isinstance(expected, float):
+                        assert value == pytest.approx(expected, rel=1e-9, abs=1e-12), name
+                    elif isinstance(expected, int | str | bool | type(None)):
+                        assert value == expected, name
+
+
+@pytest.mark.parametrize("name", queries.names())
+def test_every_query_runs_says_what_it_answers_and_is_used(name: str, report: Path) -> None:
+    """Each file in sql/reports opens with a comment, and both documents name it."""
+    assert len(queries.question(name)) > 30
+    assert not queries.question(name).startswith("SELECT")
+    assert statement(name).startswith("-- ")
+    for kind in ("md", "html"):
+        assert name in (report / f"research_report.{kind}").read_text(encoding="utf-8")
+
+
+def test_alignment_is_recounted_from_efas(report: Path, tiny_warehouse: Path) -> None:
+    """Counts and quantiles by layer equal those taken from efas with numpy."""
+    answers = answers_of(report)["reports/alignment_by_layer"]
+    with Warehouse(tiny_warehouse) as warehouse:
+        efas = warehouse.sql("SELECT * FROM efas WHERE category = 'all'").pl()
+    assert answers
+    for row in answers:
+        own = efas.filter((efas["energy"] == row["energy"]) & (efas["gradient"] == row["gradient"]))
+        own = own if row["layer"] is None else own.filter(own["layer"] == row["layer"])
+        score = own["score"].drop_nulls().to_numpy()
+        q = own["q_value"].drop_nulls().to_numpy()
+        assert row["n_firing"] == (own["n_active"] > 0).sum()
+        assert (row["n_tested"], row["n_significant"]) == (len(q), (q < 0.05).sum())
+        assert row["score_largest"] == pytest.approx(np.abs(score).max())
+        assert [row[f"score_{q}"] for q in ("q05", "q25", "median", "q75", "q95")] == pytest.approx(
+            np.quantile(score, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+        )
+        assert row["n_attractors"] == (own["attribution_low"] > 0).sum()
+        assert row["n_repulsors"] == (own["attribution_high"] < 0).sum()
+
+
+def test_the_headline_counts_what_efas_holds(report: Path, tiny_warehouse: Path) -> None:
+    """The first sentence of the finding gives the significant and tested pairs of nll."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        found, tested = warehouse.sql(
+            "SELECT count(*) FILTER (q_value < 0.05), count(q_value) FROM efas "
+            "WHERE energy = 'nll' AND gradient = 'decoder' AND category = 'all'"
+        ).fetchall()[0]
+    first = f"**{found:,} of {tested:,} tested" if found else f"**None of {tested:,} tested"
+    assert first in (report / "research_report.md").read_text(encoding="utf-8")
+
+
+def test_replication_is_scipys_rank_correlation(report: Path, tiny_warehouse: Path) -> None:
+    """Spearman between halves equals scipy's, and the found and confirmed features are recounted."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        halves = warehouse.sql("SELECT * FROM efas_halves WHERE gradient = 'decoder' AND category = 'all'").pl()
+    rows = answers_of(report)["reports/replication"]
+    assert {row["layer"] for row in rows} == {None, 1, 2}
+    for row in rows:
+        own = halves.filter(halves["energy"] == row["energy"])
+        own = own if row["layer"] is None else own.filter(own["layer"] == row["layer"])
+        a = own.filter(own["half"] == "A").sort("layer", "feature")
+        b = own.filter(own["half"] == "B").sort("layer", "feature")
+        both = a.join(b, on=["layer", "feature"], suffix="_b")
+        common = both.filter((both["n_active"] >= 50) & (both["n_active_b"] >= 50))
+        assert row["n_features"] == len(common)
+        assert row["spearman"] == pytest.approx(stats.spearmanr(common["score"], common["score_b"]).statistic)
+        found = both.filter(both["q_value"] < 0.05)
+        again = found.filter(found["z_b"].is_not_null() & (found["z"] * found["z_b"] > 0))
+        assert (row["n_found"], row["n_same_sign"]) == (len(found), len(again))
+        assert row["n_confirmed"] == (again["p_value_b"] < 0.05).sum()
+
+
+def test_noise_floor_is_that_of_independent_pairs() -> None:
+    """The noise that the report compares with, 1 / √(n − 1), is the spread of r over n independent pairs."""
+    generator = np.random.default_rng(0)
+    for n in (5, 30):
+        a, g = generator.standard_normal((2, 4_000, n))
+        r = stats.pearsonr(a, g, axis=1).statistic
+        assert np.sqrt(np.mean(r**2)) == pytest.approx(1 / math.sqrt(n - 1), rel=0.05)
+
+
+def test_histogram_holds_every_tested_feature(report: Path) -> None:
+    """Bins of z and of z_null each add up to the tested features."""
+    answers = answers_of(report)
+    tested = {row["energy"]: row["n_tested"] for row in answers["reports/null_control"] if row["layer"] is None}
+    for energy, n_tested in tested.items():
+        bins = [row for row in answers["reports/z_histogram"] if row["energy"] == energy]
+        assert sum(row["n_true_pairing"] for row in bins) == n_tested
+        assert sum(row["n_negative_control"] for row in bins) == n_tested
+
+
+# ------------------------------------------------------------------------------------------------ determinism
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_warehouse_gives_the_same_bytes(report: Path, tiny_warehouse: Path, tmp_path: Path) -> None:
+    """In another process, with another hash seed and the reader's own matplotlib settings too."""
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\nsvg.fonttype: path\naxes.grid: False\n")
+    code = "import sys; from pathlib import Path; from energy_lens.reports.render import render; " \
+        "render(Path(sys.argv[1]), Path(sys.argv[2]))"  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+        "TZ": "Asia/Tokyo",
+    }
+    subprocess.run([sys.executable, "-c", code, tiny_warehouse, tmp_path / "again"], check=True, env=environment)
+    assert contents(tmp_path / "again") == contents(report)
+
+
+# ------------------------------------------------------------------------------------------------ foreign text
+
+
+HOSTILE = "`|<script>alert(1)</script>\n# [x](javascript:y) **b** \u202e \\| &lt;"
+
+
+def test_hostile_tokens_and_names_are_shown_not_obeyed(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """Markup, pipes, backticks and line breaks in tokens, categories and model names change no structure."""
+    quoted = HOSTILE.replace("'", "''")
+    db = copied(
+        f"UPDATE tokens SET text = '{quoted}'",
+        f"UPDATE documents SET category = category || '{quoted}'",
+        f"UPDATE feature_statistics SET category = category || '{quoted}' WHERE category <> 'all'",
+        f"UPDATE runs SET model = '{quoted}'",
+    )
+    render(db, tmp_path / "out")
+    page = page_of((tmp_path / "out" / "research_report.html").read_text(encoding="utf-8"))
+    assert not {"script", "a", "img", "iframe"} & set(page.tags)
+    assert page.tags.count("h1") == 1
+    tokens = [row[1] for query, _, rows in page.tables if query == "reports/top_features" for row in rows]
+    assert tokens
+    # The whole text is there, on one line: 40 characters of it, blanks and the rest seen.
+    assert set(tokens) == {formatting.visible_token(HOSTILE)}
+    assert tokens[0].startswith("`|<script>alert(1)</script>↵#␣[x]")
+
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    outside_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "<script" not in outside_code
+    assert "\u202e" not in text
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [text.splitlines()[0]]
+    for _, headings, rows in markdown_tables(text):
+        assert {len(row) for row in rows} == {len(headings)}
+
+    for name in FIGURES:
+        ElementTree.parse(tmp_path / "out" / "figures" / f"{name}.svg")
+
+
+@given(st.text(max_size=30))
+def test_markdown_of_any_text_stays_in_its_cell(text: str) -> None:
+    """No text opens markup, ends a cell, or breaks a line."""
+    for cell in (formatting.Foreign(text), formatting.Tokens((text, text))):
+        shown = formatting.markdown_cell(cell)
+        assert len(shown.splitlines()) <= 1
+        assert "|" not in shown
+        outside_code = re.sub(r"`[^`]*`", "", shown)
+        assert not re.search(r"<(?!/?code>)|(?<!\\)[*_\[\]]|`", outside_code)
+    assert "<script" not in formatting.html_cell(formatting.Foreign(text + "<script>"))
+
+
+def test_shared_prose_is_escaped_in_html() -> None:
+    """A name inside the prose that both formats share cannot open a tag."""
+    from markupsafe import Markup
+
+    prose = Markup(f"**None** of {formatting.code('<b>`x')} has q < 0.05")
+    shown = formatting.prose_as_html(prose)
+    assert shown.startswith("<strong>None</strong> of <code>&lt;b&gt;")
+    assert shown.endswith("q\N{NO-BREAK SPACE}&lt;\N{NO-BREAK SPACE}0.05")
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (formatting.significant(0.07361), "0.0736"),
+        (formatting.significant(-58.94), "−58.9"),
+        (formatting.significant(99.96), "100"),
+        (formatting.significant(1_338_201.4), "1,340,000"),
+        (formatting.significant(0.0), "0"),
+        (formatting.significant(-3.2e-7), "−3.20e−07"),
+        (formatting.fixed(-0.0004), "0.000"),
+        (formatting.fixed(1234.5678, 1), "1,234.6"),
+        (formatting.percent(0.0534), "5.3 %"),
+        (formatting.probability(0.04249), "0.042"),
+        (formatting.probability(2.1277e-21), "2.1e−21"),
+        (formatting.probability(0.0), "0.000"),
+        (formatting.interval(-1.5, None), "–"),
+        (formatting.listing([10, 12, 15]), "10, 12 and 15"),
+    ],
+)
+def test_numbers_as_shown(shown: str, expected: str) -> None:
+    """Digits, signs and thousands."""
+    assert shown == expected
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def texts_of(path: Path) -> list[str]:
+    return ["".join(element.itertext()).strip() for element in ElementTree.parse(path).iter(f"{SVG}text")]
+
+
+def test_figures_are_svg_with_text(report: Path) -> None:
+    """Labels are text, numbers are finite, and layers, categories and controls are named."""
+    for name in FIGURES:
+        source = (report / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert not re.search(r"\b(nan|inf)\b", source)
+        assert "mathdefault" not in source
+    assert {"1", "2", "nll", "hopfield (positive control)"} <= set(texts_of(report / "figures" / "efas_by_layer.svg"))
+    assert {"code", "natural", "E (nats)"} <= set(texts_of(report / "figures" / "energy_by_layer_and_category.svg"))
+    rows = answers_of(report)["reports/attribution_and_density"]
+    labels = texts_of(report / "figures" / "attribution_and_density.svg")
+    for role in ("attractor", "repulsor", "neither"):
+        assert f"{role} ({sum(row['role'] == role for row in rows):,})" in labels
+
+
+def test_page_is_one_file_with_distinct_identifiers(report: Path) -> None:
+    """Figures are inlined without clashes, and nothing is fetched."""
+    page = page_of((report / "research_report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == len(FIGURES)
+    assert len(page.ids) == len(set(page.ids))
+    fetched = [
+        value
+        for name, value in page.attributes
+        if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:"))
+    ]
+    assert not fetched
+
+
+# ------------------------------------------------------------------------------------------------ small runs
+
+
+@pytest.mark.parametrize("energy", ["nll", "hopfield"])
+def test_one_document_one_layer_one_energy(
+    energy: str, tiny: Callable[[str], Any], small_corpus: Path, tmp_path: Path
+) -> None:
+    """With nothing to test, no interval and no halves, the report says so."""
+    from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+    model = tiny("llama")
+    document = sorted((small_corpus / "code").glob("*.txt"))[0]
+    options = IngestOptions(
+        db=tmp_path / "one.duckdb", model=str(model.folder), saes=(model.saes,), layers=(1,), context_length=32,
+        dtype="float32",
+    )  # fmt: skip
+    ingest([document], options)
+    with Warehouse(options.db, writable=True) as warehouse:
+        warehouse.sql(f"UPDATE runs SET energies = ['{energy}']")
+        for table in ("energies", "gradients", "document_gradients", "feature_moments", "feature_statistics"):
+            warehouse.sql(f"DELETE FROM {table} WHERE energy <> '{energy}'")
+    render(options.db, tmp_path / "out")
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    assert "The negative control is empty" in text
+    if energy == "nll":
+        assert "**No feature could be tested against `nll`.**" in text
+        assert "The run has no positive control" in text
+        assert "There is nothing to compare between halves" in text
+    assert "None" not in text.replace("None of", "")
+    for name in ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_category"):
+        assert texts_of(tmp_path / "out" / "figures" / f"{name}.svg")
+    assert not (tmp_path / "out" / "figures" / "negative_control.svg").exists()
+
+
+def test_significant_features_lead_the_table(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """Where some pairs have q < 0.05, only these are listed, by |score|."""
+    db = copied(
+        "UPDATE feature_statistics SET q_value = CASE WHEN feature < 5 THEN 0.01 ELSE 0.9 END "
+        "WHERE energy = 'nll' AND q_value IS NOT NULL"
+    )
+    render(db, tmp_path / "out", ("md",))
+    rows = [row for row in answers_of(tmp_path / "out")["reports/top_features"] if row["energy"] == "nll"]
+    assert {row["feature"] for row in rows} == set(range(5))
+    sizes = [abs(row["score"]) for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    assert "**10 of 128 tested (layer, feature) pairs (7.8 %) align with the `nll` gradient at q < 0.05**" in text
+
+
+def test_statistics_that_lag_are_announced(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """A run whose statistics are behind its tokens says how far, and what to do."""
+    render(copied("UPDATE runs SET stats_tokens = 1000"), tmp_path / "out", ("md",))
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    assert "**The statistics cover 1,000 of 13," in text
+    assert "run the same `elw ingest` again" in text
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def refusal(kind: type[ElwError], db: Path, output: Path, formats: tuple[str, ...] = ("md", "html")) -> str:
+    """The sentence with which a report is refused; one line, ending in a full stop."""
+    with pytest.raises(kind) as caught:
+        render(db, output, formats)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_nothing_to_report(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """A run without statistics and a warehouse without a run are refused, and no folder is made."""
+    assert "cover no token yet" in refusal(ElwError, copied("UPDATE runs SET stats_tokens = 0"), tmp_path / "out")
+    Warehouse(tmp_path / "empty.duckdb", writable=True).close()
+    assert "holds no run" in refusal(ElwError, tmp_path / "empty.duckdb", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_format_and_output_that_is_a_file(tiny_warehouse: Path, tmp_path: Path) -> None:
+    """Both are usage errors."""
+    assert "'pdf' is no format" in refusal(UsageError, tiny_warehouse, tmp_path / "out", ("md", "pdf"))
+    (tmp_path / "file").write_text("mine")
+    assert "is a file, not a folder" in refusal(UsageError, tiny_warehouse, tmp_path / "file")
+    assert "cannot be written" in refusal(ElwError, tiny_warehouse, tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_full_disk_leaves_nothing_half_written(
+    is_new: bool, report: Path, tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier report stays as it was; where there was none, nothing stays."""
+    output = tmp_path / "out" / "deep"
+    if not is_new:
+        shutil.copytree(report, output)
+        (output / "research_report.md").write_text("earlier")
+    before = contents(tmp_path)
+    write_text = Path.write_text
+
+    def failing(self: Path, data: str, **options: Any) -> int:
+        if "research_report" in self.name:
+            write_text(self, data[: len(data) // 2], **options)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(self, data, **options)
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    assert "No space left on device" in refusal(ElwError, tiny_warehouse, output)
+    assert contents(tmp_path) == before
+    assert (tmp_path / "out").exists() != is_new

@@ -1,0 +1,314 @@
+"""A user's SQL in, its rows out: what `elw sql`, `elw tables`, `elw describe` and `elw runs` do.
+
+A query runs as it is given, in a warehouse that is open to read, without files, network or settings. It may be a
+script: all its statements run in order and the last one's result is shown, as in DuckDB's clients. Each statement
+commits on its own unless the script says BEGIN and COMMIT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from energy_lens.warehouse import output
+from energy_lens.warehouse.database import Result, Statement, Warehouse, warehouse_path
+from energy_lens.warehouse.errors import UsageError, WarehouseError
+
+#: Rows that are fetched at a time.
+BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to run and where its rows go."""
+
+    script: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)  #: bound to $name
+    format: str | None = None  #: one of output.FORMATS; None: what the output's ending says, else table
+    output: Path | None = None  #: a file; None is stdout
+    rows: int | None = None  #: rows of a table that are shown, 0 for all; None: 40 on stdout, all in a file
+    write: bool = False  #: let the script change the warehouse
+
+
+# ------------------------------------------------------------------------------------------------ what is asked
+
+
+def read_script(argument: str | None) -> str:
+    """The SQL that is meant: the argument, or what comes through stdin for `-` or none."""
+    if argument is None and sys.stdin.isatty():
+        raise UsageError("There is no query: give one, as in elw sql 'SELECT * FROM efas', or send it through a pipe.")
+    try:
+        script = sys.stdin.read() if argument is None or argument == "-" else argument
+        script.encode()  # what was not UTF-8 on the command line is kept in a form that is no text
+    except UnicodeError as error:
+        raise UsageError("The query is not UTF-8 text: convert it.") from error
+    if not script.strip():
+        raise UsageError("The query is empty: give SQL, as in elw sql 'SELECT * FROM efas'.")
+    return script
+
+
+def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """`name=value` each: an integer, a number, true, false or null where the value reads as one, else a string.
+
+    Single quotes make a string of anything: `n='42'`; a quote inside them is doubled.
+    """
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().removeprefix("$")
+        if not equals or not re.fullmatch(r"\w+", name):
+            raise UsageError(f"-p {assignment} is not name=value: write -p layer=15 for $layer.")
+        if name in parameters:
+            raise UsageError(f"-p gives ${name} twice: leave one out.")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(f"-p {name} is not UTF-8 text: convert it.")
+        parameters[name] = _value(text)
+    return parameters
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
+        return float(text)
+    if len(text) >= 2 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    return text
+
+
+def _chosen_format(query: Query) -> str:
+    if query.format is None and query.output is None:
+        return "table"
+    if query.format is None:
+        assert query.output is not None
+        if query.output.suffix.lower() not in output.ENDINGS:
+            known = ", ".join(output.ENDINGS)
+            raise UsageError(f"{query.output} does not say its format by its ending ({known}): name it with --format.")
+        return output.ENDINGS[query.output.suffix.lower()]
+    if query.format not in output.FORMATS:
+        raise UsageError(f"There is no format {query.format!r}: choose {', '.join(output.FORMATS)}.")
+    if query.format == "parquet" and query.output is None:
+        raise UsageError("Parquet is binary: name a file with --output.")
+    return query.format
+
+
+# ------------------------------------------------------------------------------------------------ running it
+
+
+def run(db: Path | None, query: Query) -> list[str]:
+    """Run a query on a warehouse and write its rows; returns sentences for the user about what was left out.
+
+    Raises UsageError for a query, parameter, format or output that will not do, WarehouseError when the file cannot
+    be opened.
+    """
+    form = _chosen_format(query)
+    path = warehouse_path(db)
+    if query.write and not os.path.exists(path):
+        raise WarehouseError(f"There is no warehouse at {path}: make one with elw ingest, or name another with --db.")
+    if query.output is None:
+        with Warehouse(path, writable=query.write, restricted=True) as warehouse:
+            return _run_script(warehouse, query, form, None)
+    if os.path.exists(query.output) and os.path.exists(path) and query.output.samefile(path):
+        raise UsageError(f"{query.output} is the warehouse itself: name another file with --output.")
+    if output.is_special(query.output):
+        if form == "parquet":
+            raise UsageError(f"{query.output} is not a file, which Parquet needs: name one with --output.")
+        with Warehouse(path, writable=query.write, restricted=True) as warehouse:
+            return _run_script(warehouse, query, form, query.output)
+    with output.replacing(query.output) as scratch:
+        allowed = [scratch] if form in ("csv", "parquet") else []
+        with Warehouse(path, writable=query.write, restricted=True, allowed_files=allowed) as warehouse:
+            return _run_script(warehouse, query, form, scratch)
+
+
+def _run_script(warehouse: Warehouse, query: Query, form: str, file: Path | None) -> list[str]:
+    """Run all statements and write the last one's rows to a file, or stdout."""
+    announce_state(warehouse)
+    with _first_paragraphs():
+        statements = warehouse.statements(query.script)
+        if not statements:
+            raise UsageError("The query holds nothing but comments: give a statement.")
+        known = frozenset().union(*(statement.parameters for statement in statements))
+        if unknown := sorted(set(query.parameters) - known):
+            raise UsageError(f"The query has no parameter ${unknown[0]}: leave out -p {unknown[0]}=….")
+        *before, last = statements
+        for statement in before:
+            warehouse.sql(statement.text, **_own(query.parameters, statement))
+        notes = _write_result(warehouse, last, query, form, file)
+        if warehouse.abandon_transaction():
+            notes.append("A transaction was left open, so its changes are undone: end it with COMMIT.")
+    return notes
+
+
+def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form: str, file: Path | None) -> list[str]:
+    parameters = _own(query.parameters, statement)
+    rendered = _rendered(warehouse, statement, parameters, form)
+    if rendered and file and form in ("csv", "parquet") and not output.is_special(file):
+        warehouse.copy_to(file, rendered[0], "FORMAT csv, HEADER" if form == "csv" else "FORMAT parquet", **parameters)
+        return []
+    if form == "parquet":
+        raise UsageError("Only the rows of a query can be written as Parquet: choose another --format.")
+    if rendered:
+        result = warehouse.sql(rendered[0], **parameters)
+        kinds: Sequence[output.Kind] = rendered[1]
+    else:
+        result = warehouse.sql(statement.text, **parameters)
+        kinds = [output.Kind.of(kind) for kind in result.kinds]
+        if (effect := _effect(result)) is not None:
+            return [effect]
+    rows = output.Rows(result.columns, kinds, _batches(result))
+    with output.text_file(file) if file else contextlib.nullcontext(output.standard_output()) as stream:
+        if form == "table" and result.columns == ["explain_key", "explain_value"]:
+            stream.writelines(f"{plan}\n" for batch in rows.batches for _, plan in batch)
+            return []
+        shown = output.TABLE_ROWS if query.rows is None and file is None else query.rows
+        return output.write(rows, form, stream, shown or None, output.terminal_width(stream))
+
+
+def _rendered(
+    warehouse: Warehouse, statement: Statement, parameters: Mapping[str, Any], form: str
+) -> tuple[str, list[output.Kind]] | None:
+    """The statement inside one that renders its columns for a format, with their kinds; None if it is no query."""
+    inner = f"FROM (\n{_bare(warehouse, statement.text)}\n)"
+    try:
+        shape = warehouse.sql(f"SELECT * {inner} LIMIT 0", **parameters)
+    except UsageError:
+        return None  # no query, or a wrong one: then it says so itself when it runs
+    names, kinds = shape.columns, [output.Kind.of(kind) for kind in shape.kinds]
+    columns = ", ".join(f"c{i}" for i in range(len(names)))
+    return f"SELECT {output.projection(form, names, kinds)} {inner} AS result({columns})", kinds
+
+
+def _bare(warehouse: Warehouse, text: str) -> str:
+    """A statement without the semicolon that ends it and the comments behind that."""
+    for semicolon in reversed([match.start() for match in re.finditer(";", text)]):
+        with contextlib.suppress(UsageError):  # this one is inside a string or a comment
+            if not warehouse.statements(text[semicolon + 1 :]) and warehouse.statements(text[:semicolon]):
+                return text[:semicolon]
+    return text
+
+
+def _effect(result: Result) -> str | None:
+    """What a statement without rows of its own did; None for one with rows."""
+    if result.columns == ["Success"]:
+        return "Done."
+    if result.columns != ["Count"]:
+        return None
+    count = result.value()
+    return "Done." if count is None else f"{count:,} row{'' if count == 1 else 's'} changed."
+
+
+def _own(parameters: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name in statement.parameters}
+
+
+def _batches(result: Result) -> Iterator[list[tuple[Any, ...]]]:
+    while rows := result.fetchmany(BATCH_ROWS):
+        yield rows
+
+
+def print_listing(rows: output.Rows, form: str) -> list[str]:
+    """Print all rows in a text format; a table's long texts are wrapped to the terminal's width."""
+    stream = output.standard_output()
+    return output.write(rows, form, stream, width=output.terminal_width(stream), wrap=True)
+
+
+# ------------------------------------------------------------------------------------------------ what is said
+
+
+def say(sentence: str) -> None:
+    """A line for the user, on stderr: stdout carries data only."""
+    print(sentence, file=sys.stderr)
+
+
+def announce_state(warehouse: Warehouse) -> None:
+    """Say when the file is of an older version, or when its statistics lag behind what was ingested."""
+    if warehouse.behind:
+        say("This warehouse was made by an older version and lacks some tables or views: run elw migrate.")
+        return
+    if lag := warehouse.run("queries/lag").fetchone():
+        run_id, committed, covered = lag
+        say(
+            f"The statistics of run {run_id} cover {covered:,} of its {committed:,} tokens: its ingest is under way "
+            "or was cut short, and the same elw ingest completes them."
+        )
+
+
+@contextlib.contextmanager
+def _first_paragraphs() -> Iterator[None]:
+    """DuckDB's messages on one line, without its drawing of the query, and with the remedy that is elw's to give."""
+    try:
+        yield
+    except UsageError as error:
+        sentence = " ".join(re.split(r"\n\s*\n", str(error).strip())[0].split())
+        sentence += "" if sentence[-1:] in ".!?…" else "."
+        remedies = {
+            "read-only mode": "A query only reads: add --write to change the warehouse.",
+            "disabled by configuration": "A query reaches no files: --output writes its result to one.",
+            "disabled through configuration": "A query loads no extensions.",
+            "configuration has been locked": "A query changes no settings.",
+            "Values were not provided": "Give it with -p name=value.",
+            "Table with name": "elw tables lists what there is.",
+        }
+        remedy = next((text for sign, text in remedies.items() if sign in sentence), "")
+        raise UsageError(f"{sentence} {remedy}".strip()) from error
+
+
+# ------------------------------------------------------------------------------------------------ catalogue
+
+
+def tables(warehouse: Warehouse) -> output.Rows:
+    """Every table, view and macro: kind, name, rows (of tables), comment."""
+    found = warehouse.run("queries/catalogue").fetchall()
+    names = [name for kind, name, _ in found if kind == "table"]
+    counts = [
+        f"SELECT {output.literal(name)} AS name, count(*) AS rows FROM {output.identifier(name)}" for name in names
+    ]
+    rows = dict(warehouse.sql(" UNION ALL ".join(counts)).fetchall()) if counts else {}
+    columns = [("kind", "varchar"), ("name", "varchar"), ("rows", "bigint"), ("comment", "varchar")]
+    return output.Rows.of(columns, [(kind, name, rows.get(name), comment) for kind, name, comment in found])
+
+
+def describe(warehouse: Warehouse, name: str) -> tuple[str, output.Rows]:
+    """What a table, view or macro is, in a line, and its columns (of a macro: its parameters and definition).
+
+    Raises UsageError, with the names that come close, when there is none of this name.
+    """
+    found = {
+        known.lower(): (kind, known, comment) for kind, known, comment in warehouse.run("queries/catalogue").fetchall()
+    }
+    if name.lower() not in found:
+        close = difflib.get_close_matches(name.lower(), found, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "elw tables lists what there is."
+        raise UsageError(f"There is no table, view or macro named {name}: {hint}")
+    kind, known, comment = found[name.lower()]
+    result = warehouse.run("queries/describe_macro" if kind == "macro" else "queries/describe_columns", name=known)
+    head = f"{known} ({kind})" + (f": {comment}" if comment else "")
+    return head, output.Rows.of([(column, "varchar") for column in result.columns], result.fetchall())
+
+
+def list_runs(warehouse: Warehouse) -> output.Rows:
+    """The runs of a warehouse, how far they are and which is current."""
+    result = warehouse.run("queries/runs")
+    kinds = [output.Kind.of(kind) for kind in result.kinds]
+    return output.Rows(result.columns, kinds, _batches(result))
+
+
+def use_run(warehouse: Warehouse, run_id: int) -> None:
+    """Make a run the current one. Raises UsageError when there is none of this number."""
+    known = [number for (number,) in warehouse.sql("SELECT run_id FROM runs ORDER BY run_id").fetchall()]
+    if run_id not in known:
+        has = f"it has {', '.join(map(str, known))}" if known else "it has none yet; elw ingest makes one"
+        raise UsageError(f"There is no run {run_id} in {warehouse.path}: {has}.")
+    with warehouse.transaction():
+        warehouse.run("queries/use_run", run_id=run_id)
