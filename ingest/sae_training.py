@@ -197,11 +197,12 @@ def train_saes(
     config: TrainingConfig,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[SparseAutoencoder]:
-    """Train one SAE per layer; each carries its held-out figures in `metadata`.
+    """Train one SAE per layer, in the order given; each carries its held-out figures in `metadata`.
 
     Raises UsageError for layers that the model lacks or a corpus that is shorter than one buffer.
     """
     model.check_layers(layers)
+    layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
     contexts = cut_contexts(model, parts["train"], config.context_length)
     order = np.random.default_rng(config.seed).permutation(len(contexts))

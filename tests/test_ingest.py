@@ -253,6 +253,13 @@ class Driver:
         """Wait for the end; the signal that ended the work, 0 when it ended by itself."""
         return os.WTERMSIG(int(self.wait_for("end ").split()[1]))
 
+    def clear(self) -> None:
+        """Make an end of whatever is still under way."""
+        while not (self.seen and self.seen[-1].startswith("end ")):
+            with contextlib.suppress(ProcessLookupError):
+                self.stop(signal.SIGKILL)
+            self.seen.append(self._lines.get(timeout=60))
+
     def run(self, corpus: Path, options: IngestOptions) -> dict[str, Any]:
         """An ingest from start to end; its summary."""
         self.start(corpus, options)
@@ -267,15 +274,22 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
+def one_driver() -> Iterator[Driver]:
     started = Driver()
     yield started
     started.close()
 
 
+@pytest.fixture
+def driver(one_driver: Driver) -> Iterator[Driver]:
+    """A driver with nothing under way, before and after."""
+    yield one_driver
+    one_driver.clear()
+
+
 @pytest.fixture(scope="module")
 def quiet_run(
-    driver: Driver, tiny: Callable[..., Any], texts: Path, tmp_path_factory: pytest.TempPathFactory
+    one_driver: Driver, tiny: Callable[..., Any], texts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[IngestOptions, Any, float]:
     """Options, tables and seconds of a run that nobody interrupts."""
     model = tiny("llama")
@@ -283,9 +297,9 @@ def quiet_run(
         db=tmp_path_factory.mktemp("quiet") / "elw.duckdb", model=str(model.folder), saes=(model.saes,),
         context_length=16, dtype="float32", store_gradients=True,
     )  # fmt: skip
-    driver.run(texts, replace(options, db=options.db.with_name("warm-up.duckdb"), max_tokens=1))
+    one_driver.run(texts, replace(options, db=options.db.with_name("warm-up.duckdb"), max_tokens=1))
     started = time.monotonic()
-    driver.run(texts, options)
+    one_driver.run(texts, options)
     return options, tables(options.db), time.monotonic() - started
 
 
@@ -384,14 +398,14 @@ def test_a_reader_does_not_stop_an_ingest(
     driver.wait_for("group")
     reader = None
     while reader is None:
-        with contextlib.suppress(duckdb.IOException):
+        with contextlib.suppress(duckdb.IOException):  # a commit is under way
             reader = duckdb.connect(str(own.db), read_only=True)
-    line = driver.wait_for("Waiting")
-    assert str(os.getpid()) in line
-    assert not driver.ended_within(1)
-    events = Counter(driver.seen)
-    assert 1 <= events["built"] - events["group"] <= pipeline.MAX_PENDING_GROUPS == 2
-    reader.close()
+    with contextlib.closing(reader):
+        line = driver.wait_for("Waiting")
+        assert str(os.getpid()) in line
+        assert not driver.ended_within(1)
+        events = Counter(driver.seen)
+        assert 1 <= events["built"] - events["group"] <= pipeline.MAX_PENDING_GROUPS == 2
     driver.wait_for("summary ")
     assert driver.end() == 0
     assert_equal_tables(tables(own.db), expected)
@@ -537,37 +551,54 @@ def test_appended_files_add_groups_and_keep_old_ones(options: IngestOptions, cor
 def test_edited_and_removed_files_are_announced(
     options: IngestOptions, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run still holds the old text of such files; ingest says so and names the remedy."""
+    """The run still holds the old text of such files; ingest says so, each time, and names the remedy."""
     ingest([corpus], options)
     before = tables(options.db)
     edited, removed = sorted((corpus / "code").iterdir())[:2]
     edited.write_text("def changed():\n    return 'quite another text, long enough for a context of its own'\n" * 4)
     removed.unlink()
-    capsys.readouterr()
-    summary = ingest([corpus], options)
-    told = capsys.readouterr().err
-    for path, what in ((edited, "edited"), (removed, "removed")):
-        sentence = f"code/{path.name} was {what} since: the run still holds the old text; --new-run starts afresh."
-        assert sentence in summary.notes
-        assert sentence in told
+    for _ in range(2):
+        capsys.readouterr()
+        summary = ingest([corpus], options)
+        told = capsys.readouterr().err
+        for path, what in ((edited, "edited"), (removed, "removed")):
+            sentence = f"code/{path.name} was {what} since: the run still holds the old text; --new-run starts afresh."
+            assert sentence in summary.notes
+            assert sentence in told
     after = tables(options.db)
     for table in ("tokens", "activations", "documents"):
         assert set(map(str, before[table][1])) <= set(map(str, after[table][1]))
+    # Another corpus whose files happen to have these names is no edit of them.
+    other = corpus.with_name("other")
+    shutil.copytree(corpus, other)
+    for path in other.glob("*/*.txt"):
+        path.write_text(path.read_text(encoding="utf-8") + "\nOne more line.\n", encoding="utf-8")
+    summary = ingest([other], options)
+    assert not any("edited" in note for note in summary.notes)
+    assert summary.documents >= 15
 
 
-def test_an_edited_file_whose_groups_are_still_to_come(
-    options: IngestOptions, small_corpus: Path, tmp_path: Path
-) -> None:
-    """The plan needs the old text: a sentence that says so and names the remedy, which works."""
+def test_an_edited_file_whose_groups_are_still_to_come(options: IngestOptions, texts: Path, tmp_path: Path) -> None:
+    """The plan needs the old text: a sentence that says so and names two remedies, and both work."""
     corpus = tmp_path / "edited"
-    shutil.copytree(small_corpus, corpus)
+    shutil.copytree(texts, corpus)
     ingest([corpus], replace(options, max_tokens=1))
     for path in corpus.glob("*/*.txt"):
         path.write_text(path.read_text(encoding="utf-8") + "\nOne more line.\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"edited since.*--new-run"):
+    with pytest.raises(UsageError, match=r"edited since: restore it, or start with --new-run\.$"):
         ingest([corpus], options)
-    summary = ingest([corpus], replace(options, new_run=True, max_tokens=1))
-    assert (summary.run_id, summary.documents) == (2, 16)
+    fresh = ingest([corpus], replace(options, new_run=True, max_tokens=1))
+    assert (fresh.run_id, fresh.documents) == (2, 16)
+    shutil.copytree(texts, corpus, dirs_exist_ok=True)
+    db = options.db.with_name("restored.duckdb")
+    ingest([corpus], replace(options, db=db, max_tokens=1))
+    changed = next(corpus.glob("*/*.txt"))
+    text = changed.read_text(encoding="utf-8")
+    changed.write_text(text + "\nOne more line.\n", encoding="utf-8")
+    ingest([corpus], replace(options, db=db, max_tokens=1))
+    changed.write_text(text, encoding="utf-8")
+    restored = ingest([corpus], replace(options, db=db))
+    assert restored.tokens == restored.planned_tokens
 
 
 def test_a_removed_file_whose_groups_are_still_to_come(options: IngestOptions, corpus: Path) -> None:

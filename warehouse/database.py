@@ -58,6 +58,7 @@ class Statement:
 
     text: str
     parameters: frozenset[str]  #: names of its $name parameters
+    is_query: bool  #: it can stand in parentheses where a table can
 
 
 class Result:
@@ -188,7 +189,15 @@ class Warehouse:
         """
         with translated_errors():
             parsed = self._connection.extract_statements(script)
-        return [Statement(statement.query, frozenset(statement.named_parameters)) for statement in parsed]
+        if not all(statement.query.strip() for statement in parsed):
+            # DuckDB 1.5 makes two statements of a PIVOT and loses their text, so the script stays in one piece.
+            parameters = frozenset[str]().union(*(statement.named_parameters for statement in parsed))
+            return [Statement(script, parameters, is_query=len(parsed) == 2)]
+        queries = ("SELECT", "MULTI")  # MULTI is how PIVOT comes in DuckDB 2.0
+        return [
+            Statement(statement.query, frozenset(statement.named_parameters), statement.type.name in queries)
+            for statement in parsed
+        ]
 
     def run(self, name: str, /, **parameters: Any) -> Result:
         """Run the statement in sql/<name>.sql."""

@@ -23,7 +23,6 @@ import re
 import shutil
 import stat
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -395,18 +394,29 @@ def _width(text: str) -> int:
     )
 
 
+def _prefix(text: str, width: int) -> int:
+    """How many characters of a text fit a width."""
+    for end, character in enumerate(text):
+        width -= _width(character)
+        if width < 0:
+            return end
+    return len(text)
+
+
 def _cut(text: str, width: int) -> str:
     """Text of at most this width, an ellipsis at its end when something is missing."""
-    if _width(text) <= width:
-        return text
-    end = 0
-    room = width - 1
-    for character in text:
-        room -= _width(character)
-        if room < 0:
-            break
-        end += 1
-    return text[:end] + "…"
+    return text if _width(text) <= width else text[: _prefix(text, width - 1)] + "…"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Text in lines of at most this width, broken at spaces where there are any."""
+    lines = []
+    while (end := _prefix(text, width)) < len(text):
+        space = text.rfind(" ", 1, end + 1)
+        end = space if space > 0 else max(end, 1)
+        lines.append(text[:end])
+        text = text[end:].lstrip(" ")
+    return [*lines, text]
 
 
 def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | None, wrap: bool) -> list[str]:
@@ -431,7 +441,7 @@ def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | Non
             return line(cells)
         if not wrap:
             return line([_cut(cell, w) for cell, w in zip(cells, fitted, strict=False)])
-        parts = [textwrap.wrap(cell, w) for cell, w in zip(cells, fitted, strict=False)]
+        parts = [_wrapped(cell, w) for cell, w in zip(cells, fitted, strict=False)]
         return "".join(map(line, zip_longest(*parts, fillvalue="")))
 
     rule = ["─" * (w + 2) for w in fitted] + ["───"] * bool(left_out)

@@ -179,11 +179,13 @@ def _rendered(
     warehouse: Warehouse, statement: Statement, parameters: Mapping[str, Any], form: str
 ) -> tuple[str, list[output.Kind]] | None:
     """The statement inside one that renders its columns for a format, with their kinds; None if it is no query."""
+    if not statement.is_query:  # not found out by trying, since an error would abort the script's transaction
+        return None
     inner = f"FROM (\n{_bare(warehouse, statement.text)}\n)"
     try:
         shape = warehouse.sql(f"SELECT * {inner} LIMIT 0", **parameters)
     except UsageError:
-        return None  # no query, or a wrong one: then it says so itself when it runs
+        return None  # then it says itself what is wrong when it runs
     names, kinds = shape.columns, [output.Kind.of(kind) for kind in shape.kinds]
     columns = ", ".join(f"c{i}" for i in range(len(names)))
     return f"SELECT {output.projection(form, names, kinds)} {inner} AS result({columns})", kinds
