@@ -213,7 +213,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has no {CONFIG}: an SAE in SAELens v6 format is expected.") from error
     except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path} is not readable JSON ({error}): an SAE in SAELens v6 format is expected.") from error
-    _object(config, "the file", path)
+    config = _object(config, "the file", path)
     expected = {"architecture": "topk", "normalize_activations": "none", "reshape_activations": "none"}
     for key, value in expected.items():
         found = config.get(key) or ("none" if key != "architecture" else None)

@@ -338,12 +338,12 @@ def assert_test_equals(
         what = (category, half, feature)
         assert_close(row["score_within"], float(within[feature]), 1e-6, what)
         if testable[feature]:
-            assert_close(row["z"], float(z[feature]), 1e-4, what)
-            assert_close(row["z_null"], float(z_null[feature]), 1e-4, what)
+            assert_close(row["z"], float(z[feature]), 1e-5, what)
+            assert_close(row["z_null"], float(z_null[feature]), 1e-5, what)
             # p and q of the very z that is stored, and of the reference's.
             assert row["p_value"] == pytest.approx(2 * stats.norm.sf(abs(row["z"])), rel=1e-10)
-            assert_close(row["p_value"], float(p[feature]), 1e-4, what)
-            assert_close(row["q_value"], float(q[feature]), 1e-3, what)
+            assert_close(row["p_value"], float(p[feature]), 1e-5, what)
+            assert_close(row["q_value"], float(q[feature]), 1e-5, what)
         else:
             assert row["z"] is row["z_null"] is row["p_value"] is row["q_value"] is None, what
     stored_p = [found[category, half, j]["p_value"] for j in np.flatnonzero(testable)]
@@ -437,6 +437,40 @@ def test_too_little_to_test_is_null(tiny_warehouse: Path, tiny: Callable[..., An
             assert len(tested) == 61
             expected = stats.false_discovery_control([row["p_value"] for row in tested])
             np.testing.assert_allclose([row["q_value"] for row in tested], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_documents", [9, 10])
+def test_an_interval_needs_ten_documents(
+    n_documents: int, tiny_warehouse: Path, tiny: Callable[..., Any], layers: dict[int, Layer], tmp_path: Path
+) -> None:
+    """Ten documents with included tokens have intervals, nine have none; documents without any do not weigh in."""
+    db = tmp_path / "edited.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    decoders = {sae.layer: sae.W_dec for sae in map(load_sae, sae_folders(tiny("llama").saes))}
+    with Warehouse(db, writable=True) as warehouse:
+        warehouse.sql("DELETE FROM document_gradients WHERE document_id >= $n", n=n_documents)
+        for table in ("activations", "gradients"):
+            warehouse.sql(
+                f"""
+                DELETE FROM {table} USING contexts AS c
+                WHERE c.context_id = {table}.token_id // 32 AND c.document_id >= $n
+                """,
+                n=n_documents,
+            )
+    finish(lambda: Warehouse(db, writable=True), 1, decoders)
+    stored = layers[2]
+    kept = stored.documents < n_documents
+    with Warehouse(db) as warehouse:
+        for gradient in ("decoder", "discrete"):
+            for (category, half, feature), row in efas_rows(warehouse, 2, "nll", gradient).items():
+                if (category, half) == ("all", "AB"):
+                    assert row["n_documents"] == n_documents
+                    assert (row["ci_low"] is None) == (row["ci_high"] is None) == (n_documents < 10)
+                if (category, half, gradient, n_documents) == ("all", "AB", "decoder", 10):
+                    products = stored.a[kept, feature] * stored.g("nll", "decoder", feature)[kept]
+                    sums = np.array([products[stored.documents[kept] == document].sum() for document in range(10)])
+                    margin = stats.t.ppf(0.975, 9) * math.sqrt(10) * sums.std(ddof=1)
+                    assert row["attribution_low"] == pytest.approx(sums.sum() - margin, rel=1e-5, abs=1e-5 * margin)
 
 
 # ------------------------------------------------------------------------------------------------ stored rows agree

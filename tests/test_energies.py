@@ -142,7 +142,7 @@ def test_nll_gradient_is_the_slope_of_the_summed_energy(
 def test_nll_values_are_the_models_own_loss(
     architecture: str, load: Callable[..., Any], nll: Callable[..., Any]
 ) -> None:
-    """Each E_t equals cross entropy on the Hugging Face logits, and their mean the loss that the model itself returns."""
+    """Each E_t equals cross entropy on the model's logits, and their mean the loss that the model itself returns."""
     model, _ = load(architecture)
     tokens, reading = nll(architecture)
     values = reading.values[None]
@@ -285,11 +285,10 @@ def test_hopfield_equals_autograd_through_the_encoder(
         x = forward.residuals[layer].detach().double()[included].requires_grad_(True)
         energy = hopfield_energy(folders[layer], x)
         (gradient,) = torch.autograd.grad(energy.sum(), x)
-        assert float(energy.detach().min()) < 0
+        energy = energy.detach()
+        assert float(energy.min()) < 0
         scale = float(energy.abs().max())
-        torch.testing.assert_close(
-            reading.values[layer][included].double(), energy.detach(), rtol=2e-5, atol=1e-6 * scale
-        )
+        torch.testing.assert_close(reading.values[layer][included].double(), energy, rtol=2e-5, atol=1e-6 * scale)
         scale = float(gradient.abs().max())
         torch.testing.assert_close(reading.gradients[layer][included].double(), gradient, rtol=1e-5, atol=2e-5 * scale)
 

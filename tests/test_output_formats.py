@@ -18,7 +18,7 @@ import duckdb
 import numpy as np
 import polars
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energy_lens.cli import main
@@ -71,7 +71,7 @@ def test_every_kind_of_value_looks_as_it_did(
 def test_parquet_keeps_types_and_values(tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
     # Parquet takes neither the largest HUGEINT nor a negative interval.
-    small = f"SELECT * EXCLUDE (span) REPLACE (nullif(huge, {2**127 - 1}) AS huge) FROM ({GOLDEN_QUERY.strip()}) AS all_kinds"
+    small = f"SELECT * EXCLUDE (span) REPLACE (nullif(huge, {2**127 - 1}) AS huge) FROM ({GOLDEN_QUERY.strip()}) t"
     assert query.run(None, Query(small, output=target)) == []
     with duckdb.connect() as connection:
         back = connection.execute("SELECT * EXCLUDE (nanosecond) FROM read_parquet($file)", {"file": str(target)})
@@ -132,6 +132,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+@settings(max_examples=40)
 @given(ROWS)
 def test_json_reads_back(rows: list[tuple[Any, ...]]) -> None:
     """Every integer, decimal and float to its last bit; NaN and infinity as null."""
@@ -164,6 +165,7 @@ SELECT unnest($texts::VARCHAR[]) AS "a,b", unnest($integers::VARCHAR[]::HUGEINT[
 """
 
 
+@settings(max_examples=40)
 @given(CSV_ROWS)
 def test_csv_reads_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]]) -> None:
     """By Python's reader and by DuckDB's, which tells NULL from an empty string."""
@@ -184,12 +186,14 @@ def test_csv_reads_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tup
     with duckdb.connect() as connection:
         back = connection.execute(
             "SELECT * FROM read_csv($file, header = true, delim = ',', quote = '\"', escape = '\"', new_line = '\\n', "
-            "strict_mode = true, allow_quoted_nulls = false, auto_detect = false, columns = {'a': 'VARCHAR', 'i': 'VARCHAR', 'd': 'VARCHAR'})",
+            "strict_mode = true, allow_quoted_nulls = false, auto_detect = false, "
+            "columns = {'a': 'VARCHAR', 'i': 'VARCHAR', 'd': 'VARCHAR'})",
             {"file": str(target)},
         ).fetchall()
     assert [row[0] for row in back] == texts
 
 
+@settings(max_examples=40)
 @given(CSV_ROWS)
 def test_csv_on_stdout_equals_the_file_that_duckdb_writes(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]]
@@ -404,6 +408,15 @@ def test_failed_query_leaves_the_old_file(form: str, tmp_path: Path) -> None:
     script = "SELECT CASE WHEN i = 99_999 THEN error('late') ELSE i END AS i FROM range(100_000) r(i)"
     with pytest.raises(UsageError, match="late"):
         query.run(None, Query(script, format=form, output=target))
+    assert target.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_statement_without_rows_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    target.write_text("as it was")
+    for script in ("CREATE TABLE mine AS SELECT 1 AS a", "DROP TABLE mine"):
+        assert len(query.run(None, Query(script, output=target, write=True))) == 1
     assert target.read_text() == "as it was"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,13 @@ def test_idle_tokens_count_since_a_feature_fired() -> None:
     """A feature that fires in a batch starts from 0, any other one is older by the batch."""
     data = Planted()
     own = _Trainer(0, data.draw(500), 60.0, CONFIG)
+    with torch.no_grad():
+        own.b_enc -= 1.5  # so that some slots stay empty
     expected = torch.zeros(64)
     for _ in range(4):
         x = data.draw(32)
         activations = own.finished("x").encode(x)
+        assert (activations.values == 0).any()
         expected += 32
         expected[activations.indices[activations.values > 0]] = 0
         own.step(x, 1e-3)
@@ -303,6 +307,9 @@ def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Docume
         ids = model.tokenize(own.text())
         expected += [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
     assert contexts.tolist() == expected
+    exact = SimpleNamespace(tokenize=lambda text: list(range(len(text))))
+    sizes: list[Any] = [SimpleNamespace(text=("x" * n).__str__) for n in (64, 31, 65)]
+    assert cut_contexts(exact, sizes, 32)[:, 0].tolist() == [0, 32, 0, 32]  # type: ignore[arg-type]
     assert cut_contexts(model, [], 32).shape == (0, 32)
 
 
@@ -414,7 +421,7 @@ def test_held_out_figures_are_those_of_the_test_documents(
 def test_test_documents_decide_nothing(
     model: LanguageModel, texts: Sequence[Document], saes: tuple[list[SparseAutoencoder], list[Progress]]
 ) -> None:
-    """Without them, and with the layers given in another order, the same seed gives the same weights, medians and quartiles."""
+    """Without them, and with layers in another order, the same seed gives the same weights, medians and quartiles."""
     parts = split_documents(texts)
     kept = [d for d in texts if d not in parts["test"] and d not in parts["select"]]
     again = train_saes(model, kept, [2, 1, 2], TINY)
@@ -450,11 +457,13 @@ def test_a_trained_sae_is_saved_with_all_it_knows(
 def test_quartiles_are_those_of_active_values() -> None:
     """Zeros do not count; below 40 active tokens a feature has none."""
     sae = trained(30).finished("x")
+    sae.b_enc -= 15  # so that some slots stay empty
     data = Planted(seed=5)
-    drawn = [data.draw(1_000) for _ in range(3)]
+    drawn = [data.draw(250) for _ in range(3)]
     batches: Iterator[dict[int, Tensor]] = iter({1: x} for x in drawn)
     _add_quartiles([sae], batches, dataclasses.replace(CONFIG, batch_size=33_333, buffer_tokens=66_666))
     activations = sae.encode(torch.cat(drawn))
+    assert (activations.values == 0).any()
     assert sae.quartiles is not None
     n_with = 0
     for feature in range(64):

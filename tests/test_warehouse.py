@@ -417,11 +417,9 @@ def test_frame_holds_what_the_rows_hold(
     through_rows: bool,
 ) -> None:
     """Values, NULL against NaN, empty lists against NULL, and types: through numpy and through Python objects."""
-    query = (
-        "SELECT unnest($integers::BIGINT[]) AS i, unnest($floats::VARCHAR[]::FLOAT[]) AS f, "
-        "unnest($texts::VARCHAR[]) AS t, unnest($booleans::BOOLEAN[]) AS b, unnest($times::TIMESTAMP[]) AS ts, unnest($dates::DATE[]) AS d, "
-        "unnest($vectors::VARCHAR[][]::FLOAT[][]) AS v, unnest($words::VARCHAR[][]) AS w"
-    )
+    query = """SELECT unnest($integers::BIGINT[]) AS i, unnest($floats::VARCHAR[]::FLOAT[]) AS f,
+        unnest($texts::VARCHAR[]) AS t, unnest($booleans::BOOLEAN[]) AS b, unnest($times::TIMESTAMP[]) AS ts,
+        unnest($dates::DATE[]) AS d, unnest($vectors::VARCHAR[][]::FLOAT[][]) AS v, unnest($words::VARCHAR[][]) AS w"""
     # Numbers go in as text: DuckDB 1.5 takes a NaN inside a list for NULL.
     parameters = {
         "integers": integers, "floats": floats, "texts": texts, "booleans": booleans, "times": times, "dates": dates,
@@ -488,16 +486,17 @@ def test_frame_goes_back_into_a_table(db: Path) -> None:
 
 
 def test_nothing_is_printed_when_python_ends(db: Path) -> None:
-    """DuckDB 2.0.0 prints pages about leaks when a frame is taken from it directly."""
+    """DuckDB 2.0.0 prints pages about leaks when a frame is taken from it directly, and a progress bar on stdout."""
     code = """
 import sys
 from energy_lens import Warehouse
 warehouse = Warehouse(sys.argv[1])
 print(warehouse.sql("SELECT 1 AS a, [1.5::FLOAT] AS b").pl().rows())
 print(warehouse.sql("SELECT 1::HUGEINT AS a").pl().rows())
+print(warehouse.sql("SELECT current_setting('enable_progress_bar')").value())
 """
     process = python(code, db)
-    assert process.communicate() == ("[(1, [1.5])]\n[(1,)]\n", "")
+    assert process.communicate() == ("[(1, [1.5])]\n[(1,)]\nFalse\n", "")
 
 
 def test_value_of_nothing_is_none(reader: Warehouse) -> None:

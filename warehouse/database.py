@@ -364,7 +364,10 @@ def _connect(path: Path, writable: bool, wait_seconds: float, config: dict[str, 
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
-            return duckdb.connect(str(path), read_only=not writable, config=settings)
+            connection = duckdb.connect(str(path), read_only=not writable, config=settings)
+            # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data.
+            connection.execute("SET enable_progress_bar = false")
+            return connection
         except duckdb.Error as error:
             failure = _opening_failure(path, error)
         if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
@@ -420,10 +423,11 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
                 while not done.is_set():  # again and again: an interrupt before the query began would be forgotten
                     connection.interrupt()
                     done.wait(0.05)
+            raised.clear()  # an error kept with the frame that keeps it would outlive the connection
             raise
         if raised:
-            raise raised[0]
-        return returned[0]
+            raise raised.pop()
+        return returned.pop()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,10 +53,12 @@ MEASURED_ROWS = 10_000
 #: A column of text is cut to no fewer characters than this; columns that do not fit even so are left out.
 NARROWEST = 8
 
-_NUMBERS = {"tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "float", "double", "decimal"}
-_NUMBERS |= {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"}
+_INTEGERS = {"tinyint", "smallint", "integer", "bigint", "hugeint", "bignum"}
+_INTEGERS |= {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"}
+_NUMBERS = _INTEGERS | {"float", "double", "decimal"}
 _TIMESTAMPS = {"timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone"}
 _MOMENTS = _TIMESTAMPS | {"date", "time", "time_ns", "time with time zone", "interval"}
+_UNMARKED = _NUMBERS | _MOMENTS | {"boolean", "uuid"}
 _NESTED = {"list", "array", "struct", "map"}
 
 
@@ -165,7 +168,8 @@ def is_special(output: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A new file beside `output` that takes its place when all went well; else it is removed and the old one stays.
+    """A new file beside `output` that takes its place when all went well; else it is removed and the old one stays,
+    as it does when the new file is gone by then.
 
     Raises UsageError when nothing can be written there.
     """
@@ -180,6 +184,8 @@ def replacing(output: Path) -> Iterator[Path]:
         raise UsageError(f"{output} cannot be written ({error.strerror}): name another file with --output.") from error
     try:
         yield scratch
+        if not scratch.exists():
+            return
         try:
             if target.exists():
                 scratch.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -232,33 +238,46 @@ def _write_csv(rows: Rows, stream: TextIO) -> None:
         return '"' + text.replace('"', '""') + '"' if not text or _CSV_QUOTED.search(text) else text
 
     stream.write(",".join(map(field, rows.names)) + "\n")
+    alone = len(rows.kinds) == 1  # then a NULL comes as an empty string, see `projection`
+    for cells in _rendered(rows, [_plain if kind.id in _UNMARKED and not alone else field for kind in rows.kinds]):
+        stream.write("\n".join(map(",".join, cells)) + "\n")
+
+
+def _plain(value: Any) -> str:
+    """A value whose text never needs quoting or escaping; empty for NULL."""
+    return "" if value is None else _text(value)
+
+
+def _rendered(rows: Rows, renderers: Sequence[Callable[[Any], str]]) -> Iterator[Iterator[tuple[str, ...]]]:
+    """The rows of each batch as text, rendered column by column, which is faster than row by row."""
     for batch in rows.batches:
-        stream.write("".join([",".join(map(field, row)) + "\n" for row in batch]))
+        if batch:
+            columns = zip(*batch, strict=True)
+            yield zip(*[map(render, column) for render, column in zip(renderers, columns, strict=True)], strict=True)
 
 
 # ------------------------------------------------------------------------------------------------ json
 
 
 def _write_json(rows: Rows, stream: TextIO) -> None:
-    opening = "["
-    for line in _objects(rows):
-        stream.write(opening + "\n" + line)
-        opening = ","
-    stream.write("\n]\n" if opening == "," else "[]\n")
+    opening = "[\n"
+    for objects in _objects(rows):
+        stream.write(opening + ",\n".join(objects))
+        opening = ",\n"
+    stream.write("\n]\n" if opening == ",\n" else "[]\n")
 
 
 def _write_jsonl(rows: Rows, stream: TextIO) -> None:
-    for line in _objects(rows):
-        stream.write(line + "\n")
+    for objects in _objects(rows):
+        stream.write("\n".join(objects) + "\n")
 
 
-def _objects(rows: Rows) -> Iterator[str]:
-    """Each row as a JSON object on one line."""
-    fields = [(_string(name) + ":", _encoder(kind)) for name, kind in zip(rows.names, rows.kinds, strict=True)]
-    for batch in rows.batches:
-        for row in batch:
-            values = [key + encode(value) for (key, encode), value in zip(fields, row, strict=True)]
-            yield "{" + ",".join(values) + "}"
+def _objects(rows: Rows) -> Iterator[Iterator[str]]:
+    """The rows of each batch as JSON objects, each on one line."""
+    names = [_string(name).replace("%", "%%") for name in rows.names]
+    template = "{" + ",".join([f"{name}:%s" for name in names]) + "}"
+    for cells in _rendered(rows, [_encoder(kind) for kind in rows.kinds]):
+        yield map(template.__mod__, cells)
 
 
 def _string(value: Any) -> str:
@@ -272,6 +291,8 @@ def _encoder(kind: Kind) -> Callable[[Any], str]:
 
 
 def _value_encoder(kind: Kind) -> Callable[[Any], str]:
+    if kind.id in _INTEGERS:
+        return str
     if kind.id in _NUMBERS:
         return _number
     if kind.id in ("varchar", "uuid", "enum", "bit"):
@@ -295,7 +316,7 @@ def _value_encoder(kind: Kind) -> Callable[[Any], str]:
 
 def _number(value: Any) -> str:
     """Digits as DuckDB or Python shows them, all of them; null for what JSON has no number for (nan, inf)."""
-    text = format(value, "f") if hasattr(value, "as_tuple") else str(value)
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
     return text if text[-1].isdigit() else "null"
 
 
@@ -326,7 +347,7 @@ def _any(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)) or hasattr(value, "as_tuple"):
+    if isinstance(value, (int, float, Decimal)):
         return _number(value)
     if isinstance(value, dict):
         return "{" + ",".join([f"{_string(_text(k))}:{_any(v)}" for k, v in value.items()]) + "}"
@@ -347,7 +368,7 @@ def _text(value: Any) -> str:
         return _any(value)
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ")
-    return format(value, "f") if hasattr(value, "as_tuple") else str(value)
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------ markdown
@@ -368,8 +389,8 @@ def _write_markdown(rows: Rows, stream: TextIO) -> None:
 
     stream.write(line(map(cell, rows.names)))
     stream.write(line("---:" if kind.id in _NUMBERS else "---" for kind in rows.kinds))
-    for batch in rows.batches:
-        stream.write("".join([line([cell(value) for value in row]) for row in batch]))
+    for cells in _rendered(rows, [_plain if kind.id in _UNMARKED else cell for kind in rows.kinds]):
+        stream.write("".join(map(line, cells)))
 
 
 # ------------------------------------------------------------------------------------------------ table

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import os
 import re
 import sys
@@ -45,13 +46,23 @@ def read_script(argument: str | None) -> str:
     if argument is None and sys.stdin.isatty():
         raise UsageError("There is no query: give one, as in elw sql 'SELECT * FROM efas', or send it through a pipe.")
     try:
-        script = sys.stdin.read() if argument is None or argument == "-" else argument
-        script.encode()  # what was not UTF-8 on the command line is kept in a form that is no text
+        script = _stdin() if argument is None or argument == "-" else _utf8(argument)
     except UnicodeError as error:
         raise UsageError("The query is not UTF-8 text: convert it.") from error
     if not script.strip():
         raise UsageError("The query is empty: give SQL, as in elw sql 'SELECT * FROM efas'.")
     return script
+
+
+def _stdin() -> str:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8")
+    return sys.stdin.read()
+
+
+def _utf8(argument: str) -> str:
+    """A command-line argument read as UTF-8, whatever the locale took its bytes for."""
+    return os.fsencode(argument).decode("utf-8")
 
 
 def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
@@ -61,14 +72,15 @@ def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     """
     parameters: dict[str, Any] = {}
     for assignment in assignments:
-        name, equals, text = assignment.partition("=")
+        try:
+            name, equals, text = _utf8(assignment).partition("=")
+        except UnicodeError as error:
+            raise UsageError("A value of -p is not UTF-8 text: convert it.") from error
         name = name.strip().removeprefix("$")
         if not equals or not re.fullmatch(r"\w+", name):
             raise UsageError(f"-p {assignment} is not name=value: write -p layer=15 for $layer.")
         if name in parameters:
             raise UsageError(f"-p gives ${name} twice: leave one out.")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError(f"-p {name} is not UTF-8 text: convert it.")
         parameters[name] = _value(text)
     return parameters
 
@@ -165,6 +177,8 @@ def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form
         result = warehouse.sql(statement.text, **parameters)
         kinds = [output.Kind.of(kind) for kind in result.kinds]
         if (effect := _effect(result)) is not None:
+            if file and not output.is_special(file):
+                file.unlink()  # nothing to write: `replacing` leaves an old file as it is
             return [effect]
     rows = output.Rows(result.columns, kinds, _batches(result))
     with output.text_file(file) if file else contextlib.nullcontext(output.standard_output()) as stream:

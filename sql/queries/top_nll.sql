@@ -8,10 +8,10 @@ SELECT
     round(e.ci_low, 3) AS ci_low,
     round(e.ci_high, 3) AS ci_high,
     round(e.z, 1) AS z,
-    e.q_value,
+    printf('%.1e', e.q_value) AS q,
     round(e.attribution, 1) AS attribution,
     e.role,
-    list_distinct(list_transform(f.top_tokens, lambda t: trim(t)))[:4] AS top_tokens
+    replace(array_to_string(list_sort(list_distinct(f.top_tokens))[:4], ' | '), chr(10), '\n') AS fires_most_on
 FROM efas AS e
 JOIN features AS f USING (layer, feature)
 WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND e.category = 'all' AND e.q_value < 0.05
