@@ -12,6 +12,7 @@ Killed anywhere, the same command goes on where it stood, and ends with the same
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections import Counter, deque
@@ -296,14 +297,12 @@ class _Ingest:
         """Documents that the run does not hold yet; says which of the run's files were edited or removed."""
         if run is None:
             return list(self.documents.values())
-        stored = {document.path: document for document in run.documents.values()}
         new = [document for sha256, document in self.documents.items() if sha256 not in run.documents]
-        edited = [d.path for d in new if d.path in stored and stored[d.path].sha256 not in self.documents]
-        removed = [
-            d.path
-            for sha256, d in run.documents.items()
-            if sha256 not in self.documents and d.path not in edited and not Path(d.source).exists()
-        ]
+        # By where they were found: a file of another corpus that happens to have the same name is no edit.
+        here = {str(document.source.resolve()) for document in self.documents.values()}
+        old = [document for sha256, document in run.documents.items() if sha256 not in self.documents]
+        edited = [document.path for document in old if document.source in here]
+        removed = [d.path for d in old if d.source not in here and not Path(d.source).exists()]
         for paths, what in ((edited, "edited"), (removed, "removed")):
             if paths:
                 verb = "were" if len(paths) > 1 else "was"
@@ -486,7 +485,7 @@ class _Ingest:
                 contexts = [context for row in group.rows for context in row]
                 tokens = self._read_tokens(run, contexts)
                 pending.append(builder.build(group, tokens, on_tokens=bar.update))
-                self._commit(run, pending, committed, wait=len(pending) > MAX_PENDING_GROUPS)
+                self._commit(run, pending, committed, wait=len(pending) >= MAX_PENDING_GROUPS)
             self._commit(run, pending, committed, wait=True)
 
     def _commit(self, run: StoredRun, pending: deque[GroupTables], committed: list[Group], wait: bool) -> None:
@@ -542,6 +541,10 @@ class TokenSource:
         if document is None:
             if planned_from is None or not planned_from.is_file():
                 raise UsageError(f"The plan needs {planned_from}, which is gone: restore it, or start with --new-run.")
+            if hashlib.sha256(planned_from.read_bytes()).hexdigest() != sha256:
+                raise UsageError(
+                    f"The plan needs {planned_from}, which was edited since: restore it, or start with --new-run."
+                )
             document = Document(planned_from.name, "", sha256, planned_from.stat().st_size, planned_from)
         return self.document(document)[context.first_token : context.first_token + context.n_tokens]
 

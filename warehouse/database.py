@@ -415,8 +415,9 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
             finally:
                 done.set()
 
+        worker = threading.Thread(target=work, daemon=True)
         try:
-            threading.Thread(target=work, daemon=True).start()
+            worker.start()
             done.wait()
         except KeyboardInterrupt:
             if not begun.acquire(blocking=False):
@@ -425,6 +426,9 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
                     done.wait(0.05)
             raised.clear()  # an error kept with the frame that keeps it would outlive the connection
             raise
+        finally:
+            with contextlib.suppress(RuntimeError):  # never started
+                worker.join(1.0)  # it is at its end, and must not be in the middle of it when Python ends
         if raised:
             raise raised.pop()
         return returned.pop()

@@ -85,7 +85,7 @@ CREATE TABLE saes (
 COMMENT ON TABLE  saes IS 'The sparse autoencoder of each hooked layer of a run.';
 COMMENT ON COLUMN saes.run_id IS 'Run.';
 COMMENT ON COLUMN saes.layer IS 'Block whose output the SAE reads.';
-COMMENT ON COLUMN saes.sae_sha256 IS 'sha256 of its weights file.';
+COMMENT ON COLUMN saes.sae_sha256 IS 'sha256 of its weights and of the settings they are used with.';
 COMMENT ON COLUMN saes.source IS 'Folder it was loaded from, or shipped/… for one that came with the package.';
 COMMENT ON COLUMN saes.architecture IS 'Activation rule: topk.';
 COMMENT ON COLUMN saes.d_sae IS 'Features.';
