@@ -13,6 +13,7 @@ Killed anywhere, the same command goes on where it stood, and ends with the same
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -226,7 +227,9 @@ class _Ingest:
         )
         self.settings, run = self._settle(wanted)
         new = self._new_documents(run)
-        if run is None or new:
+        # What is not going to be read now is not planned either: its text may be another by then.
+        satisfied = run is not None and run.committed_tokens >= (self.options.max_tokens or math.inf)
+        if run is None or (new and not satisfied):
             run = self._write_plan(run, new)
         else:
             with self._open() as warehouse, warehouse.transaction():
