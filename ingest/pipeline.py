@@ -229,6 +229,8 @@ class _Ingest:
         new = self._new_documents(run)
         # What is not going to be read now is not planned either: its text may be another by then.
         satisfied = run is not None and run.committed_tokens >= (self.options.max_tokens or math.inf)
+        if run is not None and not satisfied:
+            self._check_texts(run)
         if run is None or (new and not satisfied):
             run = self._write_plan(run, new)
         else:
@@ -315,6 +317,22 @@ class _Ingest:
                 )
         return new
 
+    def _check_texts(self, run: StoredRun) -> None:
+        """Raises UsageError when a text that is still to be read is gone or edited: before anything is changed."""
+        pending = {context.document_id for group in self._left(run) for row in group.rows for context in row}
+        for sha256, document in run.documents.items():
+            if document.document_id in pending and sha256 not in self.documents:
+                planned_document(sha256, Path(document.source))
+
+    def _left(self, run: StoredRun) -> list[Group]:
+        """Groups to process now: those not committed, up to the end of the one that reaches --max-tokens."""
+        left, total = [], run.committed_tokens
+        for group in run.groups:
+            if group.group_id not in run.committed and total < (self.options.max_tokens or math.inf):
+                left.append(group)
+                total += group.n_tokens
+        return left
+
     def _write_plan(self, run: StoredRun | None, new: Sequence[Document]) -> StoredRun:
         """Tokenise the new documents and append them to the run's plan, in one transaction."""
         model = self.model
@@ -342,7 +360,7 @@ class _Ingest:
         groups = plan_groups(planned, segment, self.settings.seed, len(run.groups) if run else 0)
         if run is None and not groups:
             raise UsageError("The corpus is too short: no document has 3 tokens. Give more text.")
-        self._note_plan(planned, details)
+        self._note_plan(planned, details, appended=run is not None)
         medians = {} if run else self._norm_medians(planned, {d.document_id: d.sha256 for d in planned})
         with self._open() as warehouse, warehouse.transaction():
             if run:
@@ -356,16 +374,20 @@ class _Ingest:
         assert stored_run is not None
         return stored_run
 
-    def _note_plan(self, planned: Sequence[PlannedDocument], details: Mapping[int, Mapping[str, Any]]) -> None:
+    def _note_plan(
+        self, planned: Sequence[PlannedDocument], details: Mapping[int, Mapping[str, Any]], appended: bool
+    ) -> None:
         dropped = sum(own["n_dropped_tokens"] for own in details.values())
         if dropped:
             self._note(f"{dropped:,} tokens in document ends of fewer than {self.settings.min_tail} are left out.")
         sizes = Counter((document.category, document.half) for document in planned if document.contexts)
         if small := sorted({category for (category, _), size in sizes.items() if size <= MIN_MATES}):
-            self._note(
-                f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; z, p and q are NULL "
-                f"for {', '.join(small)}."
-            )
+            lacking = ", ".join(small)
+            if appended:
+                what = f"the tokens of the new documents do not count in it for {lacking}"
+            else:
+                what = f"z, p and q are NULL for {lacking}"
+            self._note(f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; {what}.")
 
     def _norm_medians(self, planned: Sequence[PlannedDocument], hashes: Mapping[int, str]) -> dict[int, float]:
         """The norm median of each layer: the SAE's own, else from a forward pass over the corpus at hand."""
@@ -441,11 +463,7 @@ class _Ingest:
 
     def _carry_out(self, run: StoredRun) -> IngestSummary:
         """Process and commit what is left of the plan, then finish."""
-        left, total = [], run.committed_tokens
-        for group in run.groups:
-            if group.group_id not in run.committed and (not self.options.max_tokens or total < self.options.max_tokens):
-                left.append(group)
-                total += group.n_tokens
+        left = self._left(run)
         committed: list[Group] = []
         started = time.monotonic()
         interrupted = False
@@ -542,14 +560,22 @@ class TokenSource:
         """
         document = self._documents.get(sha256)
         if document is None:
-            if planned_from is None or not planned_from.is_file():
-                raise UsageError(f"The plan needs {planned_from}, which is gone: restore it, or start with --new-run.")
-            if hashlib.sha256(planned_from.read_bytes()).hexdigest() != sha256:
-                raise UsageError(
-                    f"The plan needs {planned_from}, which was edited since: restore it, or start with --new-run."
-                )
-            document = Document(planned_from.name, "", sha256, planned_from.stat().st_size, planned_from)
+            assert planned_from is not None
+            document = planned_document(sha256, planned_from)
         return self.document(document)[context.first_token : context.first_token + context.n_tokens]
+
+
+def planned_document(sha256: str, source: Path) -> Document:
+    """A document of the plan that is not among the files found now, from where it was then.
+
+    Raises UsageError when its text is no longer there.
+    """
+    if not source.is_file():
+        raise UsageError(f"The plan needs {source}, which is gone: restore it, or start with --new-run.")
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UsageError(f"The plan needs {source}, which was edited since: restore it, or start with --new-run.")
+    return Document(source.name, "", sha256, len(data), source)
 
 
 def store_group(warehouse: Warehouse, run_id: int, tables: GroupTables) -> None:

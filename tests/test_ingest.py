@@ -593,15 +593,31 @@ def test_an_edited_file_whose_groups_are_still_to_come(options: IngestOptions, t
     fresh = ingest([corpus], replace(options, new_run=True, max_tokens=1))
     assert (fresh.run_id, fresh.documents) == (2, 16)
     shutil.copytree(texts, corpus, dirs_exist_ok=True)
-    db = options.db.with_name("restored.duckdb")
-    ingest([corpus], replace(options, db=db, max_tokens=1))
-    changed = next(corpus.glob("*/*.txt"))
-    text = changed.read_text(encoding="utf-8")
-    changed.write_text(text + "\nOne more line.\n", encoding="utf-8")
-    ingest([corpus], replace(options, db=db, max_tokens=1))
-    changed.write_text(text, encoding="utf-8")
-    restored = ingest([corpus], replace(options, db=db))
-    assert restored.tokens == restored.planned_tokens
+    restored = replace(options, db=options.db.with_name("restored.duckdb"))
+    ingest([corpus], replace(restored, max_tokens=1))
+    for path in corpus.glob("code/*.txt"):
+        path.write_text(path.read_text(encoding="utf-8") + "\nOne more line.\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="edited since: restore it"):
+        ingest([corpus], restored)
+    shutil.copytree(texts, corpus, dirs_exist_ok=True)
+    summary = ingest([corpus], restored)
+    assert summary.tokens == summary.planned_tokens
+
+
+def test_appended_files_that_are_too_few_to_test(options: IngestOptions, texts: Path, tmp_path: Path) -> None:
+    """One more document has no mates: that its tokens do not count is said, not that the category's z is NULL."""
+    corpus = tmp_path / "appended"
+    shutil.copytree(texts, corpus)
+    first = ingest([corpus], options)
+    assert not any("within-context test" in note for note in first.notes)
+    (corpus / "natural" / "new.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    (note,) = [note for note in ingest([corpus], options).notes if "within-context test" in note]
+    assert "natural" in note
+    assert "code" not in note
+    assert "NULL" not in note
+    counted = "SELECT count(*) FILTER (counted) FROM token_layers JOIN token_places USING (run_id, token_id)"
+    assert value(options.db, counted + " WHERE path = 'natural/new.txt'") == 0
+    assert value(options.db, "SELECT count(z) FROM efas WHERE category = 'natural'") > 0
 
 
 def test_a_removed_file_whose_groups_are_still_to_come(options: IngestOptions, corpus: Path) -> None:

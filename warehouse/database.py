@@ -9,6 +9,7 @@ held waits for it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import os
@@ -403,7 +404,7 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
         returned: list[T] = []
         raised: list[BaseException] = []
         begun = threading.Lock()  # taken by the thread as it begins, or by this one to have it not begin
-        done = threading.Event()  # Thread.join would take a running thread for a stopped one after Ctrl-C (Python 3.11)
+        done = threading.Event()
 
         def work() -> None:
             if not begun.acquire(blocking=False):
@@ -415,9 +416,9 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
             finally:
                 done.set()
 
-        worker = threading.Thread(target=work, daemon=True)
         try:
-            worker.start()
+            # Not a Thread: Ctrl-C inside its start() or join() leaves it stuck, or taken for finished (Python 3.11).
+            _thread.start_new_thread(work, ())
             done.wait()
         except KeyboardInterrupt:
             if not begun.acquire(blocking=False):
@@ -426,9 +427,6 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
                     done.wait(0.05)
             raised.clear()  # an error kept with the frame that keeps it would outlive the connection
             raise
-        finally:
-            with contextlib.suppress(RuntimeError):  # never started
-                worker.join(1.0)  # it is at its end, and must not be in the middle of it when Python ends
         if raised:
             raise raised.pop()
         return returned.pop()
