@@ -473,6 +473,34 @@ def test_an_interval_needs_ten_documents(
                     assert row["attribution_low"] == pytest.approx(sums.sum() - margin, rel=1e-5, abs=1e-5 * margin)
 
 
+def test_tokens_without_a_discrete_gradient_do_not_count(
+    tiny_warehouse: Path, tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Where the derivative along the text is NULL, neither token nor activation nor document enters its statistics."""
+    db = tmp_path / "edited.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    decoders = {sae.layer: sae.W_dec for sae in map(load_sae, sae_folders(tiny("llama").saes))}
+    with Warehouse(db, writable=True) as warehouse:
+        warehouse.sql(
+            """
+            UPDATE gradients SET discrete = NULL FROM contexts AS c
+            WHERE c.context_id = gradients.token_id // 32 AND (c.document_id = 3 OR gradients.token_id % 5 = 0)
+            """
+        )
+    finish(lambda: Warehouse(db, writable=True), 1, decoders)
+    with Warehouse(db) as warehouse:
+        stored = read_layer(warehouse, 2, decoder_rows(tiny("llama").saes / "layer_2"))
+        for energy in ENERGIES:
+            found = efas_rows(warehouse, 2, energy, "discrete")
+            for feature in range(0, 64, 5):
+                used = ~np.isnan(stored.discrete[energy])
+                a, g = stored.a[used, feature], stored.discrete[energy][used]
+                row = found["all", "AB", feature]
+                assert (row["n_tokens"], row["n_active"], row["n_documents"]) == (len(a), (a > 0).sum(), 15)
+                assert_close(row["score"], pearson(a, g), 1e-6, feature)
+                assert_close(row["score_active"], pearson(a[a > 0], g[a > 0]), 1e-6, feature)
+
+
 # ------------------------------------------------------------------------------------------------ stored rows agree
 
 
@@ -681,7 +709,7 @@ TENTH = float(np.float32(0.1))
     [
         ({"n_active": 0, "sum_a": 0.0, "sum_a2": 0.0, "sum_ag": 0.0, "active_g": 0.0, "active_g2": 0.0},
          ("score", "score_active", "ci_low", "ci_high"), ("attribution",)),
-        ({"n_active": 2}, ("score_active",), ("score",)),
+        ({"n_active": 2, "sum_a": 6.0}, ("score_active",), ("score",)),
         ({"n_active": 3, "sum_a": 6.0}, (), ("score_active",)),
         # 51 activations of 0.1, equal as float32: their variance of 2e-19 is rounding, and any correlation noise.
         ({"n_active": 51, "sum_a": 51 * TENTH, "sum_a2": 51 * TENTH**2, "active_g2": 99.0}, ("score_active",),
