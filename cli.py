@@ -82,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as leaving:
         return int(leaving.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted.", 130, debug)
+        code = _failed("interrupted.", 130, debug)
+        if arguments is None:
+            os._exit(code)  # files are closed by now; threads that are still at work shall not be waited for
+        return code
     except BrokenPipeError:
         _discard_stdout()  # the reader has seen enough
         return 0

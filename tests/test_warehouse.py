@@ -359,7 +359,7 @@ try:
     with warehouse.transaction():
         warehouse.sql("INSERT INTO document_aliases VALUES (1, 1, 'a')")
         print("running", flush=True)
-        warehouse.sql("SELECT max(a.range * b.range) FROM range(10_000_000) a, range(10_000_000) b").fetchall()
+        warehouse.sql("SELECT count(*) FROM range(100_000_000_000_000)").fetchall()
 except KeyboardInterrupt:
     print("stopped", warehouse.sql("SELECT count(*) FROM document_aliases").value())
 """
@@ -368,7 +368,8 @@ except KeyboardInterrupt:
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
-    assert (output, errors, process.returncode) == ("stopped 0\n", "", 0)
+    assert (output, process.returncode) == ("stopped 0\n", 0)
+    assert "Traceback" not in errors  # DuckDB 2.0.0 may complain about leaks of its own here
 
 
 # ------------------------------------------------------------------------------------------------ frames

@@ -419,7 +419,8 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
         try:
             # Not a Thread: Ctrl-C inside its start() or join() leaves it stuck, or taken for finished (Python 3.11).
             _thread.start_new_thread(work, ())
-            done.wait()
+            while not done.wait(0.1):  # a wait without end would miss a signal that comes just before it
+                pass
         except KeyboardInterrupt:
             if not begun.acquire(blocking=False):
                 while not done.is_set():  # again and again: an interrupt before the query began would be forgotten
