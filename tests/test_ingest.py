@@ -205,8 +205,8 @@ class Driver:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._collect, daemon=True).start()
-        self.seen: list[str] = []
-        self.child = 0
+        self.seen = ["end 0"]
+        self.child = -1
 
     def _collect(self) -> None:
         assert self._process.stdout
@@ -223,8 +223,8 @@ class Driver:
         call = {"corpus": str(corpus), "options": given, "die": die, "signal": by}
         self._process.stdin.write(json.dumps(call) + "\n")
         self._process.stdin.flush()
-        self.seen = []
         self.child = int(self.wait_for("child ").split()[1])
+        self.seen = [f"child {self.child}"]
 
     def wait_for(self, beginning: str, timeout: float = 300) -> str:
         """The next line that begins so; fails when the work ends, or nothing comes, before it."""
@@ -247,6 +247,7 @@ class Driver:
 
     def stop(self, sign: signal.Signals) -> None:
         """Send the process a signal."""
+        assert self.child > 1  # 0 and -1 would be whole groups of processes
         os.kill(self.child, sign)
 
     def end(self) -> int:
@@ -255,9 +256,10 @@ class Driver:
 
     def clear(self) -> None:
         """Make an end of whatever is still under way."""
-        while not (self.seen and self.seen[-1].startswith("end ")):
+        if not self.seen[-1].startswith("end "):
             with contextlib.suppress(ProcessLookupError):
                 self.stop(signal.SIGKILL)
+        while not self.seen[-1].startswith("end "):
             self.seen.append(self._lines.get(timeout=60))
 
     def run(self, corpus: Path, options: IngestOptions) -> dict[str, Any]:
