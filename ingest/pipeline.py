@@ -473,6 +473,11 @@ class _Ingest:
             except KeyboardInterrupt:
                 interrupted = True
                 _say("Interrupted: finishing the statistics of what is committed …")
+                # Ctrl-C may have come between a commit and its being noted here: the file knows.
+                with self._open() as warehouse:
+                    stored = find_run(warehouse, self.settings.identity)
+                assert stored is not None
+                committed = [group for group in left if group.group_id in stored.committed]
         seconds = time.monotonic() - started
         n_tokens = sum(group.n_tokens for group in committed)
         started = time.monotonic()

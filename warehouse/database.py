@@ -157,7 +157,8 @@ class Warehouse:
             if not writable if restricted is None else restricted:
                 self._restrict(allowed_files)
             if writable:
-                migrations.migrate(self._connection, self.path)
+                with _interrupts_noticed():
+                    migrations.migrate(self._connection, self.path)
             self.behind = not writable and migrations.check(self._connection, self.path)
         except BaseException as error:
             self._connection.close()
@@ -250,7 +251,8 @@ class Warehouse:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing: commits at the end, rolls back on any error, Ctrl-C included."""
-        self._connection.execute("BEGIN TRANSACTION")
+        with translated_errors():
+            self._connection.execute("BEGIN TRANSACTION")
         try:
             yield
             with translated_errors():
@@ -320,8 +322,9 @@ def _create_if_missing(path: Path) -> None:
                 leftover.unlink(missing_ok=True)
             connection = _connect(new, True, 0.0, {})
             try:
-                migrations.migrate(connection, path)
-                connection.execute("CHECKPOINT")
+                with _interrupts_noticed():
+                    migrations.migrate(connection, path)
+                    connection.execute("CHECKPOINT")
             finally:
                 connection.close()
             _sync(new)
@@ -434,10 +437,22 @@ def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T])
 
 
 @contextlib.contextmanager
+def _interrupts_noticed() -> Iterator[None]:
+    """DuckDB's binding says RuntimeError where it notices a Ctrl-C itself, between two statements."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Query interrupted" in str(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """DuckDB's errors as ours: a bad statement is a usage error, a full disk and the rest are failures."""
     try:
-        yield
+        with _interrupts_noticed():
+            yield
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
     except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:

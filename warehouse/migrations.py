@@ -113,7 +113,8 @@ def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        with contextlib.suppress(duckdb.Error):  # Ctrl-C may come after the commit itself
+            connection.execute("ROLLBACK")
         raise
 
 
