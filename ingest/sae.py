@@ -51,6 +51,7 @@ class SparseAutoencoder:
     b_dec: Tensor  #: [d_model]
     norm_median: float | None = None  #: median ‖x‖ over training tokens; None: calibrate before use
     quartiles: Tensor | None = None  #: [d_sae, 3] of each feature's active values; NaN where it hardly fired
+    mean: Tensor | None = None  #: [d_model] mean x over included training tokens: what mean-ablation puts in
     model_name: str = ""
     sha256: str = ""  #: of the weights file and of what the config says about using it
     source: str = ""  #: where it was loaded from
@@ -88,6 +89,10 @@ class SparseAutoencoder:
         """x̂ [n, d_model]."""
         return weighted_rows(activations, self.W_dec) + self.b_dec
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x̂ [n, d_model] of residuals x [n, d_model]."""
+        return self.decode(self.encode(x))
+
     def facts(self, norm_median: float) -> dict[str, Any]:
         """Columns of the table `saes`; norm_median is the one that the run uses."""
         figures = ("l0", "fvu", "cosine", "dead_share")
@@ -100,7 +105,7 @@ class SparseAutoencoder:
     def to(self, dtype: torch.dtype) -> SparseAutoencoder:
         """A copy in another precision."""
         tensors = {name: getattr(self, name).to(dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        kept = ("norm_median", "quartiles", "model_name", "sha256", "source", "metadata")
+        kept = ("norm_median", "quartiles", "mean", "model_name", "sha256", "source", "metadata")
         return SparseAutoencoder(self.layer, self.k, **tensors, **{name: getattr(self, name) for name in kept})
 
 
