@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ import typer
 from energy_lens.warehouse.errors import ElwError, UsageError
 
 if TYPE_CHECKING:
+    from energy_lens.ingest.sae_evaluation import Evaluation
     from energy_lens.ingest.sae_training import Progress
     from energy_lens.warehouse.output import Rows
 
@@ -28,7 +29,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 # Plain help: rich would take longer to load than a query takes to run.
 app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-sae_app = typer.Typer(help="Train sparse autoencoders (SAEs), and list those that come with the package.")
+sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
 model_app = typer.Typer(help="Fetch language models, and list those at hand.")
 app.add_typer(sae_app, name="sae")
 app.add_typer(model_app, name="model")
@@ -38,6 +39,7 @@ Format = StrEnum("Format", "table csv json jsonl markdown parquet")
 TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
 TrainingDtype = StrEnum("TrainingDtype", "float32 bfloat16")
+SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
 
 Database = Annotated[
     Path | None,
@@ -370,21 +372,36 @@ def report(
 def sae_train(
     paths: Paths,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for one folder a layer, layer_N.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for one folder a layer, or one a k and layer."),
     ],
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
     features: Annotated[
         int | None, typer.Option("--features", metavar="N", help="Features; 2048 unless given.")
     ] = None,
-    k: Annotated[int | None, typer.Option("--k", metavar="N", help="Active features a token; 8 unless given.")] = None,
+    k: Annotated[
+        str | None,
+        typer.Option("--k", metavar="N,...", help="Active features a token; 8 unless given. One SAE a layer for each."),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option("--architecture", metavar="NAME", help="topk, or batchtopk, which is saved as jumprelu."),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", metavar="NAME", help="adam, or lbfgs: Adam, then L-BFGS as a polish.")
+    ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Tokens to train on; 2,000,000 unless given.")
+        int | None, typer.Option("--tokens", metavar="N", help="Distinct tokens to train on; 2,000,000 unless given.")
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option("--passes", metavar="N", help="Times that each token is trained on.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Tokens a step.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="X", help="Adam's, at its highest.")
     ] = None,
+    context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
     dtype: Annotated[
         TrainingDtype, typer.Option("--dtype", help="Precision of the model's forward pass.")
@@ -392,51 +409,69 @@ def sae_train(
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
     exclude: Excludes = None,
 ) -> None:
-    """Train a TopK SAE for every layer in one pass over a corpus."""
+    """Train SAEs for every layer in one pass of the model over a corpus.
+
+    Whatever stops it, the same command goes on from the last round.
+    """
     from energy_lens.ingest import models
     from energy_lens.ingest.corpus import discover
 
     if layers is None and model != models.DEFAULT_MODEL:
         raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
     chosen = models.DEFAULT_LAYERS if layers is None else _numbers(layers, "--layers")
-    folders = {layer: output / f"layer_{layer}" for layer in chosen}
-    if taken := [folder for folder in folders.values() if folder.exists()]:
+    ks = None if k is None else _numbers(k, "--k")
+    places = {
+        (layer, own_k): output / f"layer_{layer}" if len(ks or (8,)) == 1 else output / f"k_{own_k}" / f"layer_{layer}"
+        for own_k in ks or (8,)
+        for layer in chosen
+    }
+    if taken := [folder for folder in places.values() if folder.exists()]:
         raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
+    documents = discover(paths, tuple(exclude or ()))
+    scratch = output / ".training"
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
     except OSError as error:
         raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
-    documents = discover(paths, tuple(exclude or ()))
+
+    import shutil
 
     import torch
 
-    from energy_lens.ingest.sae import save_sae
+    from energy_lens.ingest.sae_files import save_sae
     from energy_lens.ingest.sae_training import TrainingConfig, train_saes
 
     given = {
-        "d_sae": features, "k": k, "tokens": tokens, "batch_size": batch_size, "learning_rate": learning_rate,
+        "d_sae": features, "ks": ks, "architecture": architecture, "optimizer": optimizer, "tokens": tokens,
+        "passes": passes, "batch_size": batch_size, "learning_rate": learning_rate, "context_length": context,
     }  # fmt: skip
     config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     language_model = models.load_model(model, getattr(torch, dtype.value))
-    with _TrainingBar(config.tokens) as bar:
-        saes = train_saes(language_model, documents, chosen, config, bar.update)
-    for sae in saes:
-        save_sae(sae, folders[sae.layer], torch.float16 if half else torch.float32)
-        print(folders[sae.layer])
+    with _TrainingBar() as bar:
+        saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
+    for sae, place in zip(saes, places.values(), strict=True):
+        save_sae(sae, place, torch.float16 if half else torch.float32)
+        print(place)
+    shutil.rmtree(scratch)
 
 
 class _TrainingBar:
-    """A progress bar with each layer's fraction of variance unexplained (FVU) and share of dead features."""
+    """A progress bar with each SAE's fraction of variance unexplained (FVU) and share of dead features."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=tokens, unit=" tokens", unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+        every = 0.5 if sys.stderr.isatty() else 30
+        form = "{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}"
+        self._bar = tqdm(total=1.0, desc="Train", bar_format=form, mininterval=every, file=sys.stderr)
 
     def update(self, progress: Progress) -> None:
-        layers = [f"{layer}: {fvu:.3f}/{progress.dead_share[layer]:.0%}" for layer, fvu in progress.fvu.items()]
-        self._bar.set_postfix_str("FVU/dead " + " ".join(layers), refresh=False)
-        self._bar.update(progress.tokens - self._bar.n)
+        figures = [
+            f"{layer}/{k}: {fvu:.3f} {progress.dead_share[layer, k]:.0%}" for (layer, k), fvu in progress.fvu.items()
+        ]
+        shown = [progress.note] * bool(progress.note) + ["layer/k: FVU dead"] * bool(figures) + figures
+        self._bar.set_postfix_str(" · ".join(shown), refresh=False)
+        self._bar.update(progress.share - self._bar.n)
 
     def __enter__(self) -> _TrainingBar:
         return self
@@ -445,21 +480,180 @@ class _TrainingBar:
         self._bar.close()
 
 
+@sae_app.command("evaluate")
+def sae_evaluate(
+    paths: Paths,
+    sae: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
+        ),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", metavar="N", min=0, help="Tokens of a sample, balanced over categories; 0: all."),
+    ] = 50_000,
+    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
+    ] = TrainingDtype.float32,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample.")] = 0,
+    ce_tokens: Annotated[
+        int,
+        typer.Option("--ce-tokens", metavar="N", min=0, help="Tokens of the sample whose losses are measured; 0: all."),
+    ] = 16_000,
+    no_ce: Annotated[
+        bool, typer.Option("--no-ce", help="Leave out the model's loss with and without the SAE, most of the work.")
+    ] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep the figures in the cfg.json of each --sae.")] = False,
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FILE", help="A warehouse: store the figures with its runs that use these SAEs."),
+    ] = None,
+    exclude: Excludes = None,
+    form: ListingFormat = TextFormat.table,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures, and what they were measured on, as JSON.")
+    ] = False,
+) -> None:
+    """Measure how much SAEs leave out of text they never saw, and what that costs the model.
+
+    FVU, cosine, L0 and dead features over included tokens; the model's loss with their residuals replaced by the SAE's
+    reconstruction, by zero and by the mean. By category, pooled (all) and as the mean over categories (macro).
+    """
+    from energy_lens.ingest import models, pipeline, sae_evaluation
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.warehouse import quality
+    from energy_lens.warehouse.database import Warehouse
+
+    if save and not sae:
+        raise UsageError("--save changes the folders given with --sae, and none was given: name them.")
+    options = sae_evaluation.EvaluationOptions(
+        max_tokens or None, context, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
+    )
+    chosen = _numbers(layers, "--layers") if layers is not None else None
+    documents = discover(paths, tuple(exclude or ()))
+    if sae:
+        saes = sae_evaluation.load_saes(sae, chosen)
+    else:
+        saes = list(pipeline.choose_saes(pipeline.IngestOptions(model=model, layers=chosen)).values())
+    language_model = models.load_model(model, pipeline.DTYPES[dtype.value])
+    if db is not None:
+        with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
+            used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]
+            if not used:
+                raise UsageError(f"No run of {db} uses any of these SAEs on {model}: leave out --db, or name another.")
+    evaluations = sae_evaluation.evaluate(language_model, saes, documents, options)
+    for note, own in _grouped((note, entry.layer) for entry in evaluations for note in entry.notes).items():
+        _say(f"Layer {', '.join(map(str, own))}: {note}")
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(entry) for entry in evaluations], indent=2))
+    else:
+        _print(_figures(evaluations), form)
+    for evaluation in evaluations:
+        if save:
+            _say(f"Saved with the SAE in {sae_evaluation.save_evaluation(evaluation)}.")
+        if db is not None:
+            with Warehouse(db, writable=True) as warehouse:
+                runs = quality.store_evaluation(
+                    warehouse, evaluation.sae_sha256, language_model.sha256, evaluation.as_dict()
+                )
+            where = f"with run {', '.join(map(str, runs))} of {db}" if runs else f"nowhere: no run of {db} uses it"
+            _say(f"The figures of {evaluation.source} are stored {where}.")
+
+
+def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """{text: its numbers}, in order and without repetition."""
+    groups: dict[str, list[int]] = {}
+    for text, number in pairs:
+        if number not in groups.setdefault(text, []):
+            groups[text].append(number)
+    return groups
+
+
+def _figures(evaluations: Sequence[Evaluation]) -> Rows:
+    """One row for each SAE and category, then its macro average and all tokens together."""
+    from energy_lens.warehouse.output import Rows
+
+    figures = ["l0", "fvu", "cosine", "dead_share", "dense_share", "ce_clean", "delta_ce"]
+    figures += ["ce_recovered_zero", "ce_recovered_mean"]
+    columns = [("layer", "integer"), ("category", "varchar"), ("n_tokens", "bigint")]
+    columns += [(name, "double") for name in figures] + [("folder", "varchar")]
+    rows = [
+        (entry.layer, category, own.n_tokens, *(_rounded(getattr(own, name)) for name in figures), entry.source)
+        for entry in evaluations
+        for category, own in [*entry.categories.items(), ("macro", entry.macro), ("all", entry.all)]
+    ]
+    return Rows.of(columns, rows)
+
+
+@sae_app.command("import")
+def sae_import(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, of SAELens or sparsify.")],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model it was trained on.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
+    ] = None,
+    activation_scale: Annotated[
+        float | None,
+        typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
+    ] = None,
+) -> None:
+    """Register an SAE for a model: check it, write a copy in SAELens v6 format, print its folder."""
+    from energy_lens.ingest.sae_registry import import_sae as register
+
+    print(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
+
+
+@sae_app.command("export")
+def sae_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, in any format that can be read.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write; sparsify's is layers.N in it."),
+    ],
+    form: Annotated[SaeFormat, typer.Option("--format", "-f", help="Format to write.")] = SaeFormat.saelens,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+) -> None:
+    """Write an SAE in another format; print its folder."""
+    from energy_lens.ingest.sae_registry import export_sae as export
+
+    print(export(folder, form.value, output, half))
+
+
 @sae_app.command("list")
 def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
-    """List the SAEs that come with the package, with the figures measured on held-out documents."""
-    from energy_lens.ingest.sae import load_sae, shipped_folder, shipped_layers
+    """List a model's SAEs, those of the package and the registered ones, with their figures on held-out documents."""
+    from energy_lens.ingest import sae_registry
     from energy_lens.warehouse.output import Rows
 
     figures = ("l0", "fvu", "cosine", "dead_share")
-    saes = [load_sae(shipped_folder(model, layer)) for layer in shipped_layers(model)]
+    saes = sae_registry.listed(model)
     if not saes:
-        raise UsageError(f"No SAE comes with the package for {model}: train one with elw sae train.")
-    columns = [("layer", "integer"), ("features", "integer"), ("k", "integer"), ("norm_median", "double")]
-    columns += [(name, "double") for name in figures] + [("trained_tokens", "bigint"), ("folder", "varchar")]
+        raise UsageError(
+            f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, or "
+            "register one with elw sae import."
+        )
+    columns = [("layer", "integer"), ("source", "varchar"), ("architecture", "varchar"), ("features", "integer")]
+    columns += [("k", "integer"), ("norm_median", "double"), *((name, "double") for name in figures)]
     rows = [
         (
             sae.layer,
+            source,
+            sae.architecture,
             sae.d_sae,
             sae.k,
             _rounded(sae.norm_median),
@@ -467,9 +661,9 @@ def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.tabl
             sae.metadata.get("trained_tokens"),
             sae.source,
         )
-        for sae in saes
+        for source, sae in saes
     ]
-    _print(Rows.of(columns, rows), form)
+    _print(Rows.of([*columns, ("trained_tokens", "bigint"), ("folder", "varchar")], rows), form)
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -539,7 +733,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return round(value, 4) if isinstance(value, int | float) else None
 
 
 if __name__ == "__main__":

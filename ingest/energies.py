@@ -5,13 +5,13 @@ A provider's `read` returns both at once, because the softmax that gives an ener
 nll       E_t = −log p(x_{t+1} | x_≤t), nats. Its gradient at x_t is that of Σ_s E_s over every s of the context
           that has a next token: what token t does to all later predictions. One backward pass serves all layers.
 hopfield  E_t = −½ Σ_j a_{t,j}², squared activation units: the Energy Transformer's Hopfield energy (Hoover et al.
-          2023, arXiv 2302.07253, eq. 7) with the SAE as memories. Its gradient goes through the SAE's own encoder,
-          so it is aligned with active features by construction: the positive control.
+          2023, arXiv 2302.07253, eq. 7) with the SAE as memories. Its gradient goes through the SAE's own encoder
+          and normalisation, so it is aligned with active features by construction: the positive control.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.models import LanguageModel, residual_stream
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.errors import UsageError
 
 #: Tokens whose logits are held at once: 128 x 49,152 in float32 is 25 MB, which stays near the cache.
@@ -39,6 +39,7 @@ class ForwardPass:
     hidden: Tensor  #: final norm's output [batch, position, d_model], with a graph down to the lowest layer
     activations: Mapping[int, SparseActivations]  #: layer: [batch·position, K], empty at excluded tokens
     saes: Mapping[int, SparseAutoencoder]
+    scales: Mapping[int, Tensor | None]  #: layer: s_t [batch, position], what a unit of a feature is there; None: 1
 
     @property
     def has_next(self) -> Tensor:
@@ -93,20 +94,38 @@ def _next_token_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tu
 
     No graph is built over the vocabulary: that would cost more memory and time than the blocks.
     """
-    W_U, bias = model.unembedding.weight, model.unembedding.bias
-    energies = torch.empty(len(targets), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
-    gradients = torch.empty_like(hidden)
-    for start in range(0, len(targets), LOGIT_CHUNK):
-        chunk = slice(start, start + LOGIT_CHUNK)
-        logits = torch.nn.functional.linear(hidden[chunk], W_U, bias)
-        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    W_U = model.unembedding.weight
+    energies, gradients = _empty_losses(hidden), torch.empty_like(hidden)
+    for chunk, logits, normaliser in _logit_chunks(model, hidden):
         target = targets[chunk, None]
-        normaliser = logits.logsumexp(dim=-1, keepdim=True)
         energies[chunk] = (normaliser - logits.gather(1, target))[:, 0]
         p = logits.sub_(normaliser).exp_()
         p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
         gradients[chunk] = p.to(W_U.dtype) @ W_U
     return energies, gradients
+
+
+@torch.no_grad()
+def next_token_losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(W_U·h + b)[target] [n], nats, of the final norm's outputs h [n, d_model]; without a gradient."""
+    losses = _empty_losses(hidden)
+    for chunk, logits, normaliser in _logit_chunks(model, hidden):
+        losses[chunk] = (normaliser - logits.gather(1, targets[chunk, None]))[:, 0]
+    return losses
+
+
+def _empty_losses(hidden: Tensor) -> Tensor:
+    """[n] for losses of h [n, d_model]: at least float32, whatever the model's precision."""
+    return torch.empty(len(hidden), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
+
+
+def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of every LOGIT_CHUNK rows of h [n, d_model]: which they are, logits [rows, vocabulary], log Σ exp [rows, 1]."""
+    for start in range(0, len(hidden), LOGIT_CHUNK):
+        chunk = slice(start, start + LOGIT_CHUNK)
+        logits = torch.nn.functional.linear(hidden[chunk], model.unembedding.weight, model.unembedding.bias)
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        yield chunk, logits, logits.logsumexp(dim=-1, keepdim=True)
 
 
 class Hopfield:
@@ -123,8 +142,8 @@ class Hopfield:
         shape = forward.tokens.shape
         for layer, activations in forward.activations.items():
             values[layer] = -0.5 * activations.values.square().sum(-1).view(shape)
-            # relu's derivative is 1 where a > 0 and the support is locally constant, so ∂a_j/∂x = W_enc[:, j].
-            gradients[layer] = -weighted_rows(activations, forward.saes[layer].encoder_rows).view(*shape, -1)
+            x = forward.residuals[layer].detach().float().flatten(0, 1)
+            gradients[layer] = -forward.saes[layer].encoder_gradient(x, activations).view(*shape, -1)
         return Reading(values, gradients)
 
 
@@ -156,13 +175,16 @@ def run_forward(
     with torch.enable_grad(), residual_stream(model, layers, graph=True) as residuals:
         hidden = model.hidden(tokens)
     activations = {}
+    scales = {}
     with torch.no_grad():
         for layer in layers:
             x = residuals[layer].detach().float()
-            values, indices = saes[layer].encode(x.view(-1, x.shape[-1]))
-            values *= included(layer, x.norm(dim=-1)).view(-1, 1)
-            activations[layer] = SparseActivations(values, indices)
-    return ForwardPass(model, tokens, lengths, residuals, hidden, activations, saes)
+            mask = included(layer, x.norm(dim=-1)).view(-1)
+            x = x.view(-1, x.shape[-1])
+            activations[layer] = saes[layer].encode(x, mask)
+            scale = saes[layer].token_scales(x)
+            scales[layer] = None if scale is None else scale.view(tokens.shape)
+    return ForwardPass(model, tokens, lengths, residuals, hidden, activations, saes, scales)
 
 
 def discrete_gradient(energy: NDArray[np.float64], defined: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -20,12 +20,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energy_lens.warehouse.errors import ElwError, UsageError
@@ -34,6 +37,9 @@ DEFAULT_MODEL = "smollm2-135m"
 
 #: The layers of the default model that are hooked by default: the relative depths 8, 10, 12, 16, 20 of 24.
 DEFAULT_LAYERS = (10, 12, 15, 20, 25)
+
+#: Tokens of the sample that gives an imported SAE its norm median.
+NORM_MEDIAN_TOKENS = 50_000
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,27 @@ class LanguageModel:
         """
         return self.module.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return, operator]
 
+    def hidden_above(self, tokens: Tensor, layer: int, x: Tensor) -> Tensor:
+        """The final norm's output with x [batch, position, d_model] in place of the output of block `layer`.
+
+        The blocks up to that one are not run; masks and positions for those above are the model's own doing. Exact
+        where blocks hand on nothing but the residual stream.
+        """
+        with _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x):
+            return self.hidden(tokens)
+
+    @cached_property
+    def _blocks_return_tuples(self) -> bool:
+        """Whether a block's output is a tuple that begins with the residual: so it was in older transformers."""
+        outputs: list[Any] = []
+        handle = self.blocks[0].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            with torch.no_grad():
+                self.hidden(torch.zeros(1, 1, dtype=torch.int64))
+        finally:
+            handle.remove()
+        return isinstance(outputs[0], tuple)
+
 
 # ------------------------------------------------------------------------------------------------ hooks
 
@@ -164,6 +191,34 @@ def harvest_residuals(model: LanguageModel, tokens: Tensor, layers: Sequence[int
         finally:
             handle.remove()
     return residuals
+
+
+@contextlib.contextmanager
+def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Inside, calling any of the blocks gives `output`, whatever goes in."""
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            vars(block)["forward"] = lambda *_, **__: output
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
+                vars(block).pop("forward", None)  # the class's own again
+            else:
+                vars(block)["forward"] = own
+
+
+def norm_medians(
+    model: LanguageModel, contexts: Iterable[NDArray[np.int32]], layers: Sequence[int]
+) -> dict[int, float]:
+    """The median ‖x‖ after each layer over all tokens of contexts, given as token ids."""
+    norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for ids in contexts:
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        for layer, x in harvest_residuals(model, tokens, layers).items():
+            norms[layer].append(x[0].float().norm(dim=-1))
+    return {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
 
 
 # ------------------------------------------------------------------------------------------------ loading

@@ -36,15 +36,18 @@ from energy_lens.ingest.energies import Energy, make_energies
 from energy_lens.ingest.models import (
     DEFAULT_LAYERS,
     DEFAULT_MODEL,
+    NORM_MEDIAN_TOKENS,
     PACKAGED_MODELS,
     LanguageModel,
     harvest_residuals,
     load_model,
     locate,
+    norm_medians,
     tokenizer_sha256,
 )
-from energy_lens.ingest.reading import Reader
-from energy_lens.ingest.sae import SparseAutoencoder, load_sae, sae_folders, shipped_folder, shipped_layers
+from energy_lens.ingest.reading import Reader, check_saes
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import load_sae, sae_folders, shipped_folder, shipped_layers
 from energy_lens.ingest.statistics import MIN_MATES
 from energy_lens.ingest.tables import SORTED_BY, GroupBuilder, GroupTables, sample_moments
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
@@ -56,6 +59,7 @@ from energy_lens.warehouse.plan import (
     assign_halves,
     cut,
     plan_groups,
+    sample_contexts,
     segment_length,
 )
 from energy_lens.warehouse.runs import (
@@ -68,9 +72,8 @@ from energy_lens.warehouse.runs import (
     make_current,
 )
 
-#: Tokens of the calibration sample, and of the sample that gives an imported SAE its norm median.
+#: Tokens of the calibration sample.
 CALIBRATION_TOKENS = 4_096
-NORM_MEDIAN_TOKENS = 50_000
 
 #: Finished groups that wait in memory while another process holds the file.
 MAX_PENDING_GROUPS = 2
@@ -182,7 +185,7 @@ def choose_saes(options: IngestOptions) -> dict[int, SparseAutoencoder]:
     if not shipped:
         raise UsageError(
             f"No SAEs are shipped for {options.model} (only for {', '.join(PACKAGED_MODELS)}): "
-            "train some with elw sae train and name them with --sae."
+            "train some with elw sae train, or import some with elw sae import, and name them with --sae."
         )
     layers = options.layers or DEFAULT_LAYERS
     if missing := [layer for layer in layers if layer not in shipped]:
@@ -283,13 +286,7 @@ class _Ingest:
     def model(self) -> LanguageModel:
         """The model, loaded at first use; layers and widths are checked then."""
         model = load_model(self.options.model, DTYPES[self.settings.dtype])
-        model.check_layers(list(self.saes))
-        for layer, sae in self.saes.items():
-            if sae.d_model != model.d_model:
-                raise UsageError(
-                    f"The SAE of layer {layer} ({sae.source}) reads residuals of width {sae.d_model}, and "
-                    f"{model.name} has {model.d_model}: give one that was trained on this model."
-                )
+        check_saes(model, self.saes.values())
         return model
 
     def _use_medians(self, run: StoredRun) -> None:
@@ -394,26 +391,10 @@ class _Ingest:
         medians = {layer: sae.norm_median for layer, sae in self.saes.items() if sae.norm_median is not None}
         if missing := [layer for layer in self.saes if layer not in medians]:
             _say(f"Measuring the median norm at layer {', '.join(map(str, missing))} …")
-            norms: dict[int, list[torch.Tensor]] = {layer: [] for layer in missing}
-            for context in self._sample(planned, NORM_MEDIAN_TOKENS):
-                ids = self._token_source.context(context, hashes[context.document_id])
-                tokens = torch.from_numpy(ids.astype(np.int64))[None]
-                for layer, x in harvest_residuals(self.model, tokens, missing).items():
-                    norms[layer].append(x[0].float().norm(dim=-1))
-            medians |= {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
+            sample = sample_contexts(planned, NORM_MEDIAN_TOKENS, self.settings.seed)
+            texts = (self._token_source.context(context, hashes[context.document_id]) for context in sample)
+            medians |= norm_medians(self.model, texts, missing)
         return medians
-
-    def _sample(self, planned: Sequence[PlannedDocument], n_tokens: int) -> list[Context]:
-        """A seeded sample of contexts, in turn from each category, of at least n_tokens (or all there are)."""
-        generator = np.random.default_rng(self.settings.seed)
-        queues = []
-        for category in sorted({document.category for document in planned}):
-            contexts = [c for document in planned if document.category == category for c in document.contexts]
-            queues.append(deque(contexts[i] for i in generator.permutation(len(contexts))))
-        chosen: list[Context] = []
-        while any(queues) and sum(context.n_tokens for context in chosen) < n_tokens:
-            chosen += [queue.popleft() for queue in queues if queue]
-        return chosen
 
     @cached_property
     def _token_source(self) -> TokenSource:
@@ -445,7 +426,7 @@ class _Ingest:
             PlannedDocument(id_, categories[id_].category, categories[id_].half, categories[id_].sha256, tuple(own))
             for id_, own in by_document.items()
         ]
-        sample = self._sample(planned, CALIBRATION_TOKENS)
+        sample = sample_contexts(planned, CALIBRATION_TOKENS, self.settings.seed)
         tokens = self._read_tokens(run, sample)
         readings = list(self._reader.read([(context, tokens[context.context_id]) for context in sample]))
         frames = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch import Tensor
 from energy_lens.ingest.energies import Energy, discrete_gradient, run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, widened
 from energy_lens.ingest.statistics import LayerRow
+from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context
 
 
@@ -27,6 +28,12 @@ class LayerReading:
     activations: SparseActivations  #: [n, K], empty where not included
     gradients: dict[str, Tensor]  #: energy: ∂E/∂x [n, d_model]
     discrete: dict[str, NDArray[np.float64]]  #: energy: −derivative of E along the text [n], NaN where undefined
+    scales: Tensor | None = None  #: s_t [n]: one unit of feature j adds s_t·d_j to x; None: all 1
+
+    def decoder_gradients(self, energy: str) -> Tensor:
+        """s_t·∂E/∂x [n, d_model], whose product with a decoder row d_j is −g_{t,j}."""
+        gradients = self.gradients[energy]
+        return gradients if self.scales is None else gradients * self.scales[:, None]
 
     @property
     def included(self) -> NDArray[np.bool_]:
@@ -54,7 +61,7 @@ class Reader:
     batch_size: int
 
     def __post_init__(self) -> None:
-        self._special_ids = torch.tensor(sorted(self.model.tokenizer.all_special_ids), dtype=torch.int64)
+        self._special_ids = special_ids(self.model)
 
     def read(self, contexts: Sequence[tuple[Context, NDArray[np.int32]]]) -> Iterator[ContextReading]:
         """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass."""
@@ -62,10 +69,7 @@ class Reader:
             yield from self._read_batch(contexts[start : start + self.batch_size])
 
     def _read_batch(self, batch: Sequence[tuple[Context, NDArray[np.int32]]]) -> list[ContextReading]:
-        lengths = torch.tensor([len(ids) for _, ids in batch])
-        tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.int64)
-        for i, (_, ids) in enumerate(batch):
-            tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        tokens, lengths = padded([ids for _, ids in batch])
         norms: dict[int, Tensor] = {}
         reasons: dict[int, NDArray[np.int8]] = {}
 
@@ -90,6 +94,7 @@ class Reader:
                     ),
                     {name: reading.gradients[layer][i, :n] for name, reading in readings.items()},
                     {},
+                    None if (scales := forward.scales[layer]) is None else scales[i, :n],
                 )
                 for layer in self.saes
             }
@@ -107,10 +112,39 @@ class Reader:
         return results
 
 
+def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
+    """Raises UsageError unless every SAE reads a layer of this model, at its width."""
+    saes = list(saes)
+    model.check_layers([sae.layer for sae in saes])
+    for sae in saes:
+        if sae.d_model != model.d_model:
+            raise UsageError(
+                f"The SAE of layer {sae.layer} ({sae.source}) reads residuals of width {sae.d_model}, and "
+                f"{model.name} has {model.d_model}: give one that was trained on this model."
+            )
+
+
+def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Contexts side by side: token ids [context, position] int64, padded on the right, and lengths [context]."""
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    tokens = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.int64)
+    for i, ids in enumerate(token_ids):
+        tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    return tokens, lengths
+
+
+def special_ids(model: LanguageModel) -> Tensor:
+    """[n] int64: the ids of tokens that are no text."""
+    return torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
+
+
 def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
     """Readings of one row of the plan side by side, padded on the right."""
     length = max(len(reading.tokens) for reading in readings)
     own = [reading.layers[layer] for reading in readings]
+    # Batches differ in how many features their busiest token has, unless the SAE is TopK.
+    n_slots = max(reading.activations.values.shape[-1] for reading in own)
+    activations = [widened(reading.activations, n_slots) for reading in own]
 
     def stack(parts: Sequence[Tensor]) -> Tensor:
         stacked = parts[0].new_zeros(len(parts), length, *parts[0].shape[1:])
@@ -121,8 +155,8 @@ def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
     return LayerRow(
         included=stack([torch.from_numpy(reading.included) for reading in own]),
         activations=SparseActivations(
-            stack([reading.activations.values for reading in own]),
-            stack([reading.activations.indices for reading in own]),
+            stack([values for values, _ in activations]),
+            stack([indices for _, indices in activations]),
         ),
-        gradients={energy: stack([reading.gradients[energy] for reading in own]) for energy in own[0].gradients},
+        gradients={energy: stack([r.decoder_gradients(energy) for r in own]) for energy in own[0].gradients},
     )

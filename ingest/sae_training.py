@@ -1,72 +1,97 @@
-"""Train TopK SAEs for several layers at once, in one pass over a corpus.
+"""Train SAEs for several layers, and several k, at once, from one pass of the model over a corpus.
 
-1. Documents are split by content hash into train, select and test; test documents decide nothing.
-2. Contexts of the training documents, in seeded order, run through the model; the residuals of all layers fill one
-   shuffled buffer. Excluded tokens (first of a context, massive norms) are left out.
-3. Each layer's SAE takes Adam steps on x·s, where s makes the mean norm √d_model; unit decoder rows, with the
-   gradient along them removed; an auxiliary loss lets features that stopped firing model the error.
-4. s is folded back: activations are in residual units, decoder rows keep unit norm.
-5. Quartiles of each feature's active values and held-out figures are measured and stored with the weights.
+1. Documents are split by content hash into train, select and test, in every category alike. Test documents decide
+   nothing; select documents decide which L-BFGS rounds are kept.
+2. Contexts of the training documents, in seeded order, run through the model; the residuals of all layers are kept
+   on disk in rounds (`activation_store`). Excluded tokens (first of a context, massive norms) are left out.
+3. Round by round, shuffled, each SAE takes `passes` passes of Adam steps (`sae_trainer`) on x·s, where s makes the
+   mean norm √d_model.
+4. With optimizer "lbfgs" the decoder, encoder and biases are polished by L-BFGS (`sae_polish`).
+5. s is folded back: activations are in residual units, decoder rows keep unit norm.
+6. Quartiles of each feature's active values and held-out figures are measured and stored with the weights.
 
-Sources: TopK and the auxiliary loss from Gao et al. 2024 (arXiv 2406.04093), sections 2.3 and A.2; unit decoder rows
-with the parallel gradient removed from Bricken et al. 2023 (Towards Monosemanticity, appendix).
+A checkpoint follows every round, so that the same call goes on from the last one and ends with the same weights.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
-from energy_lens.ingest.models import LanguageModel, harvest_residuals
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
-from energy_lens.warehouse.errors import UsageError
+from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_evaluation import EvaluationOptions, evaluate
+from energy_lens.ingest.sae_polish import polish
+from energy_lens.ingest.sae_trainer import StepConfig, Trainer
+from energy_lens.warehouse.errors import ElwError, UsageError
 
-#: Share of the training documents held out for choosing (select) and for reporting (test).
+#: Share of each category's documents held out for choosing (select) and for reporting (test).
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10
 
-#: Contexts of the test documents on which the stored figures are measured.
-TEST_CONTEXTS = 256
+#: Tokens on which an SAE's quartiles are taken, and those on which L-BFGS works and is judged.
+QUARTILE_TOKENS, POLISH_TOKENS, SELECT_TOKENS = 200_000, 65_536, 32_768
+
+#: Test tokens on which FVU and dead features are measured, and those on which the loss is.
+TEST_TOKENS, LOSS_TOKENS = 100_000, 16_000
+
+#: Active values from which a feature's quartiles are taken, at least.
+MIN_ACTIVE = 40
+
+CHECKPOINT = "checkpoint.safetensors"
+OPTIMIZERS = ("adam", "lbfgs")
+ARCHITECTURES = ("topk", "batchtopk")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a training run depends on, apart from model and documents."""
+    """What a training depends on, apart from model, layers and documents."""
 
     d_sae: int = 2048  #: features
-    k: int = 8  #: active features per token
-    tokens: int = 2_000_000  #: tokens to train on
+    ks: tuple[int, ...] = (8,)  #: active features per token; one SAE a layer for each
+    architecture: str = "topk"  #: or "batchtopk": k is the mean of a batch; saved as jumprelu
+    optimizer: str = "adam"  #: or "lbfgs": Adam, then L-BFGS
+    tokens: int = 2_000_000  #: distinct tokens to train on, or all there are
+    passes: int = 2  #: times that each round of tokens is trained on
     batch_size: int = 1024  #: tokens per step
     learning_rate: float = 2e-3  #: of Adam at its highest
     warmup_share: float = 0.02  #: of the steps, linear from 0
     decay_share: float = 0.25  #: of the steps, linear to 0
     auxiliary: float = 1 / 32  #: weight of the dead features' loss
     dead_after: int = 50_000  #: a feature that has not fired for so many tokens counts as dead
-    buffer_tokens: int = 65_536  #: residuals that are shuffled together
+    round_contexts: int = 2048  #: contexts that are shuffled together and kept on disk at once
     context_length: int = 128
-    model_batch: int = 32  #: contexts per forward pass
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.d_sae:
-            raise UsageError(f"k is {self.k}; it must lie between 1 and the number of features, {self.d_sae}.")
-        least_buffer = 2 * max(self.batch_size, self.context_length)
         checks = [
+            (bool(self.ks), "k is missing; name at least one"),
+            (len(set(self.ks)) == len(self.ks), f"k is {self.ks}; the same is named twice"),
+            *(
+                (1 <= k <= self.d_sae, f"k is {k}; it must lie between 1 and the number of features, {self.d_sae}")
+                for k in self.ks
+            ),
+            (self.architecture in ARCHITECTURES, f"architecture is {self.architecture!r}; choose {_or(ARCHITECTURES)}"),
+            (self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; choose {_or(OPTIMIZERS)}"),
             (self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be positive"),
-            (self.model_batch >= 1, f"model_batch is {self.model_batch}; it must be positive"),
+            (self.passes >= 1, f"passes is {self.passes}; it must be positive"),
+            (0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be positive"),
             (self.context_length >= 2, f"context_length is {self.context_length}; it must be at least 2"),
             (self.seed >= 0, f"seed is {self.seed}; it must not be negative"),
             (
-                self.buffer_tokens >= least_buffer,
-                f"buffer_tokens is {self.buffer_tokens}; it must be at least {least_buffer}, two batches or contexts",
+                self.round_contexts * (self.context_length - 1) >= 2 * self.batch_size,
+                f"round_contexts is {self.round_contexts}; a round must hold at least two batches of tokens",
             ),
         ]
         for ok, message in checks:
@@ -78,24 +103,172 @@ class TrainingConfig:
 
 @dataclass
 class Progress:
-    """State of a training run after a step."""
+    """State of a training."""
 
-    tokens: int
-    seconds: float
-    fvu: dict[int, float]  #: by layer, on the latest batches
-    dead_share: dict[int, float]
+    share: float  #: of the whole training
+    tokens: int  #: trained on since this call began, passes counted
+    seconds: float  #: since this call began
+    fvu: dict[tuple[int, int], float]  #: by layer and k, on the latest batches
+    dead_share: dict[tuple[int, int], float]
+    note: str = ""  #: what is done at the moment, where that is not training
+
+
+@dataclass
+class _Training:
+    """One call of `train_saes`."""
+
+    model: LanguageModel
+    layers: Sequence[int]
+    config: TrainingConfig
+    store: ActivationStore
+    folder: Path
+    on_progress: Callable[[Progress], None]
+    trainers: list[Trainer] = field(default_factory=list)
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Adam over all rounds, from the last checkpoint on."""
+        self._say(0, f"harvesting round 1 of {len(self.store)}")
+        first = self.store.round(0)
+        config = self.config
+        # bfloat16 is worth its rounding only where the machine is faster with it: the model's precision was chosen so.
+        step = StepConfig(config.architecture, config.auxiliary, config.dead_after, self.model.dtype)
+        self.trainers = [
+            Trainer(layer, k, config.d_sae, first[layer][:32_768].float(), step, config.seed)
+            for k in config.ks
+            for layer in self.layers
+        ]
+        for index in range(self._restore(), len(self.store)):
+            self._say(index, f"harvesting round {index + 1} of {len(self.store)}")
+            residuals = self.store.round(index)
+            for n_pass in range(config.passes):
+                self._train(residuals, index, n_pass)
+            self._save(index + 1)
+            if (index + 1) * config.round_contexts * config.context_length > QUARTILE_TOKENS + POLISH_TOKENS:
+                self.store.drop(index)  # the first ones serve once more at the end
+
+    def _train(self, residuals: Mapping[int, Tensor], index: int, n_pass: int) -> None:
+        """One pass over a round."""
+        config = self.config
+        n_tokens = len(residuals[self.layers[0]])
+        generator = torch.Generator().manual_seed((config.seed * 100_003 + index) * 101 + n_pass)
+        order = torch.randperm(n_tokens, generator=generator)
+        batches = order[: n_tokens // config.batch_size * config.batch_size].split(config.batch_size)
+        for i, batch in enumerate(batches):
+            within = (n_pass + (i + 0.5) / len(batches)) / config.passes
+            share = (index + within) / len(self.store)
+            for layer in self.layers:
+                x = residuals[layer][batch]
+                for trainer in self.trainers:
+                    if trainer.layer == layer:
+                        trainer.step(x, config.learning_rate * schedule(share, config))
+            self.tokens += len(batch)
+            if i % 20 == 19 or i == len(batches) - 1:
+                self._say(share)
+
+    def _say(self, share: float, note: str = "") -> None:
+        fvu = {(trainer.layer, trainer.k): trainer.fvu for trainer in self.trainers}
+        dead = {(trainer.layer, trainer.k): trainer.dead_share for trainer in self.trainers}
+        share = share / len(self.store) if note else share
+        self.on_progress(Progress(share, self.tokens, time.monotonic() - self.started, fvu, dead, note))
+
+    # -- checkpoints
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps([asdict(self.config), list(self.layers)]).encode()).hexdigest()
+
+    def _save(self, n_rounds: int) -> None:
+        """Keep the state after so many rounds."""
+        from safetensors.torch import save_file
+
+        tensors = {f"{t.layer}.{t.k}.{name}": tensor for t in self.trainers for name, tensor in t.state.items()}
+        scratch = self.folder / f".{CHECKPOINT}"
+        try:
+            save_file(tensors, scratch, {"settings": self._digest, "rounds": str(n_rounds)})
+            scratch.replace(self.folder / CHECKPOINT)
+        except (OSError, SafetensorError) as error:
+            raise ElwError(
+                f"{self.folder} cannot be written ({error}): make room; the same command goes on from the round before."
+            ) from error
+
+    def _restore(self) -> int:
+        """Go back to the last checkpoint; returns the number of rounds that it had seen."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return 0
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+                if about["settings"] != self._digest:
+                    raise UsageError(
+                        f"{self.folder} holds a training with other settings: give the same again, or remove it."
+                    )
+                for trainer in self.trainers:
+                    trainer.restore(
+                        {name: file.get_tensor(f"{trainer.layer}.{trainer.k}.{name}") for name in trainer.state}
+                    )
+                return int(about["rounds"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UsageError(f"{path} is damaged ({error}): remove it to start again.") from error
+
+
+def train_saes(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    layers: Sequence[int],
+    config: TrainingConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> list[SparseAutoencoder]:
+    """Train one SAE per k and layer, in that order; each carries its held-out figures in `metadata`.
+
+    folder: for residuals and checkpoints; the caller removes it when the SAEs are saved.
+    Raises UsageError for layers that the model lacks, a corpus that is too short, or a folder of another training.
+    """
+    model.check_layers(layers)
+    layers = list(dict.fromkeys(layers))
+    parts = split_documents(documents)
+    contexts = shuffled_contexts(model, parts["train"], config)
+    store = ActivationStore(folder, model, contexts, layers, config.round_contexts)
+    training = _Training(model, layers, config, store, folder, on_progress)
+    training.run()
+    polished = _polish(training, parts["select"]) if config.optimizer == "lbfgs" else {}
+    saes = [trainer.finished(store.norm_medians[trainer.layer], model.name) for trainer in training.trainers]
+    training._say(len(store), "measuring quartiles")
+    _add_quartiles(saes, store)
+    training._say(len(store), "measuring held-out figures")
+    settings = {name: value for name, value in asdict(config).items() if name != "ks"}
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    for sae, trainer in zip(saes, training.trainers, strict=True):
+        sae.metadata |= {
+            "training": {**settings, "k": trainer.k, "tokens": contexts.numel()},
+            "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},
+            "test_documents": [document.path for document in parts["test"]],
+        }
+        if rounds := polished.get((trainer.layer, trainer.k)):
+            sae.metadata["lbfgs_select_fvu"] = rounds
+    if parts["test"]:
+        _add_figures(model, saes, parts["test"], config)
+    return saes
 
 
 def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """Documents by part (train, select, test), decided by content alone."""
+    """Documents by part (train, select, test), decided by content alone and in every category alike.
+
+    A category of fewer than 3 documents goes to train as a whole; a larger one gives at least one to each part.
+    """
     parts: dict[str, list[Document]] = {"train": [], "select": [], "test": []}
-    for document in documents:
-        u = int(document.sha256[:8], 16) / 2**32
-        name = "test" if u < TEST_SHARE else "select" if u < TEST_SHARE + SELECT_SHARE else "train"
-        parts[name].append(document)
-    if not parts["train"]:
-        raise UsageError("All documents fell into the held-out parts: train on more documents.")
-    return parts
+    for category in sorted({document.category for document in documents}):
+        own = sorted((d for d in documents if d.category == category), key=lambda document: document.sha256)
+        held_out = len(own) >= 3
+        n_test = max(1, round(TEST_SHARE * len(own))) if held_out else 0
+        n_select = max(1, round(SELECT_SHARE * len(own))) if held_out else 0
+        parts["test"] += own[:n_test]
+        parts["select"] += own[n_test : n_test + n_select]
+        parts["train"] += own[n_test + n_select :]
+    return {name: sorted(part, key=lambda document: document.path) for name, part in parts.items()}
 
 
 def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: int) -> Tensor:
@@ -107,257 +280,78 @@ def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: in
     return torch.cat(pieces) if pieces else torch.empty(0, length, dtype=torch.int32)
 
 
-class _Trainer:
-    """One layer's SAE while it is trained, in units where the mean norm of a residual is √d_model."""
+def shuffled_contexts(model: LanguageModel, documents: Sequence[Document], config: TrainingConfig) -> Tensor:
+    """[n, length] token ids in seeded order, no more than config.tokens.
 
-    def __init__(self, layer: int, sample: Tensor, norm_median: float, config: TrainingConfig) -> None:
-        """sample: [n, d_model] residuals of included tokens, for the scale and the first b_dec."""
-        d_model = sample.shape[1]
-        generator = torch.Generator().manual_seed(config.seed * 1_000 + layer)
-        self.layer = layer
-        self.config = config
-        self.norm_median = norm_median
-        self.scale = math.sqrt(d_model) / float(sample.norm(dim=1).mean())
-        rows = torch.randn(config.d_sae, d_model, generator=generator)
-        self.W_dec = torch.nn.Parameter(rows / rows.norm(dim=1, keepdim=True))
-        self.W_enc = torch.nn.Parameter(self.W_dec.detach().T.clone())
-        self.b_enc = torch.nn.Parameter(torch.zeros(config.d_sae))
-        self.b_dec = torch.nn.Parameter(_geometric_median(sample * self.scale))
-        self.parameters = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.999))
-        self.idle_tokens = torch.zeros(config.d_sae)
-        self.mean = (sample * self.scale).mean(0)
-        self.error, self.variance = 0.0, 0.0
-
-    def step(self, x: Tensor, learning_rate: float) -> None:
-        """One Adam step on residuals x [batch, d_model]."""
-        config = self.config
-        x = x * self.scale
-        h = (x - self.b_dec) @ self.W_enc + self.b_enc
-        values, indices = h.topk(config.k, dim=-1, sorted=False)
-        reconstruction = weighted_rows(SparseActivations(values.relu(), indices), self.W_dec) + self.b_dec
-        error = x - reconstruction
-        variance = (x - self.mean).square().sum()
-        loss = error.square().sum() / variance
-
-        dead = self.idle_tokens > config.dead_after
-        n_dead = int(dead.sum())
-        if n_dead and config.auxiliary:
-            n_used = min(n_dead, x.shape[1] // 2)
-            dead_rows = dead.nonzero()[:, 0]
-            dead_values, slots = h[:, dead_rows].topk(n_used, dim=-1, sorted=False)
-            guess = weighted_rows(SparseActivations(dead_values.relu(), dead_rows[slots]), self.W_dec)
-            target = error.detach()
-            loss = loss + config.auxiliary * (target - guess).square().sum() / target.square().sum()
-
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        gradient = self.W_dec.grad
-        assert gradient is not None
-        gradient -= (gradient * self.W_dec.data).sum(1, keepdim=True) * self.W_dec.data
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True)
-
-        fired = torch.zeros(config.d_sae, dtype=torch.bool)
-        fired[indices[values > 0]] = True
-        self.idle_tokens += len(x)
-        self.idle_tokens[fired] = 0
-        self.error = 0.98 * self.error + 0.02 * float(error.detach().square().sum())
-        self.variance = 0.98 * self.variance + 0.02 * float(variance)
-
-    @property
-    def fvu(self) -> float:
-        return self.error / self.variance if self.variance else math.nan
-
-    @property
-    def dead_share(self) -> float:
-        return float((self.idle_tokens > self.config.dead_after).float().mean())
-
-    def finished(self, model_name: str) -> SparseAutoencoder:
-        """The SAE in residual units: with a scaled by 1/s the rows stay unit vectors and only biases change."""
-        return SparseAutoencoder(
-            layer=self.layer,
-            k=self.config.k,
-            W_enc=self.W_enc.detach().clone(),
-            b_enc=self.b_enc.detach() / self.scale,
-            W_dec=self.W_dec.detach().clone(),
-            b_dec=self.b_dec.detach() / self.scale,
-            norm_median=self.norm_median,
-            model_name=model_name,
-        )
-
-
-def train_saes(
-    model: LanguageModel,
-    documents: Sequence[Document],
-    layers: Sequence[int],
-    config: TrainingConfig,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> list[SparseAutoencoder]:
-    """Train one SAE per layer, in the order given; each carries its held-out figures in `metadata`.
-
-    Raises UsageError for layers that the model lacks or a corpus that is shorter than one buffer.
+    Raises UsageError when the documents hold less than a step.
     """
-    model.check_layers(layers)
-    layers = list(dict.fromkeys(layers))
-    parts = split_documents(documents)
-    contexts = cut_contexts(model, parts["train"], config.context_length)
+    contexts = cut_contexts(model, documents, config.context_length)
     order = np.random.default_rng(config.seed).permutation(len(contexts))
-    contexts = contexts[torch.from_numpy(order)]
-    if contexts.numel() < 2 * config.buffer_tokens:
+    contexts = contexts[torch.from_numpy(order)][: math.ceil(config.tokens / config.context_length)]
+    if contexts.numel() < 2 * config.batch_size:
         raise UsageError(
-            f"The training documents hold {contexts.numel()} tokens in full contexts, less than two buffers of "
-            f"{config.buffer_tokens}: give more text or a smaller buffer."
+            f"The training documents hold {contexts.numel()} tokens in full contexts, less than two steps of "
+            f"{config.batch_size}: give more text or a smaller batch."
         )
-    started = time.monotonic()
-    norm_medians, first = _first_look(model, contexts, layers, config)
-    trainers = [_Trainer(layer, first[layer].float(), norm_medians[layer], config) for layer in layers]
-    n_steps = config.tokens // config.batch_size
-    batches = _batches(model, contexts, layers, norm_medians, config)
-    for step in range(n_steps):
-        batch = next(batches)
-        rate = config.learning_rate * _schedule(step / n_steps, config)
-        for trainer in trainers:
-            trainer.step(batch[trainer.layer].float(), rate)
-        if step % 20 == 19 or step == n_steps - 1:
-            fvu = {trainer.layer: trainer.fvu for trainer in trainers}
-            dead = {trainer.layer: trainer.dead_share for trainer in trainers}
-            done = (step + 1) * config.batch_size
-            on_progress(Progress(done, time.monotonic() - started, fvu, dead))
-
-    saes = [trainer.finished(model.name) for trainer in trainers]
-    _add_quartiles(saes, batches, config)
-    test = cut_contexts(model, parts["test"], config.context_length)
-    if len(test) > TEST_CONTEXTS:
-        test = test[np.random.default_rng(config.seed).permutation(len(test))[:TEST_CONTEXTS]]
-    for sae in saes:
-        sae.metadata = {
-            "trained_tokens": n_steps * config.batch_size,
-            "seed": config.seed,
-            "test_documents": sorted(document.path for document in parts["test"]),
-            **(_held_out(model, test, sae, config) if len(test) else {}),
-        }
-    return saes
+    return contexts
 
 
-def _first_look(
-    model: LanguageModel, contexts: Tensor, layers: Sequence[int], config: TrainingConfig
-) -> tuple[dict[int, float], dict[int, Tensor]]:
-    """Norm medians over the first half buffer of tokens, and its included residuals; both by layer."""
-    n_contexts = config.buffer_tokens // 2 // config.context_length
-    pieces: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for tokens in contexts[:n_contexts].split(config.model_batch):
-        for layer, x in harvest_residuals(model, tokens.long(), layers).items():
-            pieces[layer].append(x.bfloat16())
-    medians, residuals = {}, {}
-    for layer in layers:
-        x = torch.cat(pieces[layer])
-        norms = x.float().norm(dim=-1)
-        medians[layer] = float(norms.median())
-        residuals[layer] = x[included_tokens(norms, medians[layer])]
-    return medians, residuals
-
-
-def _batches(
-    model: LanguageModel,
-    contexts: Tensor,
-    layers: Sequence[int],
-    norm_medians: dict[int, float],
-    config: TrainingConfig,
-) -> Iterator[dict[int, Tensor]]:
-    """Endless batches by layer, [batch_size, d_model], from a buffer that is refilled when half of it is used.
-
-    A token is taken when it is included at every layer, so that all layers train on the same tokens.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    kept: dict[int, Tensor] = {}
-    chunks = _endless(contexts, config.model_batch)
-    while True:
-        pieces: dict[int, list[Tensor]] = {layer: [kept[layer]] if kept else [] for layer in layers}
-        n_tokens = len(kept[layers[0]]) if kept else 0
-        while n_tokens < config.buffer_tokens:
-            residuals = harvest_residuals(model, next(chunks).long(), layers)
-            included = torch.stack(
-                [included_tokens(residuals[layer].float().norm(dim=-1), norm_medians[layer]) for layer in layers]
-            ).all(0)
-            n_tokens += int(included.sum())
-            for layer in layers:
-                pieces[layer].append(residuals[layer][included].bfloat16())
-        order = torch.randperm(n_tokens, generator=generator)
-        half = n_tokens // 2 // config.batch_size * config.batch_size
-        shuffled = {layer: torch.cat(pieces.pop(layer))[order] for layer in layers}
-        for start in range(0, half, config.batch_size):
-            yield {layer: x[start : start + config.batch_size] for layer, x in shuffled.items()}
-        kept = {layer: x[half:] for layer, x in shuffled.items()}
-
-
-def _endless(contexts: Tensor, size: int) -> Iterator[Tensor]:
-    while True:
-        yield from contexts.split(size)
-
-
-def _schedule(share: float, config: TrainingConfig) -> float:
+def schedule(share: float, config: TrainingConfig) -> float:
     """Warm-up and decay: the learning rate's factor after `share` of the steps."""
     up = share / config.warmup_share if config.warmup_share else 1.0
     down = (1 - share) / config.decay_share if config.decay_share else 1.0
     return min(1.0, up, down)
 
 
-def _geometric_median(x: Tensor, iterations: int = 50) -> Tensor:
-    """Weiszfeld's algorithm on x [n, d]: the point with the smallest summed distance, [d]."""
-    centre = x.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (x - centre).norm(dim=1).clamp_min(1e-6)
-        centre = (x * weights[:, None]).sum(0) / weights.sum()
-    return centre
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(names)
 
 
-def _add_quartiles(
-    saes: Sequence[SparseAutoencoder], batches: Iterator[dict[int, Tensor]], config: TrainingConfig
-) -> None:
-    """Quartiles of each feature's active values over about 100 k training tokens; NaN below 40 active tokens."""
-    active: dict[int, list[tuple[Tensor, Tensor]]] = {sae.layer: [] for sae in saes}
-    for _ in range(max(1, 100_000 // config.batch_size)):
-        batch = next(batches)
-        for sae in saes:
-            values, indices = sae.encode(batch[sae.layer].float())
-            active[sae.layer].append((values[values > 0], indices[values > 0]))
+def _polish(training: _Training, select: Sequence[Document]) -> dict[tuple[int, int], list[float]]:
+    """L-BFGS on every SAE; by layer and k, FVU on select before and after each kept round."""
+    config, model = training.config, training.model
+    contexts = cut_contexts(model, select, config.context_length)[: SELECT_TOKENS // config.context_length]
+    if not len(contexts):
+        raise UsageError("L-BFGS needs select documents, 3 in a category: give more, or --optimizer adam.")
+    held_out = training.store.harvest(contexts)
+    figures = {}
+    for trainer in training.trainers:
+        training._say(len(training.store), f"L-BFGS at layer {trainer.layer}, k = {trainer.k}")
+        sample = _sample(training.store, trainer.layer, POLISH_TOKENS)
+        figures[trainer.layer, trainer.k] = polish(trainer, sample, held_out[trainer.layer])
+    return figures
+
+
+def _sample(store: ActivationStore, layer: int, n: int) -> Tensor:
+    """[n, d_model] residuals of the first rounds, or all there are of them."""
+    parts: list[Tensor] = []
+    for index in range(len(store)):
+        parts.append(store.round(index)[layer][: n - sum(map(len, parts))])
+        if sum(map(len, parts)) >= n:
+            break
+    return torch.cat(parts)
+
+
+def _add_quartiles(saes: Sequence[SparseAutoencoder], store: ActivationStore) -> None:
+    """Quartiles of each feature's active values over training tokens; NaN where it fired too rarely."""
     for sae in saes:
-        values, indices = (torch.cat(part) for part in zip(*active[sae.layer], strict=True))
+        pieces = []
+        for x in _sample(store, sae.layer, QUARTILE_TOKENS).split(4096):
+            values, indices = sae.encode(x.float())
+            pieces.append((values[values > 0], indices[values > 0]))
+        values, indices = (torch.cat(part) for part in zip(*pieces, strict=True))
         sae.quartiles = torch.full((sae.d_sae, 3), math.nan)
         order = indices.argsort()
         counts = torch.bincount(indices, minlength=sae.d_sae).tolist()
         for feature, own in enumerate(values[order].split(counts)):
-            if len(own) >= 40:
+            if len(own) >= MIN_ACTIVE:
                 sae.quartiles[feature] = own.quantile(torch.tensor([0.25, 0.5, 0.75]))
 
 
-@torch.no_grad()
-def _held_out(model: LanguageModel, contexts: Tensor, sae: SparseAutoencoder, config: TrainingConfig) -> dict[str, Any]:
-    """FVU, L0, cosine and dead share over the included tokens of held-out contexts [n, length].
-
-    FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖², with x̄ the mean over the same tokens.
-    """
-    assert sae.norm_median is not None
-    pieces = []
-    for tokens in contexts.split(config.model_batch):
-        x = harvest_residuals(model, tokens.long(), [sae.layer])[sae.layer].float()
-        pieces.append(x[included_tokens(x.norm(dim=-1), sae.norm_median)])
-    x = torch.cat(pieces)
-    activations = sae.encode(x)
-    reconstruction = sae.decode(activations)
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-    fired[activations.indices[activations.values > 0]] = True
-    error = (x - reconstruction).double().square().sum()
-    variance = (x - x.mean(0)).double().square().sum()
-    return {
-        "test_tokens": len(x),
-        "fvu": float(error / variance),
-        "l0": float((activations.values > 0).double().sum(1).mean()),
-        "cosine": float(torch.cosine_similarity(x, reconstruction, dim=1).mean()),
-        "dead_share": float(1 - fired.double().mean()),
-        "massive_norm_ratio": MASSIVE_NORM_RATIO,
-    }
+def _add_figures(
+    model: LanguageModel, saes: Sequence[SparseAutoencoder], test: Sequence[Document], config: TrainingConfig
+) -> None:
+    """Held-out figures into `metadata`: reconstruction over many tokens, losses over fewer, which take longer."""
+    options = EvaluationOptions(TEST_TOKENS, config.context_length, seed=config.seed, ce_tokens=LOSS_TOKENS)
+    for sae, evaluation in zip(saes, evaluate(model, saes, test, options), strict=True):
+        sae.metadata |= evaluation.metadata()

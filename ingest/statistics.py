@@ -1,7 +1,8 @@
 """Statistics that must be taken in the stream, because a dense matrix of gradients is never formed.
 
-For feature j at token t, g = −⟨∂E/∂x_t, d_j⟩. Sums over all tokens follow from sums over gradients:
-Σg = −d_j·Σ∇ and Σg² = d_jᵀ(Σ∇∇ᵀ)d_j. Only at active features is g itself needed: O(active · d_model).
+For feature j at token t, g = −⟨∂E/∂x_t, s_t·d_j⟩ = −⟨∇_t, d_j⟩ with ∇_t = s_t·∂E/∂x_t; s_t is 1 unless the SAE
+normalises (`SparseAutoencoder.token_scales`). Sums over all tokens follow from sums over gradients: Σg = −d_j·Σ∇ and
+Σg² = d_jᵀ(Σ∇∇ᵀ)d_j. Only at active features is g itself needed: O(active · d_model).
 
 The within-context test asks whether a and g go together inside contexts, beyond what position explains:
 
@@ -39,7 +40,7 @@ class LayerRow:
 
     included: Tensor  #: [context, position] bool
     activations: SparseActivations  #: [context, position, K]; empty where not included
-    gradients: Mapping[str, Tensor]  #: energy: ∂E/∂x [context, position, d_model] float32
+    gradients: Mapping[str, Tensor]  #: energy: s_t·∂E/∂x [context, position, d_model] float32
 
 
 @dataclass

@@ -64,8 +64,8 @@ class GroupBuilder:
                 padded = layer_row(row_readings, layer)
                 g, counted = layer_statistics.add(padded)
                 for i, reading in enumerate(row_readings):
-                    n = len(reading.tokens)
-                    own_g = {energy: values[i, :n].numpy() for energy, values in g.items()}
+                    n, n_slots = reading.layers[layer].activations.values.shape
+                    own_g = {energy: values[i, :n, :n_slots].numpy() for energy, values in g.items()}
                     self._layer_rows(columns, reading, layer, own_g, counted[i, :n].numpy())
                     self._add_document_sums(document_sums, reading, layer)
             for reading in row_readings:
@@ -158,7 +158,7 @@ class GroupBuilder:
         included = torch.from_numpy(own.included)
         for energy in self.energies:
             key = (reading.context.document_id, layer, energy)
-            total = own.gradients[energy][included].double().sum(0).numpy()
+            total = own.decoder_gradients(energy)[included].double().sum(0).numpy()
             n_before, before = sums.get(key, (0, np.zeros_like(total)))
             sums[key] = (n_before + int(included.sum()), before + total)
 
@@ -190,7 +190,7 @@ def sample_moments(
     """Mean and standard deviation of g over the included tokens of a sample, by feature: two [d_sae]."""
     gradients = torch.cat(
         [
-            reading.layers[layer].gradients[energy][torch.from_numpy(reading.layers[layer].included)]
+            reading.layers[layer].decoder_gradients(energy)[torch.from_numpy(reading.layers[layer].included)]
             for reading in readings
         ]
     ).double()

@@ -91,7 +91,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from energy_lens.ingest.sae import SparseAutoencoder, save_sae
+        from energy_lens.ingest.sae import SparseAutoencoder
+        from energy_lens.ingest.sae_files import save_sae
 
         folder = tmp_path_factory.mktemp(architecture)
         torch.manual_seed(7)

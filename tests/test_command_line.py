@@ -353,14 +353,16 @@ def test_trained_saes_are_saved_by_layer(
     tiny: Any, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from energy_lens.ingest import sae_training
-    from energy_lens.ingest.sae import load_sae
+    from energy_lens.ingest.sae_files import load_sae
 
     model = tiny("llama")
     seen: list[Any] = []
 
-    def train(language_model: Any, documents: Any, layers: Any, config: Any, on_progress: Any) -> Any:
+    def train(language_model: Any, documents: Any, layers: Any, config: Any, folder: Any, on_progress: Any) -> Any:
         seen.append((str(language_model.dtype), len(documents), tuple(layers), config))
-        on_progress(sae_training.Progress(config.tokens, 1.0, dict.fromkeys(layers, 0.25), dict.fromkeys(layers, 0.5)))
+        assert folder.is_dir()
+        places = [(layer, config.ks[0]) for layer in layers]
+        on_progress(sae_training.Progress(1.0, 10, 1.0, dict.fromkeys(places, 0.25), dict.fromkeys(places, 0.5)))
         return [load_sae(model.saes / f"layer_{layer}") for layer in layers]
 
     monkeypatch.setattr(sae_training, "train_saes", train)
@@ -368,8 +370,9 @@ def test_trained_saes_are_saved_by_layer(
     assert main([*words, "--output", str(tmp_path / "half"), "--half", "--features", "64", "--k", "4"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [str(tmp_path / "half" / f"layer_{layer}") for layer in (1, 2)]
-    assert "1: 0.250/50%" in err
-    assert seen == [("torch.bfloat16", 8, (1, 2), sae_training.TrainingConfig(d_sae=64, k=4))]
+    assert "1/4: 0.250 50%" in err
+    assert seen == [("torch.bfloat16", 8, (1, 2), sae_training.TrainingConfig(d_sae=64, ks=(4,)))]
+    assert not (tmp_path / "half" / ".training").exists()
     saved = load_sae(tmp_path / "half" / "layer_2")
     original = load_sae(model.saes / "layer_2")
     assert (saved.W_dec - original.W_dec).abs().max() < 1e-3
@@ -391,7 +394,7 @@ def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -
     assert main(["sae", "train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     config = TrainingConfig()
-    for said in (f"{config.d_sae} unless given", f"{config.k} unless given", f"{config.tokens:,} unless given"):
+    for said in (f"{config.d_sae} unless given", f"{config.ks[0]} unless given", f"{config.tokens:,} unless given"):
         assert said in text
     assert ",".join(map(str, DEFAULT_LAYERS)) in text
     assert cli.DEFAULT_MODEL == DEFAULT_MODEL
@@ -400,11 +403,11 @@ def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -
 def test_saes_are_listed_with_their_figures(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from energy_lens.ingest import sae
+    from energy_lens.ingest import sae_registry
 
     saes = tiny("llama").saes
-    monkeypatch.setattr(sae, "shipped_folder", lambda _, layer: saes / f"layer_{layer}")
-    monkeypatch.setattr(sae, "shipped_layers", lambda model: [1, 2] if model == "mine" else [])
+    monkeypatch.setattr(sae_registry, "shipped_folder", lambda _, layer: saes / f"layer_{layer}")
+    monkeypatch.setattr(sae_registry, "shipped_layers", lambda model: [1, 2] if model == "mine" else [])
     assert main(["sae", "list", "--model", "mine", "--format", "jsonl"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["layer"], row["features"], row["k"]) for row in rows] == [(1, 64, 4), (2, 64, 4)]

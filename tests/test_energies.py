@@ -20,7 +20,8 @@ from energy_lens.ingest import energies as energies_module
 from energy_lens.ingest.energies import Hopfield, NegativeLogLikelihood, Reading, discrete_gradient, run_forward
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.reading import Reader
-from energy_lens.ingest.sae import SparseAutoencoder, load_sae, sae_folders, save_sae
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae
 from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context
 

@@ -150,7 +150,7 @@ def test_the_installed_package_loads_its_saes(installed: Path, tmp_path: Path) -
     script = """
 import json, torch
 from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL
-from energy_lens.ingest.sae import load_sae, shipped_folder, shipped_layers
+from energy_lens.ingest.sae_files import load_sae, shipped_folder, shipped_layers
 facts = []
 for layer in shipped_layers(DEFAULT_MODEL):
     sae = load_sae(shipped_folder(DEFAULT_MODEL, layer))

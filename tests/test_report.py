@@ -34,6 +34,7 @@ FIGURES = ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_cate
 #: Columns of a query that each heading of a table shows.
 SHOWN = {
     "Layer": ("layer",), "Features": ("d_sae", "n_features"), "k": ("k",), "FVU": ("fvu",), "Cosine": ("cosine",),
+    "FVU, macro": ("fvu_macro",), "CE recovered": ("ce_recovered_mean",),
     "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
     "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),
     "Dropped tails": ("dropped_tokens",), "Tokens": ("n_tokens",), "Included": ("n_included",),

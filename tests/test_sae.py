@@ -17,18 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae import (
-    CONFIG,
-    STATISTICS,
-    WEIGHTS,
-    SparseActivations,
-    SparseAutoencoder,
-    load_sae,
-    sae_folders,
-    save_sae,
-    shipped_layers,
-    weighted_rows,
-)
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
+from energy_lens.ingest.sae_files import CONFIG, STATISTICS, WEIGHTS, load_sae, sae_folders, save_sae, shipped_layers
 from energy_lens.warehouse.errors import ElwError, UsageError
 
 D_MODEL, D_SAE, K = 12, 40, 5
@@ -322,12 +312,13 @@ def test_a_missing_folder_config_or_weights_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "found", "expected"),
     [
-        ({"architecture": "jumprelu"}, "'jumprelu'", "'topk'"),
-        ({"architecture": "standard"}, "'standard'", "'topk'"),
+        ({"architecture": "batchtopk"}, "'batchtopk'", "'topk'"),
+        ({"architecture": "transcoder"}, "'transcoder'", "'topk'"),
         ({"architecture": ["topk"]}, "['topk']", "'topk'"),
         ({"architecture": ...}, "None", "'topk'"),
-        ({"normalize_activations": "layer_norm"}, "'layer_norm'", "'none'"),
-        ({"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in'", "'none'"),
+        ({"normalize_activations": "covariance_whitening"}, "'covariance_whitening'", "'none'"),
+        ({"normalize_activations": True}, "True", "'none'"),
+        ({"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in'", "--activation-scale"),
         ({"reshape_activations": "hook_z"}, "'hook_z'", "'none'"),
         ({"apply_b_dec_to_input": "false"}, "'false'", "true or false"),
         ({"rescale_acts_by_decoder_norm": 1}, "1", "true or false"),
@@ -344,7 +335,9 @@ def test_a_missing_folder_config_or_weights_file(folder: Path) -> None:
         ({"metadata": "x"}, "str", "object"),
         ({"metadata": ...}, "None", "blocks.N.hook_resid_post"),
         ({"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}, "'blocks.3.hook_mlp_out'", "blocks.N.hook_resid_post"),
-        ({"metadata": {"hook_name": "blocks.3.hook_resid_pre"}}, "'blocks.3.hook_resid_pre'", "hook_resid_post"),
+        ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "'blocks.0.hook_resid_pre'", "N >= 1"),
+        ({"metadata": {"hook_name": "blocks.3.hook_attn_out"}}, "'blocks.3.hook_attn_out'", "hook_resid_post"),
+        ({"metadata": {"hook_name": "blocks.3.attn.hook_z"}}, "'blocks.3.attn.hook_z'", "hook_resid_post"),
         ({"metadata": {"hook_name": "blocks.3.hook_resid_post.x"}}, "post.x'", "blocks.N.hook_resid_post"),
         ({"metadata": {"hook_name": "blocks.3.hook_resid_post\n"}}, "post\\n'", "blocks.N.hook_resid_post"),
         ({"metadata": {"hook_name": "xblocks.3.hook_resid_post"}}, "'xblocks", "blocks.N.hook_resid_post"),

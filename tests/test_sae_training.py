@@ -1,10 +1,15 @@
-"""SAE training: planted features are found, the constraints hold, and excluded tokens stay out."""
+"""SAE training: planted features are found, gradients are autograd's, constraints hold, excluded tokens stay out."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,28 +19,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from energy_lens.ingest import sae_training
+from energy_lens.ingest import activation_store
+from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import LanguageModel, harvest_residuals
-from energy_lens.ingest.sae import SparseAutoencoder, load_sae, save_sae
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import load_sae, save_sae
+from energy_lens.ingest.sae_polish import held_out_fvu, polish
+from energy_lens.ingest.sae_trainer import StepConfig, Support, Trainer, batch_top_k, geometric_median, top_k
 from energy_lens.ingest.sae_training import (
     Progress,
     TrainingConfig,
     _add_quartiles,
-    _batches,
-    _first_look,
-    _geometric_median,
-    _schedule,
-    _Trainer,
     cut_contexts,
+    schedule,
     split_documents,
     train_saes,
 )
-from energy_lens.warehouse.errors import UsageError
+from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: Planted data: 48 unit directions in 32 dimensions, 3 of them active in a token, in residual units of about 60.
-WIDTH, DIRECTIONS, ACTIVE, UNIT = 32, 48, 3, 30.0
-CONFIG = TrainingConfig(d_sae=64, k=ACTIVE, tokens=204_800, batch_size=256, learning_rate=3e-3, dead_after=2_560)
+WIDTH, DIRECTIONS, ACTIVE, FEATURES, UNIT = 32, 48, 3, 64, 30.0
+STEP = StepConfig(dead_after=2_560)
+CONFIG = TrainingConfig(d_sae=FEATURES, ks=(ACTIVE,), learning_rate=3e-3)
 OFFSET = torch.linspace(-20, 20, WIDTH)
 
 
@@ -56,46 +62,75 @@ class Planted:
         return OFFSET + UNIT * (coefficients @ self.directions + noise)
 
 
-def trained(n_steps: int, config: TrainingConfig = CONFIG, spoil: Callable[[_Trainer], None] | None = None) -> _Trainer:
+def new(config: StepConfig = STEP, layer: int = 1, seed: int = 0) -> Trainer:
+    """A trainer before its first step."""
+    return Trainer(layer, ACTIVE, FEATURES, Planted().draw(2_000), config, seed)
+
+
+def trained(n_steps: int, config: StepConfig = STEP, spoil: Callable[[Trainer], None] | None = None) -> Trainer:
     """A trainer after so many steps on planted data."""
-    data = Planted()
-    trainer = _Trainer(layer=1, sample=data.draw(2_000), norm_median=60.0, config=config)
+    data, own = Planted(), new(config)
+    data.draw(2_000)
     if spoil:
-        spoil(trainer)
+        spoil(own)
     for step in range(n_steps):
-        trainer.step(data.draw(config.batch_size), config.learning_rate * _schedule(step / n_steps, config))
-    return trainer
+        own.step(data.draw(256), CONFIG.learning_rate * schedule((step + 0.5) / n_steps, CONFIG))
+    return own
 
 
 @pytest.fixture(scope="module")
-def trainer() -> _Trainer:
+def trainer() -> Trainer:
     """A trainer at the end of its training."""
     return trained(800)
 
 
+def finished(own: Trainer) -> SparseAutoencoder:
+    return own.finished(60.0, "planted")
+
+
 def fvu(sae: SparseAutoencoder, x: Tensor) -> float:
     """Σ‖x − x̂‖² / Σ‖x − x̄‖²"""
-    error = (x - sae.decode(sae.encode(x))).double().square().sum()
+    error = (x - sae.reconstruct(x)).double().square().sum()
     return float(error / (x - x.mean(0)).double().square().sum())
 
 
 # ------------------------------------------------------------------------------------------------ what is learnt
 
 
-def test_planted_directions_are_found(trainer: _Trainer) -> None:
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_planted_directions_are_found(architecture: str) -> None:
     """Every direction that made the data is a decoder row, and little of fresh data stays unexplained."""
-    sae = trainer.finished("planted")
+    own = trained(800, dataclasses.replace(STEP, architecture=architecture))
+    sae = finished(own)
     cosines = (Planted().directions @ sae.W_dec.T).max(dim=1).values
     assert float(cosines.mean()) > 0.98
     assert float((cosines > 0.9).float().mean()) > 0.95
     fresh = Planted(seed=1).draw(4_000)
     assert fvu(sae, fresh) < 0.05
-    assert trainer.fvu == pytest.approx(fvu(sae, fresh), rel=0.2), "the figure shown while training is the FVU"
+    assert own.fvu == pytest.approx(fvu(sae, fresh), rel=0.3), "the figure shown while training is the FVU"
+    l0 = float((sae.encode(fresh).values > 0).sum(1).float().mean())
+    assert l0 == pytest.approx(ACTIVE, rel=0.15)
 
 
-def test_a_planted_feature_reads_its_own_size(trainer: _Trainer) -> None:
+def test_a_batchtopk_sae_is_saved_as_jumprelu(tmp_path: Path) -> None:
+    """With one threshold for all features, the mean of the smallest activations seen, as the field does."""
+    own = trained(300, dataclasses.replace(STEP, architecture="batchtopk"))
+    sae = finished(own)
+    assert sae.architecture == "jumprelu"
+    assert sae.threshold is not None
+    assert len(set(sae.threshold.tolist())) == 1
+    save_sae(sae, tmp_path / "sae")
+    loaded = load_sae(tmp_path / "sae")
+    x = Planted(seed=3).draw(300)
+    torch.testing.assert_close(loaded.reconstruct(x), sae.reconstruct(x))
+    h = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    dense = torch.where(h > sae.threshold, h, 0.0)
+    torch.testing.assert_close(loaded.reconstruct(x), dense @ sae.W_dec + sae.b_dec, rtol=1e-3, atol=1e-3)
+
+
+def test_a_planted_feature_reads_its_own_size(trainer: Trainer) -> None:
     """a_j of a token made of one direction is that direction's coefficient, in residual units."""
-    sae = trainer.finished("planted")
+    sae = finished(trainer)
     directions = Planted().directions
     x = OFFSET + 1.5 * UNIT * directions
     activations = sae.encode(x)
@@ -105,24 +140,93 @@ def test_a_planted_feature_reads_its_own_size(trainer: _Trainer) -> None:
     assert float(sizes.median()) == pytest.approx(1.5 * UNIT, rel=0.25)
 
 
+# ------------------------------------------------------------------------------------------------ steps
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_gradients_are_those_of_autograd(architecture: str) -> None:
+    """Of the loss as the module states it, dense, in float32; b_dec is left out of the auxiliary term."""
+    own = new(dataclasses.replace(STEP, architecture=architecture))
+    own.b_enc += 0.1 * torch.randn(FEATURES, generator=torch.Generator().manual_seed(1))
+    own.idle_tokens[10:30] = 10_000
+    x = Planted(seed=1).draw(300) * own.scale
+    parameters = [parameter.clone().requires_grad_() for parameter in own.parameters]
+    encoder, b_enc, decoder, b_dec = parameters
+    h = (x - b_dec) @ encoder.T + b_enc
+    if architecture == "topk":
+        chosen = torch.zeros_like(h).scatter_(1, h.topk(ACTIVE).indices, 1.0)
+    else:
+        chosen = torch.zeros(h.numel()).scatter_(0, h.flatten().topk(300 * ACTIVE).indices, 1.0).view_as(h)
+    error = x - (h.relu() * chosen) @ decoder - b_dec
+    variance = (x - own.mean).square().sum()
+    dead = torch.arange(10, 30)
+    of_dead = h[:, dead]
+    some = torch.zeros_like(of_dead).scatter_(1, of_dead.topk(WIDTH // 2).indices, 1.0)
+    left = error.detach() - (of_dead.relu() * some) @ decoder[dead]
+    loss = error.square().sum() / variance
+    auxiliary = STEP.auxiliary * left.square().sum() / error.detach().square().sum()
+    expected = torch.autograd.grad(loss + auxiliary, parameters[:3], retain_graph=True)
+    expected += torch.autograd.grad(loss, [b_dec])
+
+    scores = own._scores(x)
+    found_error, _ = own.differentiate(x, own._chosen(scores), variance)
+    own._revive(x, scores, found_error, found_error.square().sum())
+    torch.testing.assert_close(found_error, error.detach())
+    for parameter, gradient in zip(own.parameters, expected, strict=True):
+        assert float(gradient.abs().max()) > 1e-4
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_support_is_a_sparse_matrix() -> None:
+    """Its products are the dense ones, for rows of unequal length too."""
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randn(50, 20, generator=generator)
+    left, right = torch.randn(50, 7, generator=generator), torch.randn(20, 7, generator=generator)
+    for support in (top_k(scores, 3), batch_top_k(scores, 3)):
+        dense = torch.zeros(50, 20)
+        tokens = torch.arange(50).repeat_interleave(support.rows.diff())
+        values = torch.rand(150, generator=generator)
+        dense[tokens, support.columns] = values
+        assert int((dense > 0).sum()) == 150
+        torch.testing.assert_close(support.matrix(values).to_dense(), dense)
+        torch.testing.assert_close(support.transposed(values).to_dense(), dense.T)
+        torch.testing.assert_close(support.products(left, right), (left @ right.T)[tokens, support.columns])
+    assert top_k(scores, 3).rows.diff().tolist() == [3] * 50
+    assert len(set(batch_top_k(scores, 3).rows.diff().tolist())) > 1
+    whole = Support.joined([top_k(part, 3) for part in scores.split(17)])
+    assert all(torch.equal(a, b) for a, b in zip(whole, top_k(scores, 3), strict=True))
+
+
+def test_scores_in_bfloat16_choose_almost_the_same() -> None:
+    """They decide which features are active, not how much: the values are float32 all the same."""
+    own = trained(100)
+    x = Planted(seed=4).draw(500) * own.scale
+    exact = own.support(x)
+    own.config = dataclasses.replace(STEP, scores=torch.bfloat16)
+    rough = own.support(x)
+    assert float((exact.matrix(torch.ones(1500)).to_dense() * rough.matrix(torch.ones(1500)).to_dense()).sum()) > 1450
+    assert own.error(x).dtype == torch.float32
+    error = float(own.error(x).square().sum())
+    own.config = STEP
+    assert error == pytest.approx(float(own.error(x).square().sum()), rel=0.02)
+
+
 def test_decoder_rows_keep_unit_norm_at_every_step() -> None:
     """So that activations of different features can be compared."""
-    data = Planted()
-    trainer = _Trainer(0, data.draw(500), 60.0, CONFIG)
+    data, trainer = Planted(), new()
     for _ in range(5):
         trainer.step(data.draw(256), 0.05)
-        torch.testing.assert_close(trainer.W_dec.data.norm(dim=1), torch.ones(64))
-    torch.testing.assert_close(trainer.finished("x").W_dec.norm(dim=1), torch.ones(64))
+        torch.testing.assert_close(trainer.decoder.norm(dim=1), torch.ones(64))
+    torch.testing.assert_close(finished(trainer).W_dec.norm(dim=1), torch.ones(64))
 
 
 def test_the_gradient_along_the_rows_is_removed() -> None:
     """What is left of each row's gradient is orthogonal to it: the step turns rows, and does not stretch them."""
-    data = Planted()
-    trainer = _Trainer(0, data.draw(500), 60.0, CONFIG)
+    data, trainer = Planted(), new()
     for _ in range(3):
-        rows = trainer.W_dec.detach().clone()
+        rows = trainer.decoder.clone()
         trainer.step(data.draw(256), 1e-3)
-        gradient = trainer.W_dec.grad
+        gradient = trainer.decoder.grad
         assert gradient is not None
         sizes = gradient.norm(dim=1)
         assert float(sizes.max()) > 1e-3
@@ -130,59 +234,55 @@ def test_the_gradient_along_the_rows_is_removed() -> None:
         assert float((along / sizes.clamp_min(1e-9))[sizes > 1e-6].max()) < 1e-3
 
 
-def test_the_scale_is_folded_back(trainer: _Trainer) -> None:
+def test_the_scale_is_folded_back(trainer: Trainer) -> None:
     """On raw residuals the finished SAE does what the trained one does on scaled ones, and reads residual units."""
     x = Planted(seed=2).draw(500)
     assert float((Planted().draw(2_000) * trainer.scale).norm(dim=1).mean()) == pytest.approx(math.sqrt(WIDTH))
     scaled = x * trainer.scale
-    with torch.no_grad():
-        h = (scaled - trainer.b_dec) @ trainer.W_enc + trainer.b_enc
-        values, indices = h.topk(ACTIVE, dim=1)
-        dense = torch.zeros_like(h).scatter_(1, indices, values.relu())
-        reconstruction = (dense @ trainer.W_dec + trainer.b_dec) / trainer.scale
-    sae = trainer.finished("planted")
+    h = (scaled - trainer.b_dec) @ trainer.encoder.T + trainer.b_enc
+    values, indices = h.topk(ACTIVE, dim=1)
+    dense = torch.zeros_like(h).scatter_(1, indices, values.relu())
+    reconstruction = (dense @ trainer.decoder + trainer.b_dec) / trainer.scale
+    sae = finished(trainer)
     activations = sae.encode(x)
     found = torch.zeros_like(h).scatter_(1, activations.indices, activations.values)
     torch.testing.assert_close(found, dense / trainer.scale, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(sae.decode(activations), reconstruction, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(sae.mean, Planted().draw(2_000).mean(0), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(sae.reconstruct(x), reconstruction, atol=1e-3, rtol=1e-3)
 
 
-def test_a_finished_sae_does_not_change_with_further_training(trainer: _Trainer) -> None:
+def test_a_finished_sae_does_not_change_with_further_training(trainer: Trainer) -> None:
     """It is a copy."""
     own = trained(3)
-    sae = own.finished("x")
+    sae = finished(own)
     before = {name: getattr(sae, name).clone() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     own.step(Planted().draw(256), 0.05)
     assert all(torch.equal(getattr(sae, name), tensor) for name, tensor in before.items())
-    assert not any(tensor.requires_grad for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
 
 
 @pytest.mark.parametrize(("auxiliary", "lowest", "highest"), [(0.0, 0.9, 1.0), (1 / 32, 0.0, 0.7)])
 def test_dead_features_are_revived_by_the_auxiliary_loss(auxiliary: float, lowest: float, highest: float) -> None:
     """Half of the features start too weak ever to be chosen: only that loss brings back those that are needed."""
 
-    def weaken(trainer: _Trainer) -> None:
-        with torch.no_grad():
-            trainer.W_enc[:, 32:] *= 1e-3
-            trainer.b_enc[:32] += 0.5
+    def weaken(trainer: Trainer) -> None:
+        trainer.encoder[32:] *= 1e-3
+        trainer.b_enc[:32] += 0.5
 
-    own = trained(300, dataclasses.replace(CONFIG, auxiliary=auxiliary), weaken)
-    dead = float((own.idle_tokens[32:] > CONFIG.dead_after).float().mean())
+    own = trained(300, dataclasses.replace(STEP, auxiliary=auxiliary), weaken)
+    dead = float((own.idle_tokens[32:] > STEP.dead_after).float().mean())
     assert lowest <= dead <= highest
-    assert own.dead_share == pytest.approx(float((own.idle_tokens > CONFIG.dead_after).float().mean()))
-    assert (fvu(own.finished("x"), Planted(seed=1).draw(2_000)) > 0.15) == (auxiliary == 0)
+    assert own.dead_share == pytest.approx(float((own.idle_tokens > STEP.dead_after).float().mean()))
+    assert (fvu(finished(own), Planted(seed=1).draw(2_000)) > 0.15) == (auxiliary == 0)
 
 
 def test_idle_tokens_count_since_a_feature_fired() -> None:
     """A feature that fires in a batch starts from 0, any other one is older by the batch."""
-    data = Planted()
-    own = _Trainer(0, data.draw(500), 60.0, CONFIG)
-    with torch.no_grad():
-        own.b_enc -= 1.5  # so that some slots stay empty
+    data, own = Planted(), new()
+    own.b_enc -= 1.5  # so that some slots stay empty
     expected = torch.zeros(64)
     for _ in range(4):
         x = data.draw(32)
-        activations = own.finished("x").encode(x)
+        activations = finished(own).encode(x)
         assert (activations.values == 0).any()
         expected += 32
         expected[activations.indices[activations.values > 0]] = 0
@@ -195,19 +295,36 @@ def test_same_seed_same_weights() -> None:
     """Two trainings with one seed agree to the last bit; seed and layer choose the start."""
     first, again = trained(20), trained(20)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters, again.parameters, strict=True))
-    other_seed = trained(0, dataclasses.replace(CONFIG, seed=1))
-    other_layer = _Trainer(2, Planted().draw(2_000), 60.0, CONFIG)
-    start = trained(0).W_dec
-    assert not torch.allclose(start, other_seed.W_dec)
-    assert not torch.allclose(start, other_layer.W_dec)
+    start = new().decoder
+    assert not torch.allclose(start, new(seed=1).decoder)
+    assert not torch.allclose(start, new(layer=2).decoder)
 
 
-def test_geometric_median_has_the_smallest_summed_distance() -> None:
+def test_a_restored_trainer_goes_on_as_if_nothing_had_been() -> None:
+    """Its state holds whatever later steps depend on."""
+    data = Planted()
+    batches = [data.draw(256) for _ in range(8)]
+    own = new()
+    for x in batches[:4]:
+        own.step(x, 1e-3)
+    state = {name: tensor.clone() for name, tensor in own.state.items()}
+    for x in batches[4:]:
+        own.step(x, 1e-3)
+    other = new(seed=5)
+    other.step(batches[0], 1e-2)
+    other.restore(state)
+    for x in batches[4:]:
+        other.step(x, 1e-3)
+    assert all(torch.equal(tensor, other.state[name]) for name, tensor in own.state.items())
+    assert own.fvu == other.fvu
+
+
+def testgeometric_median_has_the_smallest_summed_distance() -> None:
     """Unlike the mean it is not dragged away by outliers."""
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(400, 5, generator=generator)
     x[:40] += 100
-    centre = _geometric_median(x)
+    centre = geometric_median(x)
 
     def cost(point: Tensor) -> float:
         return float((x - point).double().norm(dim=1).sum())
@@ -220,29 +337,35 @@ def test_geometric_median_has_the_smallest_summed_distance() -> None:
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     """2 % up, then flat, then a quarter down to nothing."""
-    rates = np.array([_schedule(share, CONFIG) for share in np.linspace(0, 1, 1001)])
+    rates = np.array([schedule(share, CONFIG) for share in np.linspace(0, 1, 1001)])
     assert rates[0] == rates[-1] == 0
     assert (rates[20:751] == 1).all()
     assert (np.diff(rates[:21]) > 0).all()
     assert (np.diff(rates[750:]) < 0).all()
-    assert _schedule(0.0, dataclasses.replace(CONFIG, warmup_share=0.0, decay_share=0.0)) == 1
+    assert schedule(0.0, dataclasses.replace(CONFIG, warmup_share=0.0, decay_share=0.0)) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"k": 0}, "k is 0"),
-        ({"k": 65}, "k is 65"),
-        ({"tokens": 255}, "255 tokens"),
+        ({"ks": ()}, "k is missing"),
+        ({"ks": (3, 0)}, "k is 0"),
+        ({"ks": (65,)}, "k is 65"),
+        ({"ks": (3, 4, 3)}, "twice"),
+        ({"architecture": "relu"}, "topk or batchtopk"),
+        ({"optimizer": "sgd"}, "adam or lbfgs"),
+        ({"passes": 0}, "passes is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"tokens": 1023}, "1023 tokens"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"model_batch": 0}, "model_batch is 0"),
         ({"context_length": 1}, "context_length is 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"buffer_tokens": 511}, "buffer_tokens is 511"),
+        ({"round_contexts": 16}, "round_contexts is 16"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], found: str) -> None:
-    """Each before any work, by name; a buffer of less than two batches would never give one."""
+    """Each before any work, by name; a round of less than two batches would be no shuffle."""
     with pytest.raises(UsageError, match=found):
         dataclasses.replace(CONFIG, **changes)
 
@@ -257,25 +380,23 @@ def document(content: str, path: str = "a.txt", category: str = "natural") -> Do
 
 
 def test_documents_are_split_by_content() -> None:
-    """About 85, 5 and 10 %; a document stays in its part whatever it is called and whatever others there are."""
-    documents = [document(f"text {i}", f"{i}.txt") for i in range(4_000)]
+    """About 85, 5 and 10 % of every category, whatever the documents are called and in whatever order they come."""
+    documents = [document(f"text {i}", f"{i}.txt", ("code", "math", "natural")[i % 3]) for i in range(300)]
     parts = split_documents(documents)
-    names = {part: [d.path for d in own] for part, own in parts.items()}
-    assert sorted([*names["train"], *names["select"], *names["test"]]) == sorted(d.path for d in documents)
-    assert [len(names[part]) / 4_000 for part in ("train", "select", "test")] == pytest.approx(
-        [0.85, 0.05, 0.10], abs=0.02
-    )
-    renamed = [document(f"text {i}", f"other/{i}.md", "code") for i in range(0, 4_000, 7)][::-1]
+    assert sorted(d.path for part in parts.values() for d in part) == sorted(d.path for d in documents)
+    for part, size in {"train": 85, "select": 5, "test": 10}.items():
+        for category in ("code", "math", "natural"):
+            assert sum(d.category == category for d in parts[part]) == size
+    renamed = [dataclasses.replace(d, path=f"other/{d.path}") for d in documents][::-1]
     for part, own in split_documents(renamed).items():
-        assert {d.sha256 for d in own} <= {d.sha256 for d in parts[part]}
+        assert {d.sha256 for d in own} == {d.sha256 for d in parts[part]}
 
 
-def test_a_corpus_of_held_out_documents_is_refused() -> None:
-    """There is nothing to train on."""
-    held_out = split_documents([document(f"text {i}") for i in range(100)])["test"]
-    assert held_out
-    with pytest.raises(UsageError, match="held-out"):
-        split_documents(held_out)
+@pytest.mark.parametrize(("n", "sizes"), [(1, (1, 0, 0)), (2, (2, 0, 0)), (3, (1, 1, 1)), (10, (8, 1, 1))])
+def test_small_categories_give_one_document_to_each_part_or_none(n: int, sizes: tuple[int, ...]) -> None:
+    """There is always something to train on."""
+    parts = split_documents([document(f"text {i}") for i in range(n)])
+    assert tuple(len(parts[name]) for name in ("train", "select", "test")) == sizes
 
 
 @pytest.fixture(scope="module")
@@ -287,13 +408,15 @@ def model(tiny: Callable[..., Any]) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    """48 short documents, some of which fall into each part."""
+    """80 short documents of four categories."""
     folder = tmp_path_factory.mktemp("texts")
     corpus = Path(__file__).parent.parent / "corpus"
     for path in sorted(corpus.glob("*/*.txt")):
         text = path.read_text(encoding="utf-8")
+        (folder / path.parent.name).mkdir(exist_ok=True)
         for part in range(2):
-            (folder / f"{path.stem}-{part}.txt").write_text(text[part * 900 : part * 900 + 900], encoding="utf-8")
+            copy = folder / path.parent.name / f"{path.stem}-{part}.txt"
+            copy.write_text(text[part * 900 : part * 900 + 900], encoding="utf-8")
     documents = discover([folder])
     assert all(split_documents(documents).values())
     return documents
@@ -313,11 +436,10 @@ def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Docume
     assert cut_contexts(model, [], 32).shape == (0, 32)
 
 
-# ------------------------------------------------------------------------------------------------ excluded tokens
+# ------------------------------------------------------------------------------------------------ the store
 
 TINY = TrainingConfig(
-    d_sae=48, k=4, tokens=2_048, batch_size=128, buffer_tokens=1_024, context_length=32, model_batch=8,
-    dead_after=1_000,
+    d_sae=48, ks=(4,), tokens=4_096, passes=2, batch_size=128, round_contexts=32, context_length=32, dead_after=1_000,
 )  # fmt: skip
 LAYERS = [1, 2]
 
@@ -333,113 +455,227 @@ def spoiled_harvest(model: LanguageModel, tokens: Tensor, layers: Sequence[int])
 
 
 def test_excluded_tokens_never_enter(
-    model: LanguageModel, texts: Sequence[Document], monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No first token and no massive one trains an SAE, sets its scale or its median, at any layer."""
-    monkeypatch.setattr(sae_training, "harvest_residuals", spoiled_harvest)
+    """No first token and no massive one is kept, at any layer, nor sets a median."""
+    monkeypatch.setattr(activation_store, "harvest_residuals", spoiled_harvest)
     contexts = cut_contexts(model, texts, 32)
-    medians, first = _first_look(model, contexts, LAYERS, TINY)
-    clean = harvest_residuals(model, contexts[:16].long(), [1])[1]
-    norms = clean.norm(dim=-1)
-    assert medians[1] == pytest.approx(float(norms.median()), rel=0.05)
+    store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+    clean = harvest_residuals(model, contexts.long(), [1])[1]
+    medians = store.norm_medians
+    assert medians[1] == pytest.approx(float(clean.norm(dim=-1).median()), rel=0.05)
     assert medians[2] == pytest.approx(2 * medians[1], rel=0.1)
-    assert first[1].shape == (16 * 31, 32)
-    assert first[2].shape == (16 * 30, 32)
-
-    batches = _batches(model, contexts, LAYERS, medians, TINY)
-    for _ in range(20):
-        batch = next(batches)
-        for layer in LAYERS:
-            x = batch[layer].float()
-            assert x.shape == (128, 32)
-            assert float(x.norm(dim=1).max()) < 10 * medians[layer]
-            assert not (x == 7.0 * layer).all(dim=1).any()
+    assert len(store) == math.ceil(len(contexts) / 32)
+    kept = clean[:32]
+    kept = kept[:, [position for position in range(1, 32) if position != 5]].reshape(-1, 32)
+    for layer in LAYERS:
         # All layers train on the same tokens, so the massive one of layer 2 is missing from layer 1 as well.
-        torch.testing.assert_close(batch[2].float(), 2 * batch[1].float())
+        torch.testing.assert_close(store.round(0)[layer], (layer * kept).bfloat16())
+    assert len(store.round(len(store) - 1)[1]) == (len(contexts) % 32 or 32) * 30
 
 
-def test_a_buffer_hands_every_token_out_once(
-    model: LanguageModel, texts: Sequence[Document], monkeypatch: pytest.MonkeyPatch
+def test_a_store_is_harvested_once(
+    model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within an epoch of distinct tokens no batch repeats one, and they come shuffled over documents."""
-    counter = iter(range(10**6))
-
-    def numbered(_model: object, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        # Two bfloat16 numbers below 256 count exactly.
-        ids = torch.tensor([next(counter) for _ in range(tokens.numel())]).view(tokens.shape)
-        return {layer: torch.stack([ids // 256, ids % 256], dim=-1).float() + 1 for layer in layers}
-
-    monkeypatch.setattr(sae_training, "harvest_residuals", numbered)
+    """What is there is read; what is half there, or was dropped, is made again."""
     contexts = cut_contexts(model, texts, 32)
-    batches = _batches(model, contexts, [1], {1: 1e9}, TINY)
-    drawn = torch.cat([next(batches)[1].float() for _ in range(40)]) - 1
-    ids = (drawn[:, 0] * 256 + drawn[:, 1]).long()
-    assert len(set(ids.tolist())) == len(ids)
-    assert float((ids[1:] > ids[:-1]).float().mean()) == pytest.approx(0.5, abs=0.05)
-    assert not (ids % 32 == 0).any(), "first tokens"
+    store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+    first = {layer: x.clone() for layer, x in store.round(0).items()}
+    store.round(1)
+    (tmp_path / "round_00001" / "round.json").unlink()  # as after a kill
+    (tmp_path / "round_00001" / "layer_1.bf16").write_bytes(b"half")
+    again = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+    assert again.norm_medians == store.norm_medians
+    assert len(again.round(1)[1]) == 32 * 31
+    again.drop(1)
+    assert not (tmp_path / "round_00001").exists()
+    again.drop(1)
+    monkeypatch.setattr(activation_store, "harvest_residuals", None)
+    for layer, x in again.round(0).items():
+        assert torch.equal(x, first[layer])
+    with pytest.raises(TypeError):
+        again.round(1)
+
+
+def test_a_store_belongs_to_its_training(model: LanguageModel, texts: Sequence[Document], tmp_path: Path) -> None:
+    """Residuals of other contexts, layers or another precision are never taken for this training's."""
+    contexts = cut_contexts(model, texts, 32)
+    store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+    for other in (
+        {"contexts": contexts.flip(0)},
+        {"layers": [1]},
+        {"round_contexts": 16},
+        {"contexts": contexts[:-1]},
+    ):
+        arguments: dict[str, Any] = {"contexts": contexts, "layers": LAYERS, "round_contexts": 32} | other
+        with pytest.raises(UsageError, match="another"):
+            ActivationStore(tmp_path, model, **arguments)
+    store.round(0)
+    (tmp_path / "round_00000" / "layer_1.bf16").write_bytes(b"short")
+    with pytest.raises(ElwError, match="damaged"):
+        store.round(0)
+    (tmp_path / "plan.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UsageError, match="damaged"):
+        ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+
+
+def test_a_full_disk_is_a_sentence(
+    model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the round that was being written is not taken for whole."""
+    import errno
+
+    class Full:
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def write(self, _: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    contexts = cut_contexts(model, texts, 32)
+    store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", Full)
+        with pytest.raises(ElwError, match=r"No space left on device.*make room"):
+            store.round(0)
+    assert len(store.round(0)[1]) == 32 * 31
 
 
 # ------------------------------------------------------------------------------------------------ the whole training
 
 
 @pytest.fixture(scope="module")
-def saes(model: LanguageModel, texts: Sequence[Document]) -> tuple[list[SparseAutoencoder], list[Progress]]:
+def saes(
+    model: LanguageModel, texts: Sequence[Document], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[SparseAutoencoder], list[Progress]]:
     """SAEs of two layers of the tiny Llama, and the progress that was told."""
     told: list[Progress] = []
-    return train_saes(model, texts, LAYERS, TINY, told.append), told
+    return train_saes(model, texts, LAYERS, TINY, tmp_path_factory.mktemp("training"), told.append), told
+
+
+def same_weights(first: Sequence[SparseAutoencoder], second: Sequence[SparseAutoencoder]) -> None:
+    """To the last bit."""
+    for a, b in zip(first, second, strict=True):
+        assert (a.layer, a.k, a.norm_median) == (b.layer, b.k, b.norm_median)
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "mean"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        np.testing.assert_array_equal(a.quartiles, b.quartiles)
 
 
 def test_held_out_figures_are_those_of_the_test_documents(
     model: LanguageModel, texts: Sequence[Document], saes: tuple[list[SparseAutoencoder], list[Progress]]
 ) -> None:
-    """FVU, L0, cosine and dead share, computed anew over the included tokens of the test documents."""
+    """FVU of every included test token, computed anew."""
     test = split_documents(texts)["test"]
-    contexts = cut_contexts(model, test, 32).long()
     for sae in saes[0]:
-        assert sae.metadata["test_documents"] == sorted(d.path for d in test)
-        x = harvest_residuals(model, contexts, [sae.layer])[sae.layer]
-        norms = x.norm(dim=-1)
-        kept = norms <= 10 * sae.norm_median
-        kept[:, 0] = False
-        x = x[kept].double()
-        h = (x - sae.b_dec) @ sae.W_enc.double() + sae.b_enc
-        values, indices = h.topk(sae.k, dim=1)
-        dense = torch.zeros_like(h).scatter_(1, indices, values.relu())
-        reconstruction = dense @ sae.W_dec.double() + sae.b_dec
-        variance = (x - x.mean(0)).square().sum()
-        expected = {
-            "test_tokens": len(x),
-            "fvu": float((x - reconstruction).square().sum() / variance),
-            "l0": float((dense > 0).double().sum(1).mean()),
-            "cosine": float(torch.cosine_similarity(x, reconstruction, dim=1).mean()),
-            "dead_share": float(((dense > 0).sum(0) == 0).double().mean()),
-        }
-        assert {name: sae.metadata[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+        assert sae.metadata["test_documents"] == [d.path for d in test]
+        rows = []
+        for own in test:
+            ids = model.tokenize(own.text())
+            for start in range(0, len(ids), 32):
+                window = torch.tensor(ids[start : start + 32])
+                if len(window) < 16 and start:
+                    continue
+                x = harvest_residuals(model, window[None], [sae.layer])[sae.layer][0]
+                keep = x.norm(dim=-1) <= 10 * sae.norm_median
+                keep[0] = keep[-1] = False
+                rows.append(x[keep])
+        x = torch.cat(rows)
+        assert sae.metadata["fvu"] == pytest.approx(fvu(sae, x), rel=1e-3)
+        assert sae.metadata["evaluation"]["all"]["n_tokens"] == len(x)
+        assert sae.metadata["evaluation"]["all"]["ce_recovered_mean"] is not None
         assert sae.metadata["fvu"] < 1
 
 
 def test_test_documents_decide_nothing(
-    model: LanguageModel, texts: Sequence[Document], saes: tuple[list[SparseAutoencoder], list[Progress]]
+    model: LanguageModel,
+    texts: Sequence[Document],
+    saes: tuple[list[SparseAutoencoder], list[Progress]],
+    tmp_path: Path,
 ) -> None:
-    """Without them, and with layers in another order, the same seed gives the same weights, medians and quartiles."""
-    parts = split_documents(texts)
-    kept = [d for d in texts if d not in parts["test"] and d not in parts["select"]]
-    again = train_saes(model, kept, [2, 1, 2], TINY)
-    for first, second in zip(saes[0], again[::-1], strict=True):
-        assert first.layer == second.layer
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-            assert torch.equal(getattr(first, name), getattr(second, name)), name
-        assert first.norm_median == second.norm_median
-        np.testing.assert_array_equal(first.quartiles, second.quartiles)
-        assert "fvu" not in second.metadata
+    """Without them, and with a layer named twice, the same seed gives the same weights, medians and quartiles."""
+    kept = [d for d in texts if d in split_documents(texts)["train"]]
+    parts = {"train": kept, "select": [], "test": []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("energy_lens.ingest.sae_training.split_documents", lambda _: parts)
+        again = train_saes(model, kept, [1, 2, 1], TINY, tmp_path / "training")
+    same_weights(saes[0], again)
+    assert all("fvu" not in sae.metadata for sae in again)
+
+
+class Stop(Exception):
+    """Raised to stop a training."""
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    model: LanguageModel, texts: Sequence[Document], tmp_path: Path, rounds: int
+) -> None:
+    """Stopped in a later round, after a checkpoint."""
+    config = dataclasses.replace(TINY, ks=(4, 6))
+    whole = train_saes(model, texts, LAYERS, config, tmp_path / "whole")
+    assert [(sae.k, sae.layer) for sae in whole] == [(4, 1), (4, 2), (6, 1), (6, 2)]
+    n_rounds = len(list((tmp_path / "whole").glob("round_*")))
+    assert n_rounds > 2
+
+    def stop(progress: Progress) -> None:
+        if progress.share > (rounds + 0.3) / n_rounds:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_saes(model, texts, LAYERS, config, tmp_path / "stopped", stop)
+    told: list[Progress] = []
+    same_weights(whole, train_saes(model, texts, LAYERS, config, tmp_path / "stopped", told.append))
+    assert told[-1].tokens < 2 * config.tokens * (n_rounds - rounds + 0.5) / n_rounds, "what was done is not done again"
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    model: LanguageModel, texts: Sequence[Document], tmp_path: Path
+) -> None:
+    """Whatever differs; and a damaged one is named."""
+    train_saes(model, texts, LAYERS, TINY, tmp_path)
+    for changes in ({"learning_rate": 1e-3}, {"ks": (5,)}, {"d_sae": 64}, {"auxiliary": 0.0}):
+        with pytest.raises(UsageError, match="other settings"):
+            train_saes(model, texts, LAYERS, dataclasses.replace(TINY, **changes), tmp_path)  # type: ignore[arg-type]
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:10_000])
+    with pytest.raises(UsageError, match="damaged"):
+        train_saes(model, texts, LAYERS, TINY, tmp_path)
+
+
+def test_a_killed_training_goes_on(tiny: Callable[..., Any], texts: Sequence[Document], tmp_path: Path) -> None:
+    """kill -9 on the command itself, as soon as a checkpoint is there; then the same command."""
+    corpus = str(Path(texts[0].source).parent.parent)
+    command = [sys.executable, "-m", "energy_lens.cli", "sae", "train", corpus, "--model", str(tiny("llama").folder)]
+    command += ["--layers", "1,2", "--features", "48", "--k", "4", "--tokens", "200000", "--passes", "8"]
+    command += ["--batch-size", "64", "--context", "32", "--dtype", "float32"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--output", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--output", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list(killed.glob(".training/round_*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("layer_*"))
+    subprocess.run([*command, "--output", str(killed)], check=True, capture_output=True)
+    same_weights(*([load_sae(folder / f"layer_{layer}") for layer in LAYERS] for folder in (whole, killed)))
+    assert not (killed / ".training").exists()
+    assert json.loads((whole / "layer_1" / "cfg.json").read_text())["metadata"]["elw"]["training"]["passes"] == 8
 
 
 def test_training_says_how_far_it_is(saes: tuple[list[SparseAutoencoder], list[Progress]]) -> None:
-    """Up to the last token, with figures of every layer."""
+    """Up to the last token, with figures of every SAE."""
     told = saes[1]
-    assert [progress.tokens for progress in told] == sorted(progress.tokens for progress in told)
-    assert told[-1].tokens == saes[0][0].metadata["trained_tokens"] == 2_048
-    assert set(told[-1].fvu) == set(told[-1].dead_share) == {1, 2}
+    shares = [progress.share for progress in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert set(told[-1].fvu) == set(told[-1].dead_share) == {(1, 4), (2, 4)}
+    assert any("harvesting round 2" in progress.note for progress in told)
 
 
 def test_a_trained_sae_is_saved_with_all_it_knows(
@@ -451,18 +687,18 @@ def test_a_trained_sae_is_saved_with_all_it_knows(
         loaded = load_sae(tmp_path / str(sae.layer))
         assert (loaded.layer, loaded.norm_median, loaded.metadata) == (sae.layer, sae.norm_median, sae.metadata)
         assert loaded.quartiles is not None
+        assert loaded.mean is not None
         assert torch.equal(loaded.quartiles.isnan(), sae.quartiles.isnan())
 
 
 def test_quartiles_are_those_of_active_values() -> None:
     """Zeros do not count; below 40 active tokens a feature has none."""
-    sae = trained(30).finished("x")
+    sae = finished(trained(30))
     sae.b_enc -= 15  # so that some slots stay empty
-    data = Planted(seed=5)
-    drawn = [data.draw(250) for _ in range(3)]
-    batches: Iterator[dict[int, Tensor]] = iter({1: x} for x in drawn)
-    _add_quartiles([sae], batches, dataclasses.replace(CONFIG, batch_size=33_333, buffer_tokens=66_666))
-    activations = sae.encode(torch.cat(drawn))
+    x = Planted(seed=5).draw(750)
+    store: Any = type("Store", (), {"round": lambda _, index: {1: x.split(250)[index]}, "__len__": lambda _: 3})()
+    _add_quartiles([sae], store)
+    activations = sae.encode(x)
     assert (activations.values == 0).any()
     assert sae.quartiles is not None
     n_with = 0
@@ -481,12 +717,57 @@ def test_quartiles_are_those_of_active_values() -> None:
     [
         ([1, 4], TINY, "no layer 4"),
         ([], TINY, "No layer"),
-        ([1], dataclasses.replace(TINY, buffer_tokens=65_536), "65536"),
+        ([1], TrainingConfig(batch_size=65_536), "65536"),
     ],
 )
 def test_impossible_trainings_are_refused(
-    model: LanguageModel, texts: Sequence[Document], layers: list[int], config: TrainingConfig, found: str
+    model: LanguageModel,
+    texts: Sequence[Document],
+    layers: list[int],
+    config: TrainingConfig,
+    found: str,
+    tmp_path: Path,
 ) -> None:
-    """A layer that the model lacks, and text for less than two buffers."""
+    """A layer that the model lacks, and text for less than two steps."""
     with pytest.raises(UsageError, match=found):
-        train_saes(model, texts, layers, config)
+        train_saes(model, texts, layers, config, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ L-BFGS
+
+
+def test_polish_lowers_the_held_out_fvu() -> None:
+    """On a trainer that Adam left early; rows stay unit vectors, and the figures fall round by round."""
+    own = trained(150)
+    x, held_out = Planted(seed=6).draw(4_000), Planted(seed=7).draw(2_000)
+    before = fvu(finished(own), held_out)
+    figures = polish(own, x, held_out)
+    assert figures[0] == pytest.approx(before, rel=1e-3)
+    assert len(figures) > 1
+    assert figures == sorted(figures, reverse=True)
+    assert figures[-1] < 0.9 * figures[0]
+    assert held_out_fvu(own, held_out * own.scale) == pytest.approx(figures[-1])
+    assert fvu(finished(own), held_out) == pytest.approx(figures[-1], rel=1e-3)
+    torch.testing.assert_close(own.decoder.norm(dim=1), torch.ones(FEATURES))
+
+
+def test_a_round_that_does_not_help_is_undone() -> None:
+    """Select documents of another kind than the sample: what L-BFGS gains there it may not keep."""
+    own = trained(400)
+    before = [parameter.clone() for parameter in own.parameters]
+    generator = torch.Generator().manual_seed(3)
+    nonsense = 100 * torch.randn(200, WIDTH, generator=generator)
+    figures = polish(own, nonsense, Planted(seed=7).draw(2_000))
+    assert len(figures) == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, own.parameters, strict=True))
+
+
+def test_lbfgs_training_says_what_it_gained(model: LanguageModel, texts: Sequence[Document], tmp_path: Path) -> None:
+    """FVU on select before, and after each kept round; the polished SAE is another than Adam's."""
+    config = dataclasses.replace(TINY, optimizer="lbfgs")
+    polished = train_saes(model, texts, [1], config, tmp_path / "lbfgs")[0]
+    plain = train_saes(model, texts, [1], TINY, tmp_path / "adam")[0]
+    figures = polished.metadata["lbfgs_select_fvu"]
+    assert len(figures) > 1
+    assert figures == sorted(figures, reverse=True)
+    assert not torch.equal(polished.W_enc, plain.W_enc)

@@ -79,6 +79,22 @@ def cut(n_tokens: int, length: int) -> list[tuple[int, int]]:
     return windows
 
 
+def sample_contexts(documents: Sequence[PlannedDocument], n_tokens: float, seed: int) -> list[Context]:
+    """A seeded sample of contexts, in turn from each category, of at least n_tokens (or all there are)."""
+    generator = np.random.default_rng(seed)
+    queues = []
+    for category in sorted({document.category for document in documents}):
+        contexts = [c for document in documents if document.category == category for c in document.contexts]
+        queues.append(deque(contexts[i] for i in generator.permutation(len(contexts))))
+    chosen: list[Context] = []
+    total = 0
+    while any(queues) and total < n_tokens:
+        round_ = [queue.popleft() for queue in queues if queue]
+        total += sum(context.n_tokens for context in round_)
+        chosen += round_
+    return chosen
+
+
 def assign_halves(
     documents: Iterable[tuple[str, str]], existing: Mapping[tuple[str, str], int] | None = None
 ) -> dict[str, str]:

@@ -16,6 +16,7 @@ import polars as pl
 
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
+from energy_lens.warehouse.quality import insert_saes
 
 #: Version of what the stream accumulates; raise it when stored numbers change their meaning.
 STATISTICS_VERSION = 1
@@ -128,7 +129,7 @@ def create_run(
     segment_contexts: int,
     version: str,
 ) -> int:
-    """Insert a run, its model and its SAEs; returns the run's id. Call within a transaction."""
+    """Insert a run, its model and its SAEs with the figures they carry; returns its id. Call within a transaction."""
     run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
     warehouse.run(
         "ingest/create_run", run=run_id, identity=settings.identity, settings=settings.as_json(), version=version,
@@ -139,7 +140,7 @@ def create_run(
         store_gradients=settings.store_gradients,
     )  # fmt: skip
     warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
-    warehouse.append("saes", pl.DataFrame([{"run_id": run_id, **sae} for sae in saes], infer_schema_length=None))
+    insert_saes(warehouse, run_id, saes)
     return run_id
 
 

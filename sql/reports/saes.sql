@@ -11,9 +11,12 @@ SELECT
     s.d_sae,
     s.k,
     s.fvu,
+    s.fvu_macro,
     s.cosine,
     s.l0,
     s.dead_share,
+    s.ce_recovered_mean,
+    s.delta_ce,
     coalesce(f.n_firing, 0) AS n_firing,
     s.norm_median,
     s.sae_sha256

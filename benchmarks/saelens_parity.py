@@ -1,0 +1,212 @@
+"""Does SAELens compute from our files what we compute, and we from its files what it computes?
+
+The two packages need not share an environment. Three steps, over one folder:
+
+    python benchmarks/saelens_parity.py write DIR              here: SAEs of every kind, and what we make of them
+    OTHER/bin/python benchmarks/saelens_parity.py check DIR    where sae-lens is: compares, writes its own SAEs
+    python benchmarks/saelens_parity.py read DIR               here: compares ours with what SAELens made of those
+
+Beside each SAE lies `expected.safetensors`: x [n, d_in], features [n, d_sae], reconstruction [n, d_in]. Every step
+prints the largest difference of both, relative to the largest number, and fails above TOLERANCE.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+D_IN, D_SAE, K, N = 48, 192, 6, 200
+TOLERANCE = 1e-5
+EXPECTED = "expected.safetensors"
+SCALE = 0.37  #: of SAEs with expected_average_only_in
+
+ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
+
+
+def main(step: str, folder: str) -> int:
+    steps = {"write": write, "check": check, "read": read}
+    torch.manual_seed(0)
+    worst = steps[step](Path(folder))
+    print(f"largest relative difference {worst:.1e}, at most {TOLERANCE:.0e} is expected")
+    return int(worst > TOLERANCE)
+
+
+def residuals() -> Tensor:
+    """[N, D_IN] like a model's: a mean, dimensions of unlike size, tokens of unlike norm."""
+    return (torch.randn(N, D_IN) * torch.rand(D_IN) * 4 + torch.randn(D_IN)) * (0.3 + 3 * torch.rand(N, 1))
+
+
+def weights(architecture: str) -> dict[str, Tensor]:
+    """Tensors as SAELens names them, none of them 0."""
+    rows = torch.randn(D_SAE, D_IN) * (0.5 + torch.rand(D_SAE, 1)) / D_IN**0.5
+    tensors = {"W_enc": rows.T + 0.1 * torch.randn(D_IN, D_SAE) / D_IN**0.5, "W_dec": rows, "b_dec": torch.randn(D_IN)}
+    biases = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+    for name in biases.get(architecture, ("b_enc",)):
+        tensors[name] = 0.3 * torch.randn(D_SAE)
+    return tensors
+
+
+def compared(name: str, expected: dict[str, Tensor], features: Tensor, reconstruction: Tensor) -> float:
+    """Print and return the larger of two relative differences.
+
+    Where a token's k-th and next activations are equal to rounding, either may be taken: such a token is left out if
+    its sum of activations is the same.
+    """
+    sums, wanted_sums = features.sum(1), expected["features"].sum(1)
+    swapped = ((features > 0) != (expected["features"] > 0)).any(1) & ((sums - wanted_sums).abs() < 1e-5 * wanted_sums)
+    differences = []
+    for key, found in (("features", features), ("reconstruction", reconstruction)):
+        wanted = expected[key]
+        differences.append(float((found - wanted)[~swapped].abs().max() / wanted.abs().max()))
+    ties = f"  {int(swapped.sum())} tie" if swapped.any() else ""
+    print(f"{name:45s} features {differences[0]:.1e}  reconstruction {differences[1]:.1e}{ties}")
+    return max(differences)
+
+
+# ------------------------------------------------------------------------------------------------ here
+
+
+def ours(sae, x: Tensor) -> dict[str, Tensor]:
+    values, indices = sae.encode(x)
+    features = torch.zeros(len(x), D_SAE).scatter_add_(1, indices, values)
+    return {"x": x, "features": features, "reconstruction": sae.reconstruct(x)}
+
+
+def write(folder: Path) -> float:
+    from energy_lens.ingest.sae import SparseAutoencoder
+    from energy_lens.ingest.sae_files import load_sae, save_sae
+
+    worst = 0.0
+    for architecture in ARCHITECTURES:
+        for normalisation in NORMALISATIONS:
+            tensors = weights("jumprelu" if architecture == "gated" else architecture)
+            sae = SparseAutoencoder(
+                layer=3, k=K if architecture == "topk" else None, architecture=architecture,
+                normalisation=normalisation, model_name="none", mean=torch.randn(D_IN), norm_median=7.0, **tensors,
+            )  # fmt: skip
+            target = folder / "ours" / f"{architecture}-{normalisation}"
+            save_sae(sae, target)
+            expected = ours(sae, residuals())
+            save_file(expected, target / EXPECTED)
+            again = ours(load_sae(target), expected["x"])
+            worst = max(worst, compared(target.name, expected, again["features"], again["reconstruction"]))
+    return worst
+
+
+def read(folder: Path) -> float:
+    from energy_lens.ingest.sae_files import load_sae
+
+    worst = 0.0
+    for path in sorted(folder.glob(f"theirs/*/{EXPECTED}")):
+        expected = load_file(path)
+        found = ours(load_sae(path.parent, SCALE if "unfolded" in path.parent.name else None), expected["x"])
+        worst = max(worst, compared(path.parent.name, expected, found["features"], found["reconstruction"]))
+    return worst
+
+
+# ------------------------------------------------------------------------------------------------ where SAELens is
+
+
+@torch.no_grad()
+def theirs(sae, x: Tensor) -> dict[str, Tensor]:
+    features = sae.encode(x)
+    return {"x": x, "features": features.contiguous(), "reconstruction": sae.decode(features).contiguous()}
+
+
+@torch.no_grad()
+def check(folder: Path) -> float:
+    import sae_lens
+
+    worst = 0.0
+    for path in sorted(folder.glob(f"ours/*/{EXPECTED}")):
+        sae = sae_lens.SAE.load_from_disk(path.parent)
+        assert sae.cfg.metadata.hook_name == "blocks.3.hook_resid_post", "the metadata is lost"
+        expected = load_file(path)
+        found = theirs(sae, expected["x"])
+        worst = max(worst, compared(path.parent.name, expected, found["features"], found["reconstruction"]))
+    write_theirs(folder / "theirs")
+    return worst
+
+
+def write_theirs(folder: Path) -> None:
+    """SAEs as SAELens itself saves them: inference and training ones, unfolded ones, and one from before v6."""
+    import sae_lens
+    from sae_lens.saes.sae import SAEMetadata
+
+    def metadata():
+        return SAEMetadata(hook_name="blocks.2.hook_resid_post", model_name="none", prepend_bos=False)
+
+    def filled(sae, architecture: str):
+        own = dict(sae.named_parameters())
+        for name, tensor in weights(architecture).items():
+            if name in own:
+                own[name].data.copy_(tensor)
+        return sae
+
+    classes = {
+        "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig),
+        "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig),
+        "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig),
+        "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig),
+    }
+    for architecture, (sae_class, config_class) in classes.items():
+        extra = [{"k": K}, {"k": K, "rescale_acts_by_decoder_norm": True}] if architecture == "topk" else [{}]
+        for normalisation in (*NORMALISATIONS, "expected_average_only_in"):
+            for centred in (True, False):
+                for own in extra:
+                    config = config_class(
+                        d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=centred, normalize_activations=normalisation,
+                        metadata=metadata(), **own,
+                    )  # fmt: skip
+                    sae = filled(sae_class(config), architecture)
+                    unfolded = normalisation == "expected_average_only_in"
+                    rescaled = "-rescaled" if len(own) > 1 else ""
+                    kind = f"{'centred' if centred else 'raw'}{rescaled}-{'unfolded' if unfolded else normalisation}"
+                    target = folder / f"{architecture}-{kind}"
+                    sae.save_model(target)
+                    if unfolded:
+                        sae.fold_activation_norm_scaling_factor(SCALE)
+                    save_file(theirs(sae, residuals()), target / EXPECTED)
+
+    trained = {
+        "standard": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig, {}),
+        "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig, {"k": K}),
+        "jumprelu": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig, {}),
+        "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig, {}),
+        "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig, {"k": K}),
+    }
+    for architecture, (sae_class, config_class, own) in trained.items():
+        sae = filled(sae_class(config_class(d_in=D_IN, d_sae=D_SAE, metadata=metadata(), **own)), architecture)
+        if architecture == "batchtopk":
+            sae.topk_threshold.fill_(0.8)
+        target = folder / f"trained-{architecture}"
+        sae.save_inference_model(target)
+        save_file(theirs(sae_lens.SAE.load_from_disk(target), residuals()), target / EXPECTED)
+
+    for architecture in ("standard", "topk", "jumprelu", "gated"):
+        target = folder / f"before-v6-{architecture}"
+        target.mkdir(parents=True, exist_ok=True)
+        topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
+        flat = {
+            "architecture": "standard" if architecture == "topk" else architecture, "d_in": D_IN, "d_sae": D_SAE,
+            "dtype": "float32", "device": "cpu", "model_name": "none", "hook_name": "blocks.2.hook_resid_post",
+            "hook_layer": 2, "hook_head_index": None, "prepend_bos": False, "apply_b_dec_to_input": False,
+            "finetuning_scaling_factor": False, "normalize_activations": "none", "context_size": 128,
+            "sae_lens_training_version": None, **(topk if architecture == "topk" else {"activation_fn_str": "relu"}),
+        }  # fmt: skip
+        (target / "cfg.json").write_text(json.dumps(flat))
+        tensors = weights(architecture) | {"scaling_factor": torch.ones(D_SAE)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / "sae_weights.safetensors")
+        save_file(theirs(sae_lens.SAE.load_from_disk(target), residuals()), target / EXPECTED)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "check", "read"):
+        sys.exit(__doc__)
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,583 @@
+"""How good SAEs are on documents they never saw: what they leave out, and what that costs the model.
+
+1. Documents that any of the SAEs was trained on or chosen by are left out; a seeded sample of contexts is taken from
+   the others, in turn from each category, cut as in a run.
+2. An SAE that lacks its norm median gets it from a first pass over the sample, one that lacks its mean from a second.
+3. One more pass: the residuals of all layers give reconstruction figures by streaming sums, and the blocks above each
+   layer run again with included residuals replaced by x̂, by zero and by the mean.
+
+Included tokens are a run's own (inclusion.exclusion_reasons): not the first of a context, no massive norm, no special
+token, and with a next one. Only they are replaced and only they count in reconstruction figures; the loss is that of
+tokens at and after a replaced one of the same context that have a next token.
+
+FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with x̄ the mean of the same tokens; CE loss recovered = (CE_abl − CE_sae) /
+(CE_abl − CE_clean), with abl = zero (Rajamanoharan et al. 2024, arXiv 2404.16014) and abl = mean, mostly stricter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.energies import next_token_losses
+from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
+from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians, residual_stream
+from energy_lens.ingest.reading import check_saes, padded, special_ids
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import CONFIG, load_sae, sae_folders
+from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.warehouse.plan import Context, PlannedDocument, cut, sample_contexts
+
+#: A feature that fires on more than this share of the included tokens is dense.
+DENSE_SHARE = 0.10
+
+#: What an included residual is replaced by.
+ARMS = ("sae", "zero", "mean")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation's numbers depend on, apart from model, SAEs and documents; batch_size is for speed alone."""
+
+    max_tokens: int | None = 50_000  #: stop sampling contexts at or after so many tokens; None: take all
+    context_length: int = 128
+    batch_size: int = 8  #: contexts in a forward pass
+    seed: int = 0  #: of the sample
+    ce: bool = True  #: measure losses too, which takes most of the time
+    ce_tokens: int | None = None  #: measure losses on no more of the sample than about so many tokens
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.max_tokens is None or self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; it must be positive"),
+            (self.ce_tokens is None or self.ce_tokens >= 1, f"ce_tokens is {self.ce_tokens}; it must be positive"),
+            (self.context_length >= 4, f"context_length is {self.context_length}; at least 4 tokens are needed"),
+            (self.batch_size >= 1, f"batch_size is {self.batch_size}; at least 1 context is needed"),
+            (self.seed >= 0, f"seed is {self.seed}; it must not be negative"),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise UsageError(message + ".")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Over a category's tokens, or all of them; None where nothing was there to measure, or was not asked for."""
+
+    n_documents: int  #: with an included token
+    n_tokens: int  #: included
+    n_excluded: int  #: not included: first of their context, massive, special, or without a next token
+    n_massive: int  #: of these, excluded for their norm
+    l0: float | None  #: mean number of active features a token
+    fvu: float | None  #: fraction of variance unexplained
+    cosine: float | None  #: mean cosine of x and x̂
+    dead_share: float | None  #: of the features, those that fire on none of these n_tokens: the fewer, the more
+    dense_share: float | None  #: of the features, those that fire on more than DENSE_SHARE of them
+    n_loss_tokens: int  #: tokens whose loss counts, in the part of the sample on which losses are measured
+    ce_clean: float | None  #: mean loss of the model as it is, nats per token; so are the next three
+    ce_sae: float | None  #: with x̂ for x at included tokens
+    ce_zero: float | None  #: with 0
+    ce_mean: float | None  #: with the mean
+    delta_ce: float | None  #: ce_sae − ce_clean
+    ce_recovered_zero: float | None  #: (ce_zero − ce_sae) / (ce_zero − ce_clean); says little where ablation is cheap
+    ce_recovered_mean: float | None  #: the same with ce_mean
+
+
+COUNTS = ("n_documents", "n_tokens", "n_excluded", "n_massive", "n_loss_tokens")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One SAE's figures and what they were measured on."""
+
+    layer: int
+    sae_sha256: str
+    source: str  #: the folder it was loaded from
+    all: Figures
+    macro: Figures  #: means over the categories that have a figure; the counts are those of `all`
+    categories: dict[str, Figures]
+    measured_on: dict[str, Any]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: every figure, and what they were measured on."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in ("all", "macro", "categories", "measured_on")}
+
+    def metadata(self) -> dict[str, Any]:
+        """What an SAE keeps of it in `metadata`: the pooled figures that `facts` reads, and all of it."""
+        pooled = {name: getattr(self.all, name) for name in ("l0", "fvu", "cosine", "dead_share")}
+        return {**pooled, "evaluation": self.as_dict()}
+
+
+def evaluate(
+    model: LanguageModel,
+    saes: Sequence[SparseAutoencoder],
+    documents: Sequence[Document],
+    options: EvaluationOptions | None = None,
+) -> list[Evaluation]:
+    """One evaluation per SAE, in order, all on the same tokens; several SAEs may read one layer.
+
+    Raises UsageError for SAEs that do not fit the model, or documents that are too short or were all seen in training.
+    """
+    options = options or EvaluationOptions()
+    check_saes(model, saes)
+    unseen, known = _unseen(saes, documents)
+    batches = _cut(model, unseen, options)
+    meters = [_Meter(sae) for sae in saes]
+    with torch.no_grad():
+        _complete_norm_medians(model, meters, batches)
+        if options.ce:
+            _check_resumption(model, sorted({sae.layer for sae in saes}), batches[0])
+            _complete_means(model, meters, batches)
+        for batch in _progress(batches, "Evaluate"):
+            _measure(model, meters, batch)
+    measured_on = {
+        "tokens": sum(int(batch.lengths.sum()) for batch in batches),
+        "documents": len({document for batch in batches for document in batch.documents}),
+        "context_length": options.context_length,
+        "seed": options.seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model_sha256": model.sha256,
+        "documents_left_out": len(documents) - len(unseen),
+        "massive_norm_ratio": MASSIVE_NORM_RATIO,
+        "dense_above": DENSE_SHARE,
+    }
+    return [meter.evaluation(measured_on, own, options.ce) for meter, own in zip(meters, known, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------ on what
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Contexts of one category."""
+
+    category: str
+    documents: list[int]  #: of each context
+    tokens: Tensor  #: [context, position] int64, padded on the right
+    lengths: Tensor  #: [context]
+    special: Tensor  #: [n] ids that are no text
+    ce: bool  #: whether losses are measured on it
+
+    @property
+    def places(self) -> Tensor:
+        """[context, position] mask of what is no padding."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
+
+    @property
+    def has_next(self) -> Tensor:
+        """[context, position] mask of the tokens that have a next one in their context."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
+
+    def contexts(self) -> list[NDArray[np.int32]]:
+        """The token ids of each context, without padding."""
+        lengths = self.lengths.tolist()
+        return [ids[:n].numpy().astype(np.int32) for ids, n in zip(self.tokens, lengths, strict=True)]
+
+    def reasons(self, x: Tensor, norm_median: float) -> Tensor:
+        """[context, position] codes of inclusion.REASONS, by residuals x [context, position, d_model]."""
+        codes = exclusion_reasons(x.norm(dim=-1), norm_median, self.lengths, self.tokens, self.special)
+        return torch.from_numpy(codes)
+
+
+def documents_seen(sae: SparseAutoencoder) -> set[str] | None:
+    """First 16 digits of the sha256 of the documents an SAE was trained on or chosen by; None when it does not say."""
+    parts = sae.metadata.get("documents")
+    if not isinstance(parts, dict) or "train" not in parts:
+        return None
+    seen = set()
+    for name in ("train", "select"):
+        hashes = parts.get(name, [])
+        if not isinstance(hashes, list) or not all(isinstance(entry, str) and len(entry) >= 16 for entry in hashes):
+            return None
+        seen |= {entry[:16].lower() for entry in hashes}
+    return seen
+
+
+def _unseen(
+    saes: Sequence[SparseAutoencoder], documents: Sequence[Document]
+) -> tuple[list[Document], list[set[str] | None]]:
+    """The documents that no SAE has seen, so that all are measured on the same, and what each has seen."""
+    known = [documents_seen(sae) for sae in saes]
+    seen = set[str]().union(*(own for own in known if own))
+    unseen = [document for document in documents if document.sha256[:16] not in seen]
+    if documents and not unseen:
+        layers = [str(sae.layer) for sae, own in zip(saes, known, strict=True) if own]
+        raise UsageError(
+            f"All {len(documents)} documents are among those that the SAEs of layer {', '.join(layers)} were trained "
+            "on or chosen by: give text that they never saw."
+        )
+    return unseen, known
+
+
+def _cut(model: LanguageModel, documents: Sequence[Document], options: EvaluationOptions) -> list[_Batch]:
+    """A sample of contexts, in batches of one category each; whatever order the documents come in.
+
+    Losses are measured on what the sample would be if it had ce_tokens tokens.
+    """
+    documents = sorted(documents, key=lambda document: (document.category, document.sha256))
+    token_ids = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
+    planned = []
+    for i, (document, ids) in enumerate(zip(documents, token_ids, strict=True)):
+        places = enumerate(cut(len(ids), options.context_length))
+        contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in places)
+        planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
+    n_tokens = math.inf if options.max_tokens is None else options.max_tokens
+    sample = sample_contexts(planned, n_tokens, options.seed)
+    if not sample:
+        raise UsageError("The text is too short to evaluate on: no document has 3 tokens. Give more text.")
+    ce_tokens = (options.ce_tokens or math.inf) if options.ce else 0
+    n_with_losses = len(sample_contexts(planned, ce_tokens, options.seed))
+    special = special_ids(model)
+    parts: dict[tuple[bool, str], list[Context]] = {}
+    for i, context in enumerate(sample):
+        parts.setdefault((i < n_with_losses, planned[context.document_id].category), []).append(context)
+    batches: list[_Batch] = []
+    for (ce, category), own in sorted(parts.items()):
+        # Contexts of like length side by side need little padding.
+        own.sort(key=lambda context: (-context.n_tokens, context.document_id, context.first_token))
+        for start in range(0, len(own), options.batch_size):
+            chosen = own[start : start + options.batch_size]
+            windows = [token_ids[c.document_id][c.first_token : c.first_token + c.n_tokens] for c in chosen]
+            batches.append(_Batch(category, [c.document_id for c in chosen], *padded(windows), special, ce))
+    return batches
+
+
+def _progress(batches: Sequence[_Batch], what: str) -> Iterator[_Batch]:
+    """The batches, with a bar on stderr."""
+    every = 0.5 if sys.stderr.isatty() else 30
+    total = sum(int(batch.lengths.sum()) for batch in batches)
+    with tqdm(total=total, unit="token", unit_scale=True, mininterval=every, desc=what) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(int(batch.lengths.sum()))
+
+
+# ------------------------------------------------------------------------------------------------ streaming sums
+
+
+@dataclass
+class _Spread:
+    """n, mean and Σ‖x − mean‖² of vectors, in float64, merged part by part (Chan et al. 1983): nothing cancels."""
+
+    n: int
+    mean: NDArray[np.float64]
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, x: NDArray[np.float64]) -> _Spread:
+        """x: [n, d], n >= 1"""
+        mean = x.mean(0)
+        return cls(len(x), mean, float(np.square(x - mean).sum()))
+
+    def merge(self, other: _Spread) -> None:
+        n = self.n + other.n
+        if other.n:
+            step = other.mean - self.mean
+            self.squares += other.squares + float(step @ step) * self.n * other.n / n
+            self.mean = self.mean + step * (other.n / n)
+            self.n = n
+
+
+@dataclass
+class _Sums:
+    """What figures are made of, over the tokens of a category."""
+
+    spread: _Spread
+    fired: NDArray[np.int64]  #: [d_sae] tokens on which each feature is active
+    documents: set[int] = field(default_factory=set)
+    n_excluded: int = 0
+    n_massive: int = 0
+    error: float = 0.0  #: Σ‖x − x̂‖²
+    cosine: float = 0.0  #: Σ cos(x, x̂)
+    n_loss_tokens: int = 0
+    losses: dict[str, float] = field(default_factory=dict)  #: arm or "clean": Σ of nats
+
+    @classmethod
+    def empty(cls, d_model: int, d_sae: int) -> _Sums:
+        return cls(_Spread(0, np.zeros(d_model)), np.zeros(d_sae, dtype=np.int64))
+
+    def merge(self, other: _Sums) -> None:
+        self.spread.merge(other.spread)
+        self.fired = self.fired + other.fired
+        self.documents |= other.documents
+        for name in ("n_excluded", "n_massive", "error", "cosine", "n_loss_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for arm, total in other.losses.items():
+            self.losses[arm] = self.losses.get(arm, 0.0) + total
+
+    def figures(self) -> Figures:
+        n = self.spread.n
+        clean, sae, zero, mean = (_ratio(self.losses.get(arm), self.n_loss_tokens) for arm in ("clean", *ARMS))
+        return Figures(
+            n_documents=len(self.documents),
+            n_tokens=n,
+            n_excluded=self.n_excluded,
+            n_massive=self.n_massive,
+            l0=_ratio(float(self.fired.sum()), n),
+            fvu=_ratio(self.error, self.spread.squares) if n else None,
+            cosine=_ratio(self.cosine, n),
+            dead_share=float((self.fired == 0).mean()) if n else None,
+            dense_share=float((self.fired > DENSE_SHARE * n).mean()) if n else None,
+            n_loss_tokens=self.n_loss_tokens,
+            ce_clean=clean,
+            ce_sae=sae,
+            ce_zero=zero,
+            ce_mean=mean,
+            delta_ce=_difference(sae, clean),
+            ce_recovered_zero=_ratio(_difference(zero, sae), _difference(zero, clean)),
+            ce_recovered_mean=_ratio(_difference(mean, sae), _difference(mean, clean)),
+        )
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    """A quotient; None where there is none, or no finite one."""
+    if above is None or not below:
+        return None
+    value = above / below
+    return value if math.isfinite(value) else None
+
+
+def _difference(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _macro(pooled: Figures, categories: Sequence[Figures]) -> Figures:
+    """The mean over categories of each figure, where a category has it; the counts are the pooled ones."""
+    figures: dict[str, Any] = {}
+    for name in (entry.name for entry in dataclasses.fields(Figures)):
+        values = [value for own in categories if (value := getattr(own, name)) is not None]
+        figures[name] = getattr(pooled, name) if name in COUNTS else math.fsum(values) / len(values) if values else None
+    return Figures(**figures)
+
+
+class _Meter:
+    """One SAE while it is measured."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self.sae = sae
+        self.norm_median = sae.norm_median
+        self.mean = None if sae.mean is None else sae.mean.float()
+        self.sums: dict[str, _Sums] = {}
+
+    @property
+    def median(self) -> float:
+        assert self.norm_median is not None
+        return self.norm_median
+
+    def part(self, category: str) -> _Sums:
+        if category not in self.sums:
+            self.sums[category] = _Sums.empty(self.sae.d_model, self.sae.d_sae)
+        return self.sums[category]
+
+    def evaluation(self, measured_on: dict[str, Any], seen: set[str] | None, ce: bool) -> Evaluation:
+        pooled = _Sums.empty(self.sae.d_model, self.sae.d_sae)
+        for _, sums in sorted(self.sums.items()):
+            pooled.merge(sums)
+        categories = {category: sums.figures() for category, sums in sorted(self.sums.items())}
+        total = pooled.figures()
+        own = {
+            "overlap_checked": seen is not None,
+            "norm_median": self.median,
+            "norm_median_from": "training" if self.sae.norm_median is not None else "evaluation",
+        }
+        if ce:
+            own["mean_from"] = "training" if self.sae.mean is not None else "evaluation"
+        return Evaluation(
+            layer=self.sae.layer,
+            sae_sha256=self.sae.sha256,
+            source=self.sae.source,
+            all=total,
+            macro=_macro(total, list(categories.values())),
+            categories=categories,
+            measured_on={**measured_on, **own},
+            notes=list(self._notes({**measured_on, **own}, total)),
+        )
+
+    def _notes(self, measured_on: dict[str, Any], figures: Figures) -> Iterator[str]:
+        """What a reader of the figures must know."""
+        if left_out := measured_on["documents_left_out"]:
+            verb = "was" if left_out == 1 else "were"
+            yield f"{left_out} of the documents {verb} left out: the SAEs were trained on them or chosen by them."
+        if not measured_on["overlap_checked"]:
+            yield "the SAE does not say which documents it was trained on, so overlap with these could not be checked."
+        if measured_on["norm_median_from"] == "evaluation":
+            yield "the norm median is that of the evaluated tokens: the SAE has none of its own."
+        if measured_on.get("mean_from") == "evaluation":
+            yield "mean ablation puts in the mean of the evaluated tokens: the SAE has none of its training."
+        if not figures.n_tokens:
+            yield "no token is included, so there are no figures: its norm median does not fit the model."
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def _complete_norm_medians(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_Batch]) -> None:
+    """Median ‖x‖ over all evaluated tokens, for SAEs that have none."""
+    if lacking := [meter for meter in meters if meter.norm_median is None]:
+        contexts = (ids for batch in _progress(batches, "Norm medians") for ids in batch.contexts())
+        medians = norm_medians(model, contexts, sorted({meter.sae.layer for meter in lacking}))
+        for meter in lacking:
+            meter.norm_median = medians[meter.sae.layer]
+
+
+def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_Batch]) -> None:
+    """Mean x over the included evaluated tokens, for SAEs that have none."""
+    lacking = [meter for meter in meters if meter.mean is None]
+    if not lacking:
+        return
+    spreads = [_Spread(0, np.zeros(model.d_model)) for _ in lacking]
+    layers = sorted({meter.sae.layer for meter in lacking})
+    for batch in _progress(batches, "Means"):
+        residuals = harvest_residuals(model, batch.tokens, layers)
+        for meter, spread in zip(lacking, spreads, strict=True):
+            x = residuals[meter.sae.layer].float()
+            if len(included := x[batch.reasons(x, meter.median) == INCLUDED]):
+                spread.merge(_Spread.of(included.double().numpy()))
+    for meter, spread in zip(lacking, spreads, strict=True):
+        meter.mean = torch.from_numpy(spread.mean).float()
+
+
+def _check_resumption(model: LanguageModel, layers: Sequence[int], batch: _Batch) -> None:
+    """Raises ElwError when going on from a block's output does not give what the whole model gives."""
+    tokens = batch.tokens[:1]
+    with residual_stream(model, layers) as residuals:
+        whole = model.hidden(tokens)
+    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
+    for layer in layers:
+        if not torch.allclose(model.hidden_above(tokens, layer, residuals[layer]), whole, atol=tolerance, rtol=0):
+            raise ElwError(
+                f"{model.name} hands more than the residual stream from block to block, so that losses cannot be "
+                "measured: evaluate without them (--no-ce)."
+            )
+
+
+def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _Batch) -> None:
+    """Add a batch to every SAE's sums."""
+    layers = sorted({meter.sae.layer for meter in meters})
+    if batch.ce:
+        with residual_stream(model, layers) as residuals:
+            clean = _losses(model, model.hidden(batch.tokens), batch)
+    else:
+        residuals = harvest_residuals(model, batch.tokens, layers)
+    ablated: dict[tuple[int, float, bytes], Tensor] = {}  # SAEs of one layer share what does not depend on them
+    for meter in meters:
+        x = residuals[meter.sae.layer]
+        reasons = batch.reasons(x.float(), meter.median)
+        included = reasons == INCLUDED
+        sums = meter.part(batch.category)
+        reconstruction = _add_reconstruction(meter.sae, sums, batch, x.float(), reasons)
+        if not batch.ce or not len(reconstruction):
+            continue
+        counted = (included.cumsum(1) > 0) & batch.has_next
+        assert meter.mean is not None
+        losses = {"clean": clean, "sae": _replaced_losses(model, meter, batch, x, included, reconstruction)}
+        for arm, row in (("zero", torch.zeros_like(meter.mean)), ("mean", meter.mean)):
+            key = (meter.sae.layer, meter.median, row.numpy().tobytes())
+            if key not in ablated:
+                ablated[key] = _replaced_losses(model, meter, batch, x, included, row)
+            losses[arm] = ablated[key]
+        sums.n_loss_tokens += int(counted.sum())
+        for arm, values in losses.items():
+            sums.losses[arm] = sums.losses.get(arm, 0.0) + float(values[counted].sum())
+
+
+def _add_reconstruction(
+    sae: SparseAutoencoder, sums: _Sums, batch: _Batch, residuals: Tensor, reasons: Tensor
+) -> Tensor:
+    """Add a batch's reconstruction figures; returns x̂ [n, d_model] of its n included tokens.
+
+    residuals: [context, position, d_model] float32
+    """
+    included = reasons == INCLUDED
+    n_included = included.sum(1)
+    sums.n_excluded += int(batch.places.sum() - n_included.sum())
+    sums.n_massive += int(((reasons == MASSIVE) & batch.places).sum())
+    sums.documents |= {document for document, n in zip(batch.documents, n_included.tolist(), strict=True) if n}
+    x = residuals[included]
+    if not len(x):
+        return x
+    values, indices = sae.encode(x)
+    reconstruction = sae.reconstruct(x)
+    sums.fired += torch.bincount(indices[values != 0], minlength=sae.d_sae).numpy()
+    sums.spread.merge(_Spread.of(x.double().numpy()))
+    sums.error += float((x.double() - reconstruction.double()).square().sum())
+    sums.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).double().sum())
+    return reconstruction
+
+
+def _replaced_losses(
+    model: LanguageModel, meter: _Meter, batch: _Batch, x: Tensor, included: Tensor, rows: Tensor
+) -> Tensor:
+    """[context, position] losses with rows ([n, d_model], or one for all) for x at the n included tokens."""
+    replaced = x.clone()
+    replaced[included] = rows.to(x.dtype)
+    return _losses(model, model.hidden_above(batch.tokens, meter.sae.layer, replaced), batch)
+
+
+def _losses(model: LanguageModel, hidden: Tensor, batch: _Batch) -> Tensor:
+    """[context, position] float64 nats of the final norm's output; 0 where there is no next token."""
+    targets = batch.tokens.roll(-1, dims=1)[batch.has_next]
+    losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)
+    losses[batch.has_next] = next_token_losses(model, hidden[batch.has_next], targets).double()
+    return losses
+
+
+# ------------------------------------------------------------------------------------------------ SAE folders
+
+
+def load_saes(given: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
+    """The SAEs of the given folders, each once; several may read one layer.
+
+    layers: take only the SAEs of these.
+    Raises UsageError for a folder without SAEs, or a layer that none of them reads.
+    """
+    folders = dict.fromkeys(folder for path in given for folder in sae_folders(path))
+    saes = [load_sae(folder) for folder in folders]
+    found = sorted({sae.layer for sae in saes})
+    if missing := [layer for layer in layers or () if layer not in found]:
+        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {found}.")
+    return [sae for sae in saes if layers is None or sae.layer in layers]
+
+
+def save_evaluation(evaluation: Evaluation) -> Path:
+    """Keep an evaluation with its SAE: in cfg.json, under metadata.elw, and nothing else is changed; returns the file.
+
+    The file is replaced whole or not at all.
+    Raises UsageError when it is not in SAELens v6 format, ElwError when it cannot be written.
+    """
+    path = Path(evaluation.source) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
+            raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
+        config["metadata"]["elw"] = {**(config["metadata"].get("elw") or {}), **evaluation.metadata()}
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
+            scratch = Path(file.name)
+            try:
+                file.write(json.dumps(config, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                shutil.copymode(path, scratch)
+                os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise ElwError(f"{path} cannot be written ({error}): copy the SAE to a folder that can.") from error
+    return path

@@ -1,0 +1,592 @@
+"""SAE folders: reading and writing the formats of SAELens and sparsify.
+
+SAELens v6  `cfg.json` and `sae_weights.safetensors`: standard, topk, jumprelu, gated. What a warehouse needs beyond
+            that (norm median, activation quartiles, mean, quality figures) lies beside it in `cfg.json` under
+            `metadata.elw` and in `elw_statistics.safetensors`, where other loaders ignore it.
+before v6   the same files with a flat `cfg.json`; read only.
+sparsify    `cfg.json` and `sae.safetensors`, in a folder named after the module that it reads; topk only.
+
+Constant factors (a gate's magnitude, decoder norms, a scale of the input, a bias that is not subtracted) are folded
+into the weights when a folder is read. No pickle is ever read. Anything else than what is described here is refused
+with what was expected and found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
+from energy_lens.warehouse.errors import ElwError, UsageError
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+SPARSIFY_WEIGHTS = "sae.safetensors"
+STATISTICS = "elw_statistics.safetensors"
+
+#: What SAELens calls the formats that are written; a config without it counts as older there, and loses its metadata.
+SAELENS_VERSION = "6.0.0"
+
+#: The input times a constant that the file does not hold.
+SCALED_INPUT = "expected_average_only_in"
+
+#: hook_name of a block's output or input in TransformerLens and SAELens.
+RESID_POST = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_post")
+RESID_PRE = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_pre")
+
+#: A block's name in Hugging Face models, which is what sparsify names a folder, and one of a module inside a block.
+BLOCK = re.compile(r"(?:[A-Za-z_]+\.)*(?:layers|h|blocks)\.([0-9]{1,4})")
+INSIDE_BLOCK = re.compile(BLOCK.pattern + r"\..+")
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What a config says of an SAE, in the terms of SAELens v6."""
+
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: int | None
+    normalisation: str
+    layer: int
+    apply_b_dec_to_input: bool = True
+    rescale_acts_by_decoder_norm: bool = False
+    finetuned: bool = False  #: whether activations are multiplied by a tensor scaling_factor before decoding
+    model_name: str = ""
+    own: Mapping[str, Any] | None = None  #: metadata.elw
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def load_sae(folder: Path, activation_scale: float | None = None, layer: int | None = None) -> SparseAutoencoder:
+    """Read an SAE folder into float32, its constant factors folded into the weights.
+
+    activation_scale: the factor on the input of an SAE with normalize_activations = expected_average_only_in.
+    layer: the block whose output it reads, for a folder that does not say.
+    Raises UsageError, naming what was expected and what was found, for anything that is not exactly one of the formats.
+    """
+    if activation_scale is not None and not 0 < activation_scale < math.inf:
+        raise UsageError(f"{folder}: the activation scale is {activation_scale}; a positive number is expected.")
+    config = _read_config(folder)
+    path = folder / CONFIG
+    sparsify = "d_sae" not in config and ("expansion_factor" in config or "num_latents" in config)
+    described = _describe_sparsify(config, folder, layer) if sparsify else _describe_saelens(config, path, layer)
+    if (described.normalisation == SCALED_INPUT) != (activation_scale is not None):
+        raise UsageError(_scale_sentence(path, described.normalisation, activation_scale))
+    weights_path = folder / (SPARSIFY_WEIGHTS if sparsify else WEIGHTS)
+    weights = _sparsify_weights(weights_path, described) if sparsify else _saelens_weights(weights_path, described)
+    with torch.no_grad():
+        folded = _folded(weights, described, activation_scale)
+    for name, tensor in folded.items():
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{weights_path}: {name} leaves the range of float32 once its factors are multiplied in.")
+    own = dict(described.own or {})
+    statistics = _read_statistics(folder, described)
+    return SparseAutoencoder(
+        layer=described.layer,
+        k=described.k,
+        **folded,
+        architecture=described.architecture,
+        normalisation="none" if described.normalisation == SCALED_INPUT else described.normalisation,
+        norm_median=_norm_median(own.pop("norm_median", None), path),
+        quartiles=statistics.get("activation_quartiles"),
+        mean=statistics.get("mean"),
+        model_name=described.model_name,
+        sha256=_identity(weights_path, described, activation_scale),
+        source=str(folder),
+        metadata=own,
+    )
+
+
+def _identity(weights: Path, described: _Description, activation_scale: float | None) -> str:
+    """sha256 of the weights and of every setting that changes activations: another k is another SAE."""
+    settings: list[Any] = [described.k, described.apply_b_dec_to_input, described.rescale_acts_by_decoder_norm]
+    further = [described.architecture, described.normalisation, activation_scale, described.finetuned]
+    if further != ["topk", "none", None, False]:
+        settings += further
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(settings).encode())
+    return digest.hexdigest()
+
+
+def _folded(weights: dict[str, Tensor], described: _Description, activation_scale: float | None) -> dict[str, Tensor]:
+    """The tensors of a SparseAutoencoder from those of a file [d_in, d_sae], which are changed in place."""
+    W_enc, W_dec, b_dec = weights["W_enc"], weights["W_dec"], weights["b_dec"]
+    threshold = weights.get("threshold")
+    if described.architecture == "gated":
+        magnitude = weights["r_mag"].exp()
+        W_enc *= magnitude
+        b_enc = weights["b_mag"]
+        threshold = b_enc - magnitude * weights["b_gate"]
+    else:
+        b_enc = weights["b_enc"]
+    if described.finetuned and "scaling_factor" in weights:
+        W_dec *= weights["scaling_factor"][:, None]
+    if activation_scale is not None:
+        W_enc *= activation_scale
+        W_dec /= activation_scale
+        b_dec /= activation_scale
+    if described.rescale_acts_by_decoder_norm:
+        norm = W_dec.norm(dim=1)
+        W_enc *= norm
+        b_enc *= norm
+        W_dec /= norm.where(norm > 0, 1.0)[:, None]  # a row of zeros stays one
+    if not described.apply_b_dec_to_input:
+        b_enc = b_enc + b_dec @ W_enc
+    folded = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    return folded if threshold is None else folded | {"threshold": threshold}
+
+
+def _scale_sentence(path: Path, normalisation: str, activation_scale: float | None) -> str:
+    if activation_scale is not None:
+        return (
+            f"{path}: normalize_activations is {normalisation!r}, and an activation scale was given: it belongs to "
+            f"{SCALED_INPUT!r} alone."
+        )
+    return (
+        f"{path}: normalize_activations is {SCALED_INPUT!r}, whose scale is not in the files: register the SAE with "
+        "elw sae import --activation-scale (√d_in over the mean norm of its training data, or 1 if it is folded in)."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ configs
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a folder's config."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not an SAE folder: one with {CONFIG} and {WEIGHTS} is expected.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        message = f"{folder} has no {CONFIG}: an SAE in SAELens v6 format is expected{_pickled(folder)}."
+        raise UsageError(message) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not readable JSON ({_line(error)}): an SAE in SAELens v6 format is expected."
+        ) from error
+    return _object(config, "the file", path)
+
+
+def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> _Description:
+    config = _from_flat(config) if "metadata" not in config and _is_flat(config) else config
+    architecture = config.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"{path}: architecture is {_shown(architecture)}; {_choice(ARCHITECTURES)} is expected.")
+    normalisation = config.get("normalize_activations") or "none"
+    if normalisation not in (*NORMALISATIONS, SCALED_INPUT):
+        raise UsageError(
+            f"{path}: normalize_activations is {_shown(normalisation)}; "
+            f"{_choice((*NORMALISATIONS, SCALED_INPUT))} is expected."
+        )
+    if (reshape := config.get("reshape_activations") or "none") != "none":
+        raise UsageError(f"{path}: reshape_activations is {_shown(reshape)}; 'none' is expected.")
+    activation = config.get("activation_fn") or "relu"
+    if activation not in (("relu", "topk") if architecture == "topk" else ("relu",)):
+        raise UsageError(f"{path}: the activation function is {_shown(activation)}; 'relu' or 'topk' is expected.")
+    d_in, d_sae = (_positive_integer(config, key, path) for key in ("d_in", "d_sae"))
+    if normalisation == "layer_norm" and d_in == 1:
+        raise UsageError(f"{path}: d_in is 1 and normalize_activations 'layer_norm'; two dimensions are expected.")
+    rescale = _boolean(config, "rescale_acts_by_decoder_norm", False, path)
+    if rescale and architecture != "topk":
+        raise UsageError(
+            f"{path}: rescale_acts_by_decoder_norm is true and the architecture {architecture!r}; only 'topk' has it."
+        )
+    metadata = _object(config.get("metadata") or {}, "metadata", path)
+    hook_layer = _layer_of_hook(metadata.get("hook_name"), path, layer)
+    if metadata.get("prepend_bos"):
+        raise UsageError(
+            f"{path}: prepend_bos is true (before SAELens v6 also if it is left out); false is expected: an SAE "
+            "trained without a BOS token before each context, as the contexts of a warehouse have none."
+        )
+    return _Description(
+        architecture=architecture,
+        d_in=d_in,
+        d_sae=d_sae,
+        k=min(_positive_integer(config, "k", path), d_sae) if architecture == "topk" else None,
+        normalisation=normalisation,
+        layer=hook_layer,
+        apply_b_dec_to_input=_boolean(config, "apply_b_dec_to_input", True, path),
+        rescale_acts_by_decoder_norm=rescale,
+        finetuned=_boolean(config, "finetuning_scaling_factor", False, path),
+        model_name=str(metadata.get("model_name") or ""),
+        own=_object(metadata.get("elw") or {}, "metadata.elw", path),
+    )
+
+
+def _is_flat(config: Mapping[str, Any]) -> bool:
+    """Whether it is a config from before SAELens v6."""
+    return any(key in config for key in ("hook_name", "hook_point"))
+
+
+def _from_flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config from before SAELens v6 in the terms of v6, with the defaults that it had then."""
+    names = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+    flat = {names.get(key, key): value for key, value in config.items()}
+    v6 = {"architecture": "standard", **flat}
+    arguments = flat.get("activation_fn_kwargs")
+    if flat.get("activation_fn") == "topk":
+        v6["architecture"] = "topk"
+        v6["k"] = arguments.get("k") if isinstance(arguments, dict) else None
+        if isinstance(arguments, dict) and arguments.get("postact_fn") is not None:
+            v6["activation_fn"] = {"topk": arguments}  # another function than relu after it: refused as what it is
+    if isinstance(flat.get("normalize_activations"), bool):
+        v6["normalize_activations"] = SCALED_INPUT if flat["normalize_activations"] else "none"
+    v6["finetuning_scaling_factor"] = flat.get("finetuning_scaling_factor") or False
+    v6["metadata"] = {
+        "model_name": flat.get("model_name"),
+        "hook_name": flat.get("hook_name"),
+        "prepend_bos": flat.get("prepend_bos", True),
+    }
+    return v6
+
+
+def _describe_sparsify(config: Mapping[str, Any], folder: Path, layer: int | None) -> _Description:
+    path = folder / CONFIG
+    activation = config.get("activation", "topk")
+    if activation != "topk":
+        raise UsageError(f"{path}: activation is {_shown(activation)}; 'topk' is expected.")
+    for key in ("signed", "transcode", "skip_connection"):
+        if _boolean(config, key, False, path):
+            raise UsageError(f"{path}: {key} is true; false is expected: an SAE with activations of 0 or more.")
+    d_in, k = (_positive_integer(config, key, path) for key in ("d_in", "k"))
+    if config.get("num_latents", 0) in (0, None):
+        d_sae = d_in * _positive_integer(config, "expansion_factor", path)
+    else:
+        d_sae = _positive_integer(config, "num_latents", path)
+    metadata = _object(config.get("metadata") or {}, "metadata", path)
+    if metadata.get("hook_name") is not None:
+        block = _layer_of_hook(metadata["hook_name"], path, layer)
+    else:
+        block = _layer_of_folder(folder, layer)
+    return _Description(
+        architecture="topk",
+        d_in=d_in,
+        d_sae=d_sae,
+        k=min(k, d_sae),
+        normalisation="none",
+        layer=block,
+        model_name=str(metadata.get("model_name") or ""),
+        own=_object(metadata.get("elw") or {}, "metadata.elw", path),
+    )
+
+
+def _layer_of_hook(hook_name: Any, path: Path, layer: int | None) -> int:
+    """The block whose output a hook point is; block N's input is block N − 1's output."""
+    if hook_name is None and layer is not None:
+        return layer
+    name = str(hook_name)
+    if match := RESID_POST.fullmatch(name):
+        found = int(match[1])
+    elif (match := RESID_PRE.fullmatch(name)) and int(match[1]) > 0:
+        found = int(match[1]) - 1
+    else:
+        raise UsageError(
+            f"{path}: hook_name is {_shown(name)}; a block's output is expected: blocks.N.hook_resid_post, or "
+            "blocks.N.hook_resid_pre with N >= 1."
+        )
+    if layer not in (None, found):
+        raise UsageError(f"{path}: hook_name is {_shown(name)}, the output of block {found}; layer {layer} was given.")
+    return found
+
+
+def _layer_of_folder(folder: Path, layer: int | None) -> int:
+    """The block that a sparsify folder's name means."""
+    name = folder.resolve().name
+    match = BLOCK.fullmatch(name)
+    if match and layer in (None, int(match[1])):
+        return int(match[1])
+    if match or layer is None or INSIDE_BLOCK.fullmatch(name):
+        given = "" if layer is None else f", and layer {layer} was given"
+        raise UsageError(
+            f"{folder}: a folder of sparsify is named after the module it reads, and this one is {_shown(name)}"
+            f"{given}; a whole block is expected, such as layers.15, h.5 or gpt_neox.layers.5 (or else --layer)."
+        )
+    return layer
+
+
+def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: {what} is a {type(value).__name__}; an object, as in SAELens v6, is expected.")
+    fields: dict[str, Any] = value
+    return fields
+
+
+def _boolean(config: Mapping[str, Any], key: str, default: bool, path: Path) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{path}: {key} is {_shown(value)}; true or false is expected.")
+    return value
+
+
+def _norm_median(value: Any, path: Path) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{path}: norm_median is {_shown(value)}; a positive number or null is expected.")
+    return float(value)
+
+
+def _positive_integer(config: Mapping[str, Any], key: str, path: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{path}: {key} is {_shown(value)}; a positive integer is expected.")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can show it."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def _choice(words: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# ------------------------------------------------------------------------------------------------ tensors
+
+
+def _saelens_weights(path: Path, described: _Description) -> dict[str, Tensor]:
+    """The tensors of an architecture; scaling_factor only where it is there and is not 1."""
+    d_in, d_sae = described.d_in, described.d_sae
+    biases = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    shapes |= dict.fromkeys(biases.get(described.architecture, ("b_enc",)), (d_sae,))
+    weights = _read_tensors(path, shapes, optional={"scaling_factor": (d_sae,)})
+    scaling_factor = weights.pop("scaling_factor", None)
+    # For some time SAELens wrote it for every SAE, all ones.
+    if scaling_factor is not None and not torch.allclose(scaling_factor, torch.ones(())):
+        if not described.finetuned:
+            raise UsageError(
+                f"{path}: there is a scaling_factor other than 1, and finetuning_scaling_factor is not true: whether "
+                "it is to be used cannot be told."
+            )
+        weights["scaling_factor"] = scaling_factor
+    return weights
+
+
+def _sparsify_weights(path: Path, described: _Description) -> dict[str, Tensor]:
+    d_in, d_sae = described.d_in, described.d_sae
+    weights = _read_tensors(
+        path, {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    )
+    W_enc, b_enc = weights.pop("encoder.weight").T, weights.pop("encoder.bias")
+    return {"W_enc": W_enc, "b_enc": b_enc, **weights}
+
+
+def _read_statistics(folder: Path, described: _Description) -> dict[str, Tensor]:
+    path = folder / STATISTICS
+    if not path.exists():
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {"activation_quartiles": (described.d_sae, 3), "mean": (described.d_in,)}
+    return _read_tensors(path, {}, optional=shapes, may_be_nan="activation_quartiles")
+
+
+def _read_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]] | None = None,
+    may_be_nan: str = "",
+) -> dict[str, Tensor]:
+    """float32 tensors of exactly these names and shapes from a safetensors file, and the optional ones that it holds.
+
+    The shapes in the file's header are compared before any tensor is read.
+    """
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            held = set(file.keys())
+            for name in shapes:
+                if name not in held:
+                    found = ", ".join(sorted(held)) or "nothing"
+                    raise UsageError(f"{path} holds {found[:200]}; a tensor {name} is expected.")
+            wanted = {**shapes, **{name: shape for name, shape in (optional or {}).items() if name in held}}
+            for name, shape in wanted.items():
+                found_shape = tuple(file.get_slice(name).get_shape())
+                if found_shape != shape:
+                    raise UsageError(f"{path}: {name} has shape {found_shape}; {shape} is expected.")
+            for name in wanted:
+                tensors[name] = file.get_tensor(name)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} does not exist: an SAE folder is expected to hold {CONFIG} and {path.name}{_pickled(path.parent)}."
+        ) from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UsageError(
+            f"{path} is damaged ({_line(error)}): a whole safetensors file is expected; copy it again."
+        ) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UsageError(f"{path}: {name} holds {tensor.dtype}; floating-point numbers are expected.")
+        tensors[name] = tensor.float()
+        if name != may_be_nan and not torch.isfinite(tensors[name]).all():
+            raise UsageError(f"{path}: {name} holds NaN or infinity; finite numbers are expected: copy it again.")
+    return tensors
+
+
+def _pickled(folder: Path) -> str:
+    """What to add to a refusal where the weights seem to be pickled."""
+    names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    return f", and {names[0]} is a pickle, which is never read: convert it to safetensors" if names else ""
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write an SAE in SAELens v6 format, the weights in `dtype`; the folder is made, an SAE in it replaced.
+
+    Raises ElwError when a number does not fit in `dtype`, or the folder cannot be written.
+    """
+    weights = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.architecture == "gated":
+        assert sae.threshold is not None
+        weights |= {"b_gate": sae.b_enc - sae.threshold, "b_mag": sae.b_enc, "r_mag": torch.zeros_like(sae.b_enc)}
+    else:
+        weights["b_enc"] = sae.b_enc
+        if sae.threshold is not None:
+            weights["threshold"] = sae.threshold
+    topk = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.architecture == "topk" else {}
+    config = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        **topk,
+        "dtype": str(dtype).removeprefix("torch."),
+        "apply_b_dec_to_input": True,
+        "normalize_activations": sae.normalisation,
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_VERSION, "prepend_bos": False, **_metadata(sae)},
+    }
+    _write(folder, WEIGHTS, weights, sae, config, dtype)
+
+
+def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write an SAE in sparsify's format; returns its folder, `folder` or, unless so named, layers.N below it.
+
+    Raises UsageError for an SAE that the format has no words for, else as `save_sae`.
+    """
+    if sae.architecture != "topk" or sae.normalisation != "none":
+        raise UsageError(
+            f"{sae.source or 'The SAE'} is {sae.architecture} with normalisation {sae.normalisation!r}: sparsify's "
+            "format holds topk without normalisation alone; write it as saelens."
+        )
+    match = BLOCK.fullmatch(folder.resolve().name)
+    if not match or int(match[1]) != sae.layer:
+        folder = folder / f"layers.{sae.layer}"
+    weights = {
+        "encoder.weight": sae.encoder_rows, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec,
+    }  # fmt: skip
+    config = {
+        "activation": "topk",
+        "expansion_factor": max(1, sae.d_sae // sae.d_model),
+        "normalize_decoder": False,  # nothing is to be done to the rows
+        "num_latents": sae.d_sae,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.d_model,
+        "metadata": _metadata(sae),
+    }
+    _write(folder, SPARSIFY_WEIGHTS, weights, sae, config, dtype)
+    return folder
+
+
+def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
+    own = {"norm_median": sae.norm_median, **sae.metadata}
+    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": own}
+
+
+def _write(
+    folder: Path,
+    weights_name: str,
+    weights: Mapping[str, Tensor],
+    sae: SparseAutoencoder,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    """Write a folder's files under other names and rename them, the config last.
+
+    The old config goes first, so that a crash on the way leaves the old SAE, the new one, or a folder that is none.
+    """
+    from safetensors.torch import save_file
+
+    files = {weights_name: {name: tensor.detach().to(dtype) for name, tensor in weights.items()}}
+    statistics = {}
+    if sae.quartiles is not None:
+        statistics["activation_quartiles"] = sae.quartiles.to(dtype)
+    if sae.mean is not None:
+        statistics["mean"] = sae.mean.float()
+    if statistics:
+        files[STATISTICS] = statistics
+    for name, tensor in (*files[weights_name].items(), *statistics.items()):
+        spoiled = torch.isinf(tensor) if name == "activation_quartiles" else ~torch.isfinite(tensor)
+        if spoiled.any():
+            raise ElwError(f"{folder}: {name} holds numbers that {dtype} cannot: write the SAE in float32.")
+    partial = {name: folder / f"{name}.partial" for name in (*files, CONFIG)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in files.items():
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial[name])
+        partial[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG).unlink(missing_ok=True)
+        for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
+            (folder / name).unlink(missing_ok=True)
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise ElwError(f"{folder} cannot be written ({error}): choose another folder.") from error
+
+
+# ------------------------------------------------------------------------------------------------ which SAEs
+
+
+def shipped_folder(model_name: str, layer: int) -> Path:
+    """Where the package keeps its own SAE for a layer of a built-in model."""
+    return Path(__file__).parent / "shipped" / model_name / f"layer_{layer}"
+
+
+def shipped_layers(model_name: str) -> list[int]:
+    """Layers of a model that the package has an SAE for."""
+    if Path(model_name).name != model_name:
+        return []  # a path would lead out of the package
+    folder = shipped_folder(model_name, 0).parent
+    return sorted(int(path.name.removeprefix("layer_")) for path in folder.glob("layer_*"))
+
+
+def sae_folders(given: Path) -> list[Path]:
+    """The SAE folders that a path means: itself, or its subfolders that hold an SAE.
+
+    Raises UsageError when there is none.
+    """
+    if (given / CONFIG).exists() or not given.is_dir():
+        return [given]
+    found = sorted(path.parent for path in given.glob(f"*/{CONFIG}"))
+    if not found:
+        raise UsageError(
+            f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "
+            f"expected{_pickled(given)}."
+        )
+    return found

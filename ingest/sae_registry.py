@@ -1,0 +1,118 @@
+"""SAEs that somebody else made, registered for a model: read once, checked against it, kept in the user's cache.
+
+A registered SAE is a folder in SAELens v6 format below `cache_folder()/saes/MODEL`, its constant factors folded in,
+its norm median measured if asked for. `elw ingest --sae` takes it by its path, and any other readable folder as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from energy_lens.ingest.corpus import Document, discover
+from energy_lens.ingest.models import NORM_MEDIAN_TOKENS, LanguageModel, cache_folder, load_model, norm_medians
+from energy_lens.ingest.reading import check_saes
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import (
+    CONFIG,
+    load_sae,
+    sae_folders,
+    save_sae,
+    save_sparsify,
+    shipped_folder,
+    shipped_layers,
+)
+from energy_lens.warehouse.errors import UsageError
+from energy_lens.warehouse.plan import Context, PlannedDocument, cut, sample_contexts
+
+#: Contexts of the sample that a norm median is measured on, as long as those of an ingest.
+CONTEXT_LENGTH = 128
+
+
+def import_sae(
+    folder: Path,
+    model_name: str,
+    output: Path | None = None,
+    layer: int | None = None,
+    activation_scale: float | None = None,
+    calibrate: Sequence[Path] = (),
+) -> Path:
+    """Register an SAE for a model; returns the folder of the copy.
+
+    output: where to write it instead of the cache; a new or empty folder. layer, activation_scale: as for `load_sae`.
+    calibrate: text whose median ‖x‖ the SAE is to carry; else it keeps its own, or ingest measures one.
+    Raises UsageError for an SAE that cannot be read or does not fit the model.
+    """
+    sae = load_sae(folder, activation_scale, layer)
+    if output is not None:
+        check_free(output)
+    documents = discover(calibrate) if calibrate else []
+    model = load_model(model_name)
+    check_saes(model, [sae])
+    if documents:
+        texts = list(_sample(model, documents))
+        if not texts:
+            raise UsageError(f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text.")
+        sae = replace(sae, norm_median=norm_medians(model, texts, [sae.layer])[sae.layer])
+    origin = {"imported_sha256": sae.sha256, "imported_model_name": sae.model_name}
+    target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
+    save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
+    return target
+
+
+def export_sae(folder: Path, form: str, output: Path, half: bool = False) -> Path:
+    """Write an SAE in another format, saelens or sparsify; returns the folder.
+
+    half: weights in float16. Raises UsageError for an SAE that the format cannot hold, or an output that is not free.
+    """
+    sae = load_sae(folder)
+    check_free(output)
+    dtype = torch.float16 if half else torch.float32
+    if form == "sparsify":
+        return save_sparsify(sae, output, dtype)
+    save_sae(sae, output, dtype)
+    return output
+
+
+def check_free(output: Path) -> None:
+    """Raises UsageError unless a folder can be written there without touching anything."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UsageError(f"{output} exists already: choose another --output, or remove it.")
+
+
+def listed(model_name: str) -> list[tuple[str, SparseAutoencoder]]:
+    """(source, SAE) of every SAE for a model, those of the package first."""
+    shipped = [load_sae(shipped_folder(model_name, layer)) for layer in shipped_layers(model_name)]
+    folder = registered_folder(model_name)
+    own = [load_sae(path) for path in sae_folders(folder)] if any(folder.glob(f"*/{CONFIG}")) else []
+    return [("shipped", sae) for sae in shipped] + [("registered", sae) for sae in sorted(own, key=lambda s: s.layer)]
+
+
+def registered_folder(model_name: str) -> Path:
+    """Where a model's registered SAEs are: by name, or by path for one that is a file or folder here."""
+    path = Path(model_name).expanduser()
+    name = str(path.resolve()) if path.exists() else model_name
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
+    if len(slug) > 100:  # a file name has an end
+        slug = f"{slug[-80:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return cache_folder() / "saes" / slug
+
+
+def _sample(model: LanguageModel, documents: Sequence[Document]) -> Iterator[NDArray[np.int32]]:
+    """Token ids of a seeded sample of contexts, in turn from each category."""
+    tokens = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
+    planned = []
+    for i, (document, ids) in enumerate(zip(documents, tokens, strict=True)):
+        windows = cut(len(ids), CONTEXT_LENGTH)
+        contexts = tuple(Context(j, i, j, first, n) for j, (first, n) in enumerate(windows))
+        planned.append(PlannedDocument(i, document.category, "A", document.sha256, contexts))
+    for context in sample_contexts(planned, NORM_MEDIAN_TOKENS, seed=0):
+        first = context.first_token
+        yield tokens[context.document_id][first : first + context.n_tokens]
