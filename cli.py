@@ -7,6 +7,7 @@ stdout carries data, stderr everything else. Exit codes: 0 ok, 1 failed, 2 usage
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import traceback
@@ -466,9 +467,8 @@ class _TrainingBar:
         self._bar = tqdm(total=1.0, desc="Train", bar_format=form, mininterval=every, file=sys.stderr)
 
     def update(self, progress: Progress) -> None:
-        figures = [
-            f"{layer}/{k}: {fvu:.3f} {progress.dead_share[layer, k]:.0%}" for (layer, k), fvu in progress.fvu.items()
-        ]
+        begun = {place: fvu for place, fvu in progress.fvu.items() if not math.isnan(fvu)}
+        figures = [f"{layer}/{k}: {fvu:.3f} {progress.dead_share[layer, k]:.0%}" for (layer, k), fvu in begun.items()]
         shown = [progress.note] * bool(progress.note) + ["layer/k: FVU dead"] * bool(figures) + figures
         self._bar.set_postfix_str(" · ".join(shown), refresh=False)
         self._bar.update(progress.share - self._bar.n)

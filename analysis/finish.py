@@ -64,7 +64,7 @@ def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mappi
         run = _read_run(warehouse, run_id)
         warehouse.sql("DELETE FROM feature_statistics WHERE run_id = $run", run=run_id)
         for layer in run.layers:
-            rows = decoders[layer].double().numpy()
+            rows = decoders[layer].numpy()
             counted = warehouse.run("finish/counted_activations", **_place(run, layer)).numpy()
             for energy in run.energies:
                 for frame in _decoder_statistics(warehouse, run, layer, energy, rows, counted):
@@ -98,7 +98,12 @@ def _place(run: _Run, layer: int) -> dict[str, int]:
 
 
 def _decoder_statistics(
-    warehouse: Warehouse, run: _Run, layer: int, energy: str, rows: Floats, counted: Mapping[str, NDArray[np.generic]]
+    warehouse: Warehouse,
+    run: _Run,
+    layer: int,
+    energy: str,
+    rows: NDArray[np.floating],
+    counted: Mapping[str, NDArray[np.generic]]
 ) -> Iterator[pl.DataFrame]:
     """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
     column = '"' + f"g_{energy}".replace('"', '""') + '"'
@@ -110,7 +115,7 @@ def _decoder_statistics(
         parts = []
         for features in _chunks(len(rows), len(run.document_ids)):
             dense = active_sums.dense(features)
-            dense["sum_g"] = -(gradients @ rows[features].T)
+            dense["sum_g"] = -(gradients @ rows[features].T.astype(np.float64))
             own = moments.of(cell, features)
             statistics = _cell_statistics(cell, dense, n_tokens, own["sum_g2"])
             within = counted_sums.dense(features)

@@ -513,9 +513,9 @@ def _add_reconstruction(
     x = residuals[included]
     if not len(x):
         return x
-    values, indices = sae.encode(x)
-    reconstruction = sae.reconstruct(x)
-    sums.fired += torch.bincount(indices[values != 0], minlength=sae.d_sae).numpy()
+    activations = sae.encode(x)
+    reconstruction = sae.decode(activations, x)
+    sums.fired += torch.bincount(activations.indices[activations.values != 0], minlength=sae.d_sae).numpy()
     sums.spread.merge(_Spread.of(x.double().numpy()))
     sums.error += float((x.double() - reconstruction.double()).square().sum())
     sums.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).double().sum())

@@ -33,6 +33,9 @@ MIN_MATES = 3
 #: Decoder rows gathered at once, in numbers: 8 M float32 are 32 MB, whatever K and d_model are.
 GATHER_NUMBERS = 8_000_000
 
+#: Decoder rows made float64 at once: all 65,536 of a wide SAE would be 300 MB and more.
+ROWS = 8_192
+
 
 @dataclass
 class LayerRow:
@@ -144,9 +147,9 @@ class LayerStatistics:
     def columns(self, energy: str) -> dict[str, NDArray[np.generic]]:
         """Columns of feature_moments for one energy, each [d_sae]."""
         moments = self.moments[energy]
-        rows = self.sae.W_dec.double()
+        rows = self.sae.W_dec
         return {
-            "sum_g": -(rows @ moments.gradient_sum).numpy(),
+            "sum_g": -products(rows, moments.gradient_sum).numpy(),
             "sum_g2": quadratic_form(rows, moments.gradient_outer).numpy(),
             "sum_gc2": quadratic_form(rows, moments.centred_outer).numpy(),
             "n_contexts": self.n_contexts.numpy(),
@@ -164,6 +167,12 @@ def _outer(vectors: Tensor) -> Tensor:
     return (flat.T @ flat).double()
 
 
+def products(rows: Tensor, vector: Tensor) -> Tensor:
+    """⟨d, v⟩ for each row d [n, d] of any precision: [n] float64."""
+    return torch.cat([part.double() @ vector for part in rows.split(ROWS)])
+
+
 def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
-    """dᵀ M d for each row d [n, d]: [n], never below 0."""
-    return ((rows @ matrix) * rows).sum(1).clamp_min_(0)
+    """dᵀ M d for each row d [n, d] of any precision: [n] float64, never below 0."""
+    wide = (part.double() for part in rows.split(ROWS))
+    return torch.cat([((part @ matrix) * part).sum(1) for part in wide]).clamp_min_(0)

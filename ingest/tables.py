@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.inclusion import REASONS
 from energy_lens.ingest.reading import ContextReading, Reader, layer_row
-from energy_lens.ingest.statistics import LayerStatistics
+from energy_lens.ingest.statistics import LayerStatistics, products, quadratic_form
 from energy_lens.warehouse.plan import Group
 
 #: Physical order of a group's rows, which is what a look-up by layer and feature profits from.
@@ -196,6 +196,4 @@ def sample_moments(
     ).double()
     centred = gradients - gradients.mean(0)
     covariance = centred.T @ centred / len(gradients)
-    rows = rows.double()
-    mean = -(rows @ gradients.mean(0))
-    return mean.numpy(), ((rows @ covariance) * rows).sum(1).clamp_min(0).sqrt().numpy()
+    return -products(rows, gradients.mean(0)).numpy(), quadratic_form(rows, covariance).sqrt().numpy()
