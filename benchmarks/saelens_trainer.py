@@ -29,7 +29,7 @@ def main() -> None:
     batches = (x[i * BATCH : (i + 1) * BATCH].float() for _ in range(3) for i in range(n_steps))
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=float(rate),
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=float(rate), lr_end=float(rate) / 10,
             n_batches_for_norm_estimate=50,
         ),
         sae,
