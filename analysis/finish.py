@@ -103,7 +103,7 @@ def _decoder_statistics(
     layer: int,
     energy: str,
     rows: NDArray[np.floating],
-    counted: Mapping[str, NDArray[np.generic]]
+    counted: Mapping[str, NDArray[np.generic]],
 ) -> Iterator[pl.DataFrame]:
     """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
     column = '"' + f"g_{energy}".replace('"', '""') + '"'

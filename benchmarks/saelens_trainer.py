@@ -29,8 +29,8 @@ def main() -> None:
     batches = (x[i * BATCH : (i + 1) * BATCH].float() for _ in range(3) for i in range(n_steps))
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=float(rate), lr_end=float(rate) / 10,
-            n_batches_for_norm_estimate=50,
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, n_batches_for_norm_estimate=50,
+            lr=float(rate), lr_end=float(rate) / 10,
         ),
         sae,
         batches,

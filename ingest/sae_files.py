@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -551,6 +552,9 @@ def _write(
         for name, tensors in files.items():
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial[name])
         partial[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        readers = stat.S_IMODE(partial[CONFIG].stat().st_mode)
+        for path in partial.values():
+            path.chmod(readers)  # safetensors lets the owner alone read what it writes
         (folder / CONFIG).unlink(missing_ok=True)
         for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
             (folder / name).unlink(missing_ok=True)

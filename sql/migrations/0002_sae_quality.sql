@@ -60,3 +60,8 @@ COMMENT ON COLUMN sae_quality.ce_mean IS 'The same with included residuals repla
 COMMENT ON COLUMN sae_quality.delta_ce IS 'ce_sae - ce_clean.';
 COMMENT ON COLUMN sae_quality.ce_recovered_zero IS '(ce_zero - ce_sae) / (ce_zero - ce_clean); for macro the mean of this over categories.';
 COMMENT ON COLUMN sae_quality.ce_recovered_mean IS '(ce_mean - ce_sae) / (ce_mean - ce_clean); for macro the mean of this over categories.';
+
+-- SAEs that normalise each token: one unit of feature j adds s_t times its decoder row, s_t being 1 for the others.
+COMMENT ON COLUMN saes.architecture IS 'Activation rule: standard, topk, jumprelu or gated.';
+COMMENT ON TABLE  document_gradients IS 'Sum of s_t dE/dx over a document''s included tokens of a group; minus its product with a decoder row is the document''s sum of decoder gradients. s_t is 1 unless the SAE normalises each token.';
+COMMENT ON COLUMN document_gradients.gradient_sum IS 'Sum of s_t dE/dx, d_model numbers.';
