@@ -29,7 +29,14 @@ from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae
 from energy_lens.ingest.sae_polish import polish
 from energy_lens.ingest.sae_trainer import StepConfig, Trainer
-from energy_lens.ingest.sae_training import TrainingConfig, cut_contexts, schedule, shuffled_contexts, split_documents
+from energy_lens.ingest.sae_training import (
+    POLISH_TOKENS,
+    TrainingConfig,
+    cut_contexts,
+    schedule,
+    shuffled_contexts,
+    split_documents,
+)
 
 RESIDUALS = "residuals.safetensors"
 HELD_OUT_CONTEXTS = 256
@@ -100,7 +107,7 @@ def optimizers(arguments: argparse.Namespace) -> None:
     for seed in range(3):
         trainer, seconds = adam(arguments, x["train"], seed, 2.0)
         alone = figures(trainer.finished(1.0, ""), test)[0]
-        polishing = timed(lambda own=trainer: polish(own, x["train"][:65_536], x["select"]))  # type: ignore[misc]
+        polishing = timed(lambda own=trainer: polish(own, x["train"][:POLISH_TOKENS], x["select"]))  # type: ignore[misc]
         polished = figures(trainer.finished(1.0, ""), test)[0]
         longer, all_seconds = adam(arguments, x["train"], seed, 2.0 * (1 + polishing / seconds))
         print(

@@ -41,7 +41,7 @@ from energy_lens.warehouse.errors import ElwError, UsageError
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10
 
 #: Tokens on which an SAE's quartiles are taken, and those on which L-BFGS works and is judged.
-QUARTILE_TOKENS, POLISH_TOKENS, SELECT_TOKENS = 200_000, 65_536, 32_768
+QUARTILE_TOKENS, POLISH_TOKENS, SELECT_TOKENS = 200_000, 131_072, 32_768
 
 #: Test tokens on which FVU and dead features are measured, and those on which the loss is.
 TEST_TOKENS, LOSS_TOKENS = 100_000, 16_000
@@ -145,8 +145,9 @@ class _Training:
             for n_pass in range(config.passes):
                 self._train(residuals, index, n_pass)
             self._save(index + 1)
-            if (index + 1) * config.round_contexts * config.context_length > QUARTILE_TOKENS + POLISH_TOKENS:
-                self.store.drop(index)  # the first ones serve once more at the end
+            # What begins after this many tokens does not serve once more at the end; some tokens are not included.
+            if index * config.round_contexts * config.context_length > 1.1 * max(QUARTILE_TOKENS, POLISH_TOKENS):
+                self.store.drop(index)
 
     def _train(self, residuals: Mapping[int, Tensor], index: int, n_pass: int) -> None:
         """One pass over a round."""
