@@ -42,7 +42,7 @@ RESIDUALS = "residuals.safetensors"
 HELD_OUT_CONTEXTS = 256
 
 #: 3e-4 is the default of sae-lens' SAETrainerConfig.
-PEER_RATES = (3e-4, 2e-3, 4e-3, 8e-3, 1.6e-2)
+PEER_RATES = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 def main() -> None:
