@@ -414,19 +414,27 @@ def sae_train(
 
     Whatever stops it, the same command goes on from the last round.
     """
+    import shutil
+
+    import torch
+
     from energy_lens.ingest import models
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.sae_files import save_sae
+    from energy_lens.ingest.sae_training import TrainingConfig, train_saes
 
     if layers is None and model != models.DEFAULT_MODEL:
         raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
     chosen = models.DEFAULT_LAYERS if layers is None else _numbers(layers, "--layers")
-    ks = None if k is None else _numbers(k, "--k")
-    places = {
-        (layer, own_k): output / f"layer_{layer}" if len(ks or (8,)) == 1 else output / f"k_{own_k}" / f"layer_{layer}"
-        for own_k in ks or (8,)
-        for layer in chosen
-    }
-    if taken := [folder for folder in places.values() if folder.exists()]:
+    given = {
+        "d_sae": features, "ks": None if k is None else _numbers(k, "--k"), "architecture": architecture,
+        "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
+        "learning_rate": learning_rate, "context_length": context,
+    }  # fmt: skip
+    config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    parents = [output] if len(config.ks) == 1 else [output / f"k_{own}" for own in config.ks]
+    places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
+    if taken := [folder for folder in places if folder.exists()]:
         raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
     documents = discover(paths, tuple(exclude or ()))
     scratch = output / ".training"
@@ -434,23 +442,10 @@ def sae_train(
         scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
     except OSError as error:
         raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
-
-    import shutil
-
-    import torch
-
-    from energy_lens.ingest.sae_files import save_sae
-    from energy_lens.ingest.sae_training import TrainingConfig, train_saes
-
-    given = {
-        "d_sae": features, "ks": ks, "architecture": architecture, "optimizer": optimizer, "tokens": tokens,
-        "passes": passes, "batch_size": batch_size, "learning_rate": learning_rate, "context_length": context,
-    }  # fmt: skip
-    config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     language_model = models.load_model(model, getattr(torch, dtype.value))
     with _TrainingBar() as bar:
         saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
-    for sae, place in zip(saes, places.values(), strict=True):
+    for sae, place in zip(saes, places, strict=True):
         save_sae(sae, place, torch.float16 if half else torch.float32)
         print(place)
     shutil.rmtree(scratch)

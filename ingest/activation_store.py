@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
-from energy_lens.ingest.models import LanguageModel, harvest_residuals
+from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
 from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: Tokens from which each layer's norm median is taken.
@@ -74,11 +74,8 @@ class ActivationStore:
                     "give the same again, or remove that folder."
                 )
             return {layer: float(plan["norm_medians"][str(layer)]) for layer in self.layers}
-        norms: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
-        for tokens in contexts[: max(1, MEDIAN_TOKENS // contexts.shape[1])].split(self._model_batch):
-            for layer, x in harvest_residuals(self._model, tokens.long(), self.layers).items():
-                norms[layer].append(x.float().norm(dim=-1).flatten())
-        medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
+        first = contexts[: max(1, MEDIAN_TOKENS // contexts.shape[1])].split(self._model_batch)
+        medians = norm_medians(self._model, (tokens.numpy() for tokens in first), self.layers)
         _write_json(self.folder, PLAN, {"contexts": self._digest, "norm_medians": medians})
         return medians
 

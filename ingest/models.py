@@ -212,12 +212,12 @@ def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
 def norm_medians(
     model: LanguageModel, contexts: Iterable[NDArray[np.int32]], layers: Sequence[int]
 ) -> dict[int, float]:
-    """The median ‖x‖ after each layer over all tokens of contexts, given as token ids."""
+    """The median ‖x‖ after each layer over all tokens of contexts: ids of one, or of several of equal length, each."""
     norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for ids in contexts:
-        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        tokens = torch.from_numpy(np.atleast_2d(ids).astype(np.int64))
         for layer, x in harvest_residuals(model, tokens, layers).items():
-            norms[layer].append(x[0].float().norm(dim=-1))
+            norms[layer].append(x.float().norm(dim=-1).flatten())
     return {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
 
 

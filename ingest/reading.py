@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies import Energy, discrete_gradient, run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, widened
 from energy_lens.ingest.statistics import LayerRow
 from energy_lens.warehouse.errors import UsageError
-from energy_lens.warehouse.plan import Context
+from energy_lens.warehouse.plan import Context, PlannedDocument, cut
 
 
 @dataclass
@@ -131,6 +132,22 @@ def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
     for i, ids in enumerate(token_ids):
         tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
     return tokens, lengths
+
+
+def planned_alone(
+    model: LanguageModel, documents: Sequence[Document], length: int
+) -> tuple[list[NDArray[np.int32]], list[PlannedDocument]]:
+    """Token ids of documents, and the documents cut as a run cuts them, for a sample that belongs to no run.
+
+    A context's document_id is the document's place in `documents`; context ids and halves mean nothing here.
+    """
+    token_ids = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
+    planned = []
+    for i, (document, ids) in enumerate(zip(documents, token_ids, strict=True)):
+        windows = enumerate(cut(len(ids), length))
+        contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in windows)
+        planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
+    return token_ids, planned
 
 
 def special_ids(model: LanguageModel) -> Tensor:

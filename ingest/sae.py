@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from energy_lens.warehouse.quality import STORED_FIGURES
+
 #: Activation rules; topk has k, jumprelu and gated have a threshold.
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
 
@@ -195,12 +197,12 @@ class SparseAutoencoder:
 
     def facts(self, norm_median: float) -> dict[str, Any]:
         """Columns of the table `saes`; norm_median is the one that the run uses."""
-        figures = ("l0", "fvu", "cosine", "dead_share")
         notes = {} if self.normalisation == "none" else {"normalize_activations": self.normalisation}
         return {
             "layer": self.layer, "sae_sha256": self.sha256, "source": self.source, "architecture": self.architecture,
             "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median,
-            **{name: self.metadata.get(name) for name in figures}, "metadata": json.dumps({**self.metadata, **notes}),
+            **{name: self.metadata.get(name) for name in STORED_FIGURES},
+            "metadata": json.dumps({**self.metadata, **notes}),
         }  # fmt: skip
 
     def to(self, dtype: torch.dtype) -> SparseAutoencoder:

@@ -38,11 +38,12 @@ from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies import next_token_losses
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians, residual_stream
-from energy_lens.ingest.reading import check_saes, padded, special_ids
+from energy_lens.ingest.reading import check_saes, padded, planned_alone, special_ids
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import CONFIG, load_sae, sae_folders
 from energy_lens.warehouse.errors import ElwError, UsageError
-from energy_lens.warehouse.plan import Context, PlannedDocument, cut, sample_contexts
+from energy_lens.warehouse.plan import Context, sample_contexts
+from energy_lens.warehouse.quality import COUNTS, STORED_FIGURES
 
 #: A feature that fires on more than this share of the included tokens is dense.
 DENSE_SHARE = 0.10
@@ -98,9 +99,6 @@ class Figures:
     ce_recovered_mean: float | None  #: the same with ce_mean
 
 
-COUNTS = ("n_documents", "n_tokens", "n_excluded", "n_massive", "n_loss_tokens")
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One SAE's figures and what they were measured on."""
@@ -121,7 +119,7 @@ class Evaluation:
 
     def metadata(self) -> dict[str, Any]:
         """What an SAE keeps of it in `metadata`: the pooled figures that `facts` reads, and all of it."""
-        pooled = {name: getattr(self.all, name) for name in ("l0", "fvu", "cosine", "dead_share")}
+        pooled = {name: getattr(self.all, name) for name in STORED_FIGURES}
         return {**pooled, "evaluation": self.as_dict()}
 
 
@@ -232,12 +230,7 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
     Losses are measured on what the sample would be if it had ce_tokens tokens.
     """
     documents = sorted(documents, key=lambda document: (document.category, document.sha256))
-    token_ids = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
-    planned = []
-    for i, (document, ids) in enumerate(zip(documents, token_ids, strict=True)):
-        places = enumerate(cut(len(ids), options.context_length))
-        contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in places)
-        planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
+    token_ids, planned = planned_alone(model, documents, options.context_length)
     n_tokens = math.inf if options.max_tokens is None else options.max_tokens
     sample = sample_contexts(planned, n_tokens, options.seed)
     if not sample:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import NORM_MEDIAN_TOKENS, LanguageModel, cache_folder, load_model, norm_medians
-from energy_lens.ingest.reading import check_saes
+from energy_lens.ingest.reading import check_saes, planned_alone
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import (
     CONFIG,
@@ -30,7 +30,7 @@ from energy_lens.ingest.sae_files import (
     shipped_layers,
 )
 from energy_lens.warehouse.errors import UsageError
-from energy_lens.warehouse.plan import Context, PlannedDocument, cut, sample_contexts
+from energy_lens.warehouse.plan import sample_contexts
 
 #: Contexts of the sample that a norm median is measured on, as long as those of an ingest.
 CONTEXT_LENGTH = 128
@@ -107,12 +107,7 @@ def registered_folder(model_name: str) -> Path:
 
 def _sample(model: LanguageModel, documents: Sequence[Document]) -> Iterator[NDArray[np.int32]]:
     """Token ids of a seeded sample of contexts, in turn from each category."""
-    tokens = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
-    planned = []
-    for i, (document, ids) in enumerate(zip(documents, tokens, strict=True)):
-        windows = cut(len(ids), CONTEXT_LENGTH)
-        contexts = tuple(Context(j, i, j, first, n) for j, (first, n) in enumerate(windows))
-        planned.append(PlannedDocument(i, document.category, "A", document.sha256, contexts))
+    tokens, planned = planned_alone(model, documents, CONTEXT_LENGTH)
     for context in sample_contexts(planned, NORM_MEDIAN_TOKENS, seed=0):
         first = context.first_token
         yield tokens[context.document_id][first : first + context.n_tokens]

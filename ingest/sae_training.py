@@ -82,8 +82,11 @@ class TrainingConfig:
                 (1 <= k <= self.d_sae, f"k is {k}; it must lie between 1 and the number of features, {self.d_sae}")
                 for k in self.ks
             ),
-            (self.architecture in ARCHITECTURES, f"architecture is {self.architecture!r}; choose {_or(ARCHITECTURES)}"),
-            (self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; choose {_or(OPTIMIZERS)}"),
+            (
+                self.architecture in ARCHITECTURES,
+                f"architecture is {self.architecture!r}; choose {' or '.join(ARCHITECTURES)}",
+            ),
+            (self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}"),
             (self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be positive"),
             (self.passes >= 1, f"passes is {self.passes}; it must be positive"),
             (0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be positive"),
@@ -302,10 +305,6 @@ def schedule(share: float, config: TrainingConfig) -> float:
     up = share / config.warmup_share if config.warmup_share else 1.0
     down = (1 - share) / config.decay_share if config.decay_share else 1.0
     return min(1.0, up, down)
-
-
-def _or(names: Sequence[str]) -> str:
-    return " or ".join(names)
 
 
 def _polish(training: _Training, select: Sequence[Document]) -> dict[tuple[int, int], list[float]]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from energy_lens.ingest import activation_store
+from energy_lens.ingest import activation_store, models
 from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import LanguageModel, harvest_residuals
@@ -458,7 +458,8 @@ def test_excluded_tokens_never_enter(
     model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No first token and no massive one is kept, at any layer, nor sets a median."""
-    monkeypatch.setattr(activation_store, "harvest_residuals", spoiled_harvest)
+    for module in (activation_store, models):  # residuals are kept by the one, and medians taken by the other
+        monkeypatch.setattr(module, "harvest_residuals", spoiled_harvest)
     contexts = cut_contexts(model, texts, 32)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
     clean = harvest_residuals(model, contexts.long(), [1])[1]
