@@ -226,7 +226,7 @@ def terminal_width(stream: TextIO) -> int | None:
 
 # ------------------------------------------------------------------------------------------------ csv
 
-#: What DuckDB quotes in a CSV file, so that `--output` and stdout give the same bytes.
+#: What DuckDB quotes in a CSV file, so that a file of ours has the bytes of one of its own.
 _CSV_QUOTED = re.compile(r'[",\n\r#]')
 
 
