@@ -4,9 +4,17 @@ A provider's `read` returns both at once, because the softmax that gives an ener
 
 nll       E_t = −log p(x_{t+1} | x_≤t), nats. Its gradient at x_t is that of Σ_s E_s over every s of the context
           that has a next token: what token t does to all later predictions. One backward pass serves all layers.
+logit_lens
+          E_t = −log softmax(W_U·norm_f(x_t))[x_{t+1}] at a hooked layer, nats: the model's own unembedding read early
+          (nostalgebraist 2020). Local: token t's energy moves with x_t alone. At the last block it is nll's energy.
+attention E_t = −Σ_h logsumexp_{s≤t}(q_t·k_s·scale), nats: the Energy Transformer's attention energy (Hoover et al.
+          2023, eq. 3; HAMUX) of the next block, times its β, read at that block's input: its norm, its projections,
+          its positions. Its gradient is of Σ_t E_t, so x_t counts as a query and as a key of later tokens.
 hopfield  E_t = −½ Σ_j a_{t,j}², squared activation units: the Energy Transformer's Hopfield energy (Hoover et al.
           2023, arXiv 2302.07253, eq. 7) with the SAE as memories. Its gradient goes through the SAE's own encoder
           and normalisation, so it is aligned with active features by construction: the positive control.
+
+A pretrained model does not descend `attention` (W_O·W_V is not W_Qᵀ): it is evaluated, not minimised.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.models import LanguageModel, residual_stream
+from energy_lens.ingest.models import AttentionInputs, LanguageModel, residual_stream
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.errors import UsageError
 
@@ -37,6 +45,7 @@ class ForwardPass:
     lengths: Tensor  #: [batch] int64, tokens of each context
     residuals: Mapping[int, Tensor]  #: layer: x [batch, position, d_model], in the model's precision
     hidden: Tensor  #: final norm's output [batch, position, d_model], with a graph down to the lowest layer
+    included: Mapping[int, Tensor]  #: layer: [batch, position] mask of the tokens whose activations are read
     activations: Mapping[int, SparseActivations]  #: layer: [batch·position, K], empty at excluded tokens
     saes: Mapping[int, SparseAutoencoder]
     scales: Mapping[int, Tensor | None]  #: layer: s_t [batch, position], what a unit of a feature is there; None: 1
@@ -45,6 +54,11 @@ class ForwardPass:
     def has_next(self) -> Tensor:
         """[batch, position] mask of the tokens that have a next one in their context."""
         return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
+
+    @property
+    def next_tokens(self) -> Tensor:
+        """[batch, position] the id of each token's next one; without meaning where there is none."""
+        return self.tokens.roll(-1, dims=1)
 
 
 class Reading(NamedTuple):
@@ -55,19 +69,22 @@ class Reading(NamedTuple):
 
 
 class Energy(Protocol):
-    """A provider. `version` enters a run's identity: raise it when numbers change."""
+    """A provider; derive from it. `version` enters a run's identity: raise it when numbers change."""
 
     name: str
     units: str
     version: int
     at_layers: bool  #: whether E is read at each hooked layer (else once, at the model's output)
 
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
+        """Raises UsageError where the energy is not defined for a model at these layers; by default it always is."""
+
     def read(self, forward: ForwardPass) -> Reading:
         """Energies and gradients of a batch; called while the batch's graph is alive."""
         ...
 
 
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(Energy):
     """E_t = −log p(x_{t+1} | x_≤t) of the model's own output."""
 
     name = "nll"
@@ -77,7 +94,7 @@ class NegativeLogLikelihood:
 
     def read(self, forward: ForwardPass) -> Reading:
         has_next = forward.has_next
-        targets = forward.tokens.roll(-1, dims=1)[has_next]
+        targets = forward.next_tokens[has_next]
         values = torch.zeros(forward.tokens.shape)
         at_hidden = torch.zeros_like(forward.hidden)
         with torch.no_grad():
@@ -128,7 +145,79 @@ def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice,
         yield chunk, logits, logits.logsumexp(dim=-1, keepdim=True)
 
 
-class Hopfield:
+class LogitLens(Energy):
+    """E_t = −log softmax(W_U·norm_f(x_t))[x_{t+1}] at each hooked layer; 0 at excluded tokens, where it is not read."""
+
+    name = "logit_lens"
+    units = "nats"
+    version = 1
+    at_layers = True
+
+    def read(self, forward: ForwardPass) -> Reading:
+        values: dict[int | None, Tensor] = {}
+        gradients = {}
+        for layer, residual in forward.residuals.items():
+            read = forward.included[layer] & forward.has_next
+            values[layer] = torch.zeros(forward.tokens.shape)
+            gradients[layer] = torch.zeros(residual.shape)
+            with torch.enable_grad():
+                x = residual.detach()[read].requires_grad_(True)
+                hidden = forward.model.final_norm(x)
+            with torch.no_grad():
+                energies, at_hidden = _next_token_nll(forward.model, hidden, forward.next_tokens[read])
+            (gradient,) = torch.autograd.grad(hidden, x, at_hidden)
+            values[layer][read] = energies.float()
+            gradients[layer][read] = gradient.float()
+        return Reading(values, gradients)
+
+
+class AttentionEnergy(Energy):
+    """E_t = −Σ_h logsumexp_{s≤t}(q_t·k_s·scale) of the block above each hooked layer, at every token."""
+
+    name = "attention"
+    units = "nats"
+    version = 1
+    at_layers = True
+
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
+        if (last := model.n_layers - 1) in layers:
+            raise UsageError(
+                f"The attention energy of layer {last} is that of the next block, and {model.name} has none: "
+                "leave out the last layer (--layers) or this energy (--energies)."
+            )
+
+    def read(self, forward: ForwardPass) -> Reading:
+        values: dict[int | None, Tensor] = {}
+        gradients = {}
+        within = torch.arange(forward.tokens.shape[1])[None] < forward.lengths[:, None]
+        for layer, residual in forward.residuals.items():
+            with torch.enable_grad():
+                x = residual.detach().requires_grad_(True)
+                scores = attention_scores(forward.model.attention_inputs(forward.tokens, layer, x))
+                energies = torch.where(within, -scores.logsumexp(-1).sum(1), 0)
+                (gradient,) = torch.autograd.grad(energies.sum(), x)
+            values[layer] = energies.detach().float()
+            gradients[layer] = gradient.float()
+        return Reading(values, gradients)
+
+
+def attention_scores(attention: AttentionInputs) -> Tensor:
+    """q_t·k_s·scale [batch, head, t, s], −∞ where t does not attend to s; at least float32.
+
+    Its softmax over s is the model's attention pattern, its logsumexp over s minus the energy of a head.
+    """
+    queries, keys = attention.queries, attention.keys
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)  # grouped: several heads share one
+    scores = queries @ keys.transpose(2, 3) * attention.scale
+    scores = scores.float() if scores.dtype == torch.bfloat16 else scores
+    t, s = torch.meshgrid(*[torch.arange(scores.shape[-1])] * 2, indexing="ij")
+    hidden = s > t
+    if attention.window is not None:
+        hidden |= s <= t - attention.window
+    return scores.masked_fill(hidden, -torch.inf)
+
+
+class Hopfield(Energy):
     """E_t = −½ Σ_j a_{t,j}² at each hooked layer; 0 at excluded tokens, whose activations are not read."""
 
     name = "hopfield"
@@ -147,7 +236,9 @@ class Hopfield:
         return Reading(values, gradients)
 
 
-ENERGIES: dict[str, Callable[[], Energy]] = {"nll": NegativeLogLikelihood, "hopfield": Hopfield}
+ENERGIES: dict[str, Callable[[], Energy]] = {
+    energy.name: energy for energy in (NegativeLogLikelihood, LogitLens, AttentionEnergy, Hopfield)
+}
 
 
 def make_energies(names: Sequence[str]) -> list[Energy]:
@@ -174,17 +265,18 @@ def run_forward(
     layers = sorted(saes)
     with torch.enable_grad(), residual_stream(model, layers, graph=True) as residuals:
         hidden = model.hidden(tokens)
+    masks = {}
     activations = {}
     scales = {}
     with torch.no_grad():
         for layer in layers:
             x = residuals[layer].detach().float()
-            mask = included(layer, x.norm(dim=-1)).view(-1)
+            masks[layer] = included(layer, x.norm(dim=-1))
             x = x.view(-1, x.shape[-1])
-            activations[layer] = saes[layer].encode(x, mask)
+            activations[layer] = saes[layer].encode(x, masks[layer].view(-1))
             scale = saes[layer].token_scales(x)
             scales[layer] = None if scale is None else scale.view(tokens.shape)
-    return ForwardPass(model, tokens, lengths, residuals, hidden, activations, saes, scales)
+    return ForwardPass(model, tokens, lengths, residuals, hidden, masks, activations, saes, scales)
 
 
 def discrete_gradient(energy: NDArray[np.float64], defined: NDArray[np.bool_]) -> NDArray[np.float64]:

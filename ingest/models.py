@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -126,8 +126,41 @@ class LanguageModel:
         The blocks up to that one are not run; masks and positions for those above are the model's own doing. Exact
         where blocks hand on nothing but the residual stream.
         """
-        with _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x):
+        with self._entered_above(layer, x):
             return self.hidden(tokens)
+
+    def _entered_above(self, layer: int, x: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Inside, a pass begins above block `layer`, with x as that block's output."""
+        return _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x)
+
+    def attention_inputs(self, tokens: Tensor, layer: int, x: Tensor) -> AttentionInputs:
+        """What the attention of block `layer` + 1 compares when x [batch, position, d_model] goes into that block.
+
+        Its norm, projections and positions are the model's own doing: the pass is left inside its attention function.
+        Raises UsageError for a model whose attention does not go through transformers' attention interface, or adds
+        more to its scores than queries and keys.
+        """
+        _register_attention_reader()
+        entered_above = self._entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
+        config = self.module.config
+        before = config._attn_implementation  # type: ignore[union-attr]
+        config._attn_implementation = _ATTENTION_READER  # type: ignore[union-attr]
+        try:
+            with entered_above:
+                self.hidden(tokens)
+        except _AttentionReached as reached:
+            if reached.more:
+                raise UsageError(
+                    f"The attention of {self.name} uses {reached.more}, which the attention energy does not know: "
+                    "leave it out (--energies)."
+                ) from None
+            return reached.inputs
+        finally:
+            config._attn_implementation = before  # type: ignore[union-attr]
+        raise UsageError(
+            f"The queries and keys of {self.name} cannot be read ({type(self.module).__name__}): "
+            "leave out the attention energy (--energies)."
+        )
 
     @cached_property
     def _blocks_return_tuples(self) -> bool:
@@ -140,6 +173,56 @@ class LanguageModel:
         finally:
             handle.remove()
         return isinstance(outputs[0], tuple)
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+class AttentionInputs(NamedTuple):
+    """What a block's attention compares; positions are in them."""
+
+    queries: Tensor  #: [batch, head, position, d_head]
+    keys: Tensor  #: [batch, key head, position, d_head]; several heads may share one
+    scale: float  #: of their products: 1/√d_head
+    window: int | None  #: tokens that a token attends to, itself the last; None: all up to it
+
+
+#: The name under which transformers finds the function that reads queries and keys.
+_ATTENTION_READER = "elw_attention_reader"
+
+
+class _AttentionReached(Exception):
+    """Raised where a block would attend: carries what it would compare."""
+
+    def __init__(self, inputs: AttentionInputs, more: str | None) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.more = more  #: the name of something else that enters its scores
+
+
+def _reach_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> None:
+    """An attention function by transformers' interface, which leaves the pass."""
+    more = "a cap on scores" if softcap is not None else "attention sinks" if s_aux is not None else None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    raise _AttentionReached(AttentionInputs(query, key, scale, sliding_window), more)
+
+
+def _register_attention_reader() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_ATTENTION_READER, _reach_attention)
 
 
 # ------------------------------------------------------------------------------------------------ hooks

@@ -287,6 +287,8 @@ class _Ingest:
         """The model, loaded at first use; layers and widths are checked then."""
         model = load_model(self.options.model, DTYPES[self.settings.dtype])
         check_saes(model, self.saes.values())
+        for energy in self.energies:
+            energy.check(model, list(self.saes))
         return model
 
     def _use_medians(self, run: StoredRun) -> None:

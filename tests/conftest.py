@@ -125,24 +125,29 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished warehouse of the tiny Llama over the small corpus, gradients stored; tests only read it."""
+    """A finished warehouse of the tiny Llama over the small corpus, every energy, gradients stored; only read it."""
+    from energy_lens.ingest.energies import ENERGIES
     from energy_lens.ingest.pipeline import IngestOptions, ingest
 
     model = tiny("llama")
     db = tmp_path_factory.mktemp("warehouse") / "tiny.duckdb"
     options = IngestOptions(
-        db=db, model=str(model.folder), saes=(model.saes,), context_length=32, dtype="float32", store_gradients=True
-    )
+        db=db, model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES), context_length=32,
+        dtype="float32", store_gradients=True,
+    )  # fmt: skip
     ingest([small_corpus], options)
     return db
 
 
 @pytest.fixture(scope="session")
 def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M with the shipped SAEs over one group of the sample corpus, in float32, gradients stored."""
+    """SmolLM2-135M with the shipped SAEs over a part of the sample corpus: every energy, float32, gradients stored."""
+    from energy_lens.ingest.energies import ENERGIES
     from energy_lens.ingest.pipeline import IngestOptions, ingest
 
     db = tmp_path_factory.mktemp("real") / "real.duckdb"
-    options = IngestOptions(db=db, layers=(10, 20), dtype="float32", store_gradients=True, max_tokens=8_000)
+    options = IngestOptions(
+        db=db, layers=(10, 20), energies=tuple(ENERGIES), dtype="float32", store_gradients=True, max_tokens=8_000
+    )
     ingest([CORPUS], options)
     return db

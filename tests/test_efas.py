@@ -31,7 +31,7 @@ from energy_lens.warehouse.runs import make_current
 
 Floats = NDArray[np.float64]
 
-ENERGIES = ("nll", "hopfield")
+ENERGIES = ("nll", "logit_lens", "attention", "hopfield")
 LAYERS = (1, 2)
 KINDS = [(energy, gradient) for energy in ENERGIES for gradient in ("decoder", "discrete")]
 
@@ -762,6 +762,7 @@ def test_dead_features_appear_without_a_score(tiny: Callable[..., Any], small_co
         db=db,
         model=str(tiny("llama").folder),
         saes=(tmp_path / "sae",),
+        energies=ENERGIES,
         context_length=32,
         dtype="float32",
         max_tokens=1,
@@ -818,7 +819,7 @@ def test_layer_energy_equals_numpy(warehouse: Warehouse) -> None:
             values.setdefault((energy, layer, name), []).append(value)
     result = warehouse.sql("SELECT * FROM layer_energy")
     found = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    assert len(found) == len(values) == 9
+    assert len(found) == len(values) == (1 + 3 * 2) * 3  # nll has no layer
     for row in found:
         own = np.array(values[row["energy"], row["layer"], row["category"]])
         assert row["n_tokens"] == len(own)
@@ -826,7 +827,11 @@ def test_layer_energy_equals_numpy(warehouse: Warehouse) -> None:
         assert row["sd"] == pytest.approx(own.std(), rel=1e-9)
         for name, level in (("q05", 0.05), ("q25", 0.25), ("median", 0.5), ("q75", 0.75), ("q95", 0.95)):
             assert row[name] == pytest.approx(np.quantile(own, level), rel=1e-6)
-        assert row["uniform_guess"] == (pytest.approx(math.log(512)) if row["energy"] == "nll" else None)
+        is_guess = row["energy"] in ("nll", "logit_lens")
+        assert row["uniform_guess"] == (pytest.approx(math.log(512)) if is_guess else None)
+        assert row["uncalibrated"] == (own.mean() > math.log(512) if is_guess else None)
+    lens = [row for row in found if row["energy"] == "logit_lens"]
+    assert any(row["uncalibrated"] for row in lens)
 
 
 def test_features_view(warehouse: Warehouse, layers: dict[int, Layer]) -> None:
@@ -854,7 +859,7 @@ def test_null_control_is_the_share_of_rejections(warehouse: Warehouse) -> None:
         "SELECT energy, gradient, layer, category, n_tested, share_rejected, share_rejected_true_pairing "
         "FROM null_control"
     ).fetchall()
-    assert len(found) == 2 * 2 * 3
+    assert len(found) == 4 * 2 * 3
     for *place, n_tested, share, share_true in found:
         own = [(z, z_null) for *other, z, z_null in rows if other == place and z_null is not None]
         assert n_tested == len(own)
@@ -950,7 +955,8 @@ def test_two_runs_in_one_file_never_mix(
             assert warehouse.sql(query, run=run_id).fetchall() == rows
         assert warehouse.sql("SELECT count(*) FROM efas_all").value() == len(first["efas"]) + len(second["efas"])
     # An ingest that has nothing to do makes its run current again.
-    ingest([small_corpus], replace(options, seed=0, layers=None, store_gradients=True, max_tokens=None))
+    again = replace(options, seed=0, layers=None, energies=ENERGIES, store_gradients=True, max_tokens=None)
+    ingest([small_corpus], again)
     assert shown() == first
 
 
@@ -973,7 +979,10 @@ def real_layers(real_warehouse: Path) -> dict[int, Layer]:
 def test_real_scores_equal_scipy(
     energy: str, gradient: str, real_warehouse: Path, real_layers: dict[int, Layer]
 ) -> None:
-    """On SmolLM2 the scores of at least 200 features, often and seldom active ones, equal pearsonr to 1e-6."""
+    """On SmolLM2 the scores of at least 200 features, often and seldom active ones, equal pearsonr to 1e-6.
+
+    Over fewer than ten active tokens float32's rounding of g can weigh more, as g may be a thousandth of its terms.
+    """
     compared = 0
     with Warehouse(real_warehouse) as warehouse:
         for layer, stored in real_layers.items():
@@ -987,7 +996,8 @@ def test_real_scores_equal_scipy(
                 row = found["all", "AB", feature]
                 assert (row["n_tokens"], row["n_active"]) == (len(a), (a > 0).sum())
                 assert_close(row["score"], pearson(a, g), 1e-6, (layer, feature))
-                assert_close(row["score_active"], pearson(a[a > 0], g[a > 0]), 1e-6, (layer, feature))
+                tolerance = 1e-6 if (a > 0).sum() >= 10 else 1e-5
+                assert_close(row["score_active"], pearson(a[a > 0], g[a > 0]), tolerance, (layer, feature))
                 compared += 1
     assert compared >= 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from energy_lens.ingest import energies as energies_module
-from energy_lens.ingest.energies import Hopfield, NegativeLogLikelihood, Reading, discrete_gradient, run_forward
+from energy_lens.ingest import models
+from energy_lens.ingest.energies import (
+    AttentionEnergy,
+    Hopfield,
+    LogitLens,
+    NegativeLogLikelihood,
+    Reading,
+    attention_scores,
+    discrete_gradient,
+    run_forward,
+)
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae
+from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
 from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context
 
@@ -197,7 +208,7 @@ def test_padding_changes_nothing(architecture: str, load: Callable[..., Any]) ->
     other = tokens.clone()
     for i, n in enumerate(LENGTHS):
         other[i, n:] = (tokens[i, n:] + 100) % 512
-    for energy in (NegativeLogLikelihood(), Hopfield()):
+    for energy in (NegativeLogLikelihood(), LogitLens(), AttentionEnergy(), Hopfield()):
         together, again = (read(model, saes, batch, lengths, energy) for batch in (tokens, other))
         for i, n in enumerate(LENGTHS):
             alone = read(model, saes, tokens[i : i + 1, :n], lengths[i : i + 1], energy)
@@ -240,6 +251,220 @@ def test_bfloat16_gradients_point_the_same_way(architecture: str, load: Callable
         assert b.dtype == torch.float32
         assert float(nn.functional.cosine_similarity(a, b, dim=0)) > 0.99
     assert float((single.values[None] - half.values[None]).abs().max()) < 0.2
+
+
+# ------------------------------------------------------------------------------------------------ logit lens
+
+
+def lens_losses(model: LanguageModel, x: Tensor, following: Tensor) -> Tensor:
+    """−log p(following) [n] when the model's own last steps read residuals x [n, d_model]."""
+    return nn.functional.cross_entropy(model.unembedding(model.final_norm(x)), following, reduction="none")
+
+
+def layer_reading(model: LanguageModel, saes: Any, energy: Any) -> tuple[Tensor, Tensor, dict[int, Tensor], Reading]:
+    """The ragged batch's tokens and included mask, residuals by layer, and what an energy says, all in float64."""
+    tokens, lengths = ragged_batch()
+    positions = torch.arange(tokens.shape[1])
+    mask = (positions > 0) & (positions < lengths[:, None] - 1)
+    with TrueFloat64():
+        forward = run_forward(model, saes, tokens, lengths, lambda _layer, _norms: mask.clone())
+        reading = energy.read(forward)
+    return tokens, mask, {layer: x.detach() for layer, x in forward.residuals.items()}, reading
+
+
+def largest_slope_error(gradient: Tensor, total: Callable[[Tensor], Tensor], x: Tensor, places: Tensor) -> float:
+    """How far ⟨gradient, v⟩ is from central differences of total(x) at places [n, dims], over the RMS slope."""
+    rms = float(torch.stack([gradient[tuple(place)] for place in places]).double().square().mean().sqrt())
+    generator = torch.Generator().manual_seed(3)
+    step, worst = 1e-4, 0.0
+    for index in torch.randint(len(places), (12,), generator=generator):
+        place = tuple(places[index])
+        direction = torch.randn(x.shape[-1], generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        above, below = x.clone(), x.clone()
+        above[place] += step * direction
+        below[place] -= step * direction
+        with torch.no_grad(), TrueFloat64():
+            slope = float((total(above) - total(below)) / (2 * step))
+        worst = max(worst, abs(float(gradient[place].double() @ direction) - slope) / rms)
+    return worst
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logit_lens_is_the_models_last_steps_read_early(architecture: str, load: Callable[..., Any]) -> None:
+    """Energies equal cross entropy after the final norm and unembedding; gradients equal its central differences."""
+    model, saes = load(architecture)
+    tokens, mask, residuals, reading = layer_reading(model, saes, LogitLens())
+    following = tokens.roll(-1, dims=1)
+    for layer in LAYERS:
+        x = residuals[layer]
+        with torch.no_grad(), TrueFloat64():
+            expected = lens_losses(model, x[mask], following[mask])
+        torch.testing.assert_close(reading.values[layer][mask].double(), expected, rtol=1e-6, atol=1e-6)
+        for part in (reading.values[layer], reading.gradients[layer]):
+            assert not part[~mask].any()
+
+        def total(x: Tensor) -> Tensor:
+            return lens_losses(model, x[mask], following[mask]).sum()
+
+        assert largest_slope_error(reading.gradients[layer], total, x, mask.nonzero()) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logit_lens_at_the_last_block_is_nll(architecture: str, load: Callable[..., Any]) -> None:
+    model, saes = load(architecture)
+    last = {3: replace(saes[2], layer=3)}
+    _, mask, _, lens = layer_reading(model, last, LogitLens())
+    _, _, _, nll = layer_reading(model, last, NegativeLogLikelihood())
+    torch.testing.assert_close(lens.values[3][mask], nll.values[None][mask], rtol=1e-6, atol=1e-6)
+    # Nothing above the last block mixes tokens, so the gradients agree as well.
+    scale = float(nll.gradients[3].abs().max())
+    torch.testing.assert_close(lens.gradients[3][mask], nll.gradients[3][mask], rtol=1e-5, atol=1e-6 * scale)
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+def own_attention(model: LanguageModel, tokens: Tensor, layer: int) -> Tensor:
+    """The model's own attention pattern [batch, head, t, s] in a block."""
+    before = model.module.config._attn_implementation
+    model.module.set_attn_implementation("eager")
+    try:
+        with torch.no_grad(), TrueFloat64():
+            return model.module(input_ids=tokens, output_attentions=True, use_cache=False).attentions[layer]
+    finally:
+        model.module.set_attn_implementation(before)
+
+
+def own_products(model: LanguageModel, tokens: Tensor, layer: int) -> Tensor:
+    """q_t·k_t [batch, head, t] of a block's projections before any rotation, which keeps a token's own product."""
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: outputs.update({name: output}))
+        for name, module in model.blocks[layer].named_modules()
+        if name.rpartition(".")[2] in ("q_proj", "k_proj", "c_attn", "query_key_value")
+    ]
+    with torch.no_grad(), TrueFloat64():
+        model.hidden(tokens)
+    for handle in handles:
+        handle.remove()
+    found = {name.rpartition(".")[2]: output for name, output in outputs.items()}
+    heads = model.module.config.num_attention_heads
+    if "q_proj" in found:
+        q, k = (found[name].unflatten(-1, (-1, model.d_model // heads)) for name in ("q_proj", "k_proj"))
+        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    elif "c_attn" in found:
+        q, k, _ = found["c_attn"].unflatten(-1, (3, heads, -1)).unbind(2)
+    else:
+        q, k, _ = found["query_key_value"].unflatten(-1, (heads, 3, -1)).unbind(3)
+    return (q * k).sum(-1).transpose(1, 2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_scores_are_the_models_own(architecture: str, load: Callable[..., Any]) -> None:
+    """Their softmax is the next block's attention pattern, and a token's own score its unrotated product."""
+    model, _ = load(architecture)
+    tokens, _ = ragged_batch((24, 24, 24))
+    for layer in LAYERS:
+        with torch.no_grad(), TrueFloat64():
+            residuals = models.harvest_residuals(model, tokens, [layer])
+            inputs = model.attention_inputs(tokens, layer, residuals[layer])
+            scores = attention_scores(inputs)
+        pattern = own_attention(model, tokens, layer + 1)
+        assert float(pattern.std()) > 0.05  # the pattern is no uniform one
+        torch.testing.assert_close(scores.softmax(-1), pattern.to(scores.dtype), rtol=0, atol=1e-9)
+        expected = own_products(model, tokens, layer + 1) * (model.d_model / scores.shape[1]) ** -0.5
+        torch.testing.assert_close(scores.diagonal(dim1=2, dim2=3), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_energy_and_its_gradient(architecture: str, load: Callable[..., Any]) -> None:
+    """E_t = −Σ_h log Σ_{s≤t} exp(score), at every token; its gradient holds queries and keys."""
+    model, saes = load(architecture)
+    tokens, _, residuals, reading = layer_reading(model, saes, AttentionEnergy())
+    within = torch.arange(tokens.shape[1]) < torch.tensor(LENGTHS)[:, None]
+    for layer in LAYERS:
+
+        def energies(x: Tensor, layer: int = layer) -> Tensor:
+            scores = attention_scores(model.attention_inputs(tokens, layer, x))
+            return -scores.exp().sum(-1).log().sum(1)
+
+        with torch.no_grad(), TrueFloat64():
+            expected = energies(residuals[layer])
+        values = reading.values[layer].double()
+        torch.testing.assert_close(values[within], expected[within], rtol=1e-6, atol=1e-6)
+        assert not values[~within].any()
+        assert not reading.gradients[layer][~within].any()
+
+        def total(x: Tensor, energies: Callable[[Tensor], Tensor] = energies) -> Tensor:
+            return energies(x)[within].sum()
+
+        assert largest_slope_error(reading.gradients[layer], total, residuals[layer], within.nonzero()) < 1e-5
+
+
+@pytest.mark.real
+def test_real_lens_and_attention_of_smollm2() -> None:
+    """On a float64 SmolLM2: both gradients are slopes, the last block's lens is nll, scores give the own pattern."""
+    model = models.load_model(models.DEFAULT_MODEL, torch.float64)
+    saes = {layer: load_sae(shipped_folder(models.DEFAULT_MODEL, layer)) for layer in (10, 25)}
+    tokens, mask, residuals, lens = layer_reading(model, saes, LogitLens())
+    _, _, _, attention = layer_reading(model, saes, AttentionEnergy())
+    following = tokens.roll(-1, dims=1)
+    within = torch.arange(tokens.shape[1]) < torch.tensor(LENGTHS)[:, None]
+    for layer, x in residuals.items():
+
+        def lens_total(x: Tensor) -> Tensor:
+            return lens_losses(model, x[mask], following[mask]).sum()
+
+        def attention_total(x: Tensor, layer: int = layer) -> Tensor:
+            return -attention_scores(model.attention_inputs(tokens, layer, x)).logsumexp(-1).sum(1)[within].sum()
+
+        assert largest_slope_error(lens.gradients[layer], lens_total, x, mask.nonzero()) < 1e-3
+        # The first token's norm is a hundred times the others', so it would set the scale.
+        assert largest_slope_error(attention.gradients[layer], attention_total, x, mask.nonzero()) < 1e-3
+        with torch.no_grad(), TrueFloat64():
+            scores = attention_scores(model.attention_inputs(tokens, layer, x))
+        pattern = own_attention(model, tokens, layer + 1)
+        torch.testing.assert_close(scores.softmax(-1), pattern.to(scores.dtype), rtol=0, atol=1e-5)
+    last = {29: replace(saes[25], layer=29)}
+    _, _, _, lens = layer_reading(model, last, LogitLens())
+    _, _, _, nll = layer_reading(model, last, NegativeLogLikelihood())
+    torch.testing.assert_close(lens.values[29][mask], nll.values[None][mask], rtol=1e-6, atol=1e-6)
+
+
+def test_attention_of_the_last_block_is_refused(load: Callable[..., Any]) -> None:
+    """There is no next block to read, and the sentence says so."""
+    model, _ = load("llama")
+    AttentionEnergy().check(model, [1, 2])
+    with pytest.raises(UsageError, match=r"attention energy of layer 3 .* next block"):
+        AttentionEnergy().check(model, [1, 3])
+    NegativeLogLikelihood().check(model, [3])
+
+
+def test_a_window_of_attention_is_kept() -> None:
+    """A token attends to `window` tokens, itself the last of them."""
+    queries = keys = torch.ones(1, 2, 6, 4)
+    scores = attention_scores(models.AttentionInputs(queries, keys[:, :1], 0.5, 3))
+    assert scores.isfinite().sum(-1)[0].tolist() == [[1, 2, 3, 3, 3, 3]] * 2
+    assert scores[scores.isfinite()].unique().tolist() == [2.0]
+
+
+def test_attention_that_is_more_than_queries_and_keys_is_refused(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cap on scores, or attention that never reaches the interface, is named instead of left out."""
+    model, _ = load("llama", torch.float32)
+    tokens, _ = ragged_batch((5,))
+    x = torch.zeros(1, 5, model.d_model)
+    reach = models._reach_attention
+    monkeypatch.setattr(models, "_reach_attention", lambda *parts, **more: reach(*parts, softcap=50.0, **more))
+    with pytest.raises(UsageError, match="a cap on scores"):
+        model.attention_inputs(tokens, 1, x)
+    monkeypatch.setattr(models, "_reach_attention", lambda module, query, *_, **__: (query.transpose(1, 2), None))
+    with pytest.raises(UsageError, match="cannot be read"):
+        model.attention_inputs(tokens, 1, x)
+    monkeypatch.undo()
+    assert model.hidden(tokens).shape == (1, 5, model.d_model)
 
 
 # ------------------------------------------------------------------------------------------------ hopfield
@@ -384,7 +609,7 @@ def test_discrete_gradients_of_a_context(architecture: str, load: Callable[..., 
 def test_unknown_or_missing_energies_are_refused() -> None:
     """A name that does not exist, or none at all, is a sentence that lists the choices."""
     for names in (["nll", "entropy"], []):
-        with pytest.raises(UsageError, match="nll, hopfield"):
+        with pytest.raises(UsageError, match="nll, logit_lens, attention, hopfield"):
             energies_module.make_energies(names)
     assert [energy.name for energy in energies_module.make_energies(["hopfield", "nll", "hopfield"])] == [
         "hopfield",

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -170,6 +171,10 @@ def rows_of(table: Table, answers: dict[str, list[dict[str, Any]]]) -> list[dict
     if query == "reports/top_features":
         is_control = "score_active" in headings
         own = [row for row in own if row["is_control"] == is_control]
+        if not is_control:  # a table for each energy, told by its features
+            shown = [row[0] for row in rows]
+            by_energy = [[row for row in own if row["energy"] == name] for name in {row["energy"] for row in own}]
+            (own,) = (some for some in by_energy if [f"{row['layer']}:{row['feature']}" for row in some] == shown)
     assert len(own) == len(rows), query
     return own
 
@@ -458,8 +463,10 @@ def test_figures_are_svg_with_text(report: Path) -> None:
     assert {"code", "natural", "E (nats)"} <= set(texts_of(report / "figures" / "energy_by_layer_and_category.svg"))
     rows = answers_of(report)["reports/attribution_and_density"]
     labels = texts_of(report / "figures" / "attribution_and_density.svg")
-    for role in ("attractor", "repulsor", "neither"):
-        assert f"{role} ({sum(row['role'] == role for row in rows):,})" in labels
+    counts = Counter((row["energy"], row["role"]) for row in rows)
+    assert {energy for energy, _ in counts} == {"nll", "logit_lens", "attention"}
+    for (_, role), n in counts.items():
+        assert f"{role} ({n:,})" in labels
 
 
 def test_page_is_one_file_with_distinct_identifiers(report: Path) -> None:

@@ -14,6 +14,6 @@ SELECT
     q75,
     q95,
     uniform_guess,
-    mean > uniform_guess AS is_uncalibrated
+    uncalibrated AS is_uncalibrated
 FROM layer_energy
 ORDER BY is_control, energy, layer, category NULLS LAST

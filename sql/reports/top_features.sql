@@ -1,7 +1,7 @@
 -- The features that align most with each energy (decoder gradient, all categories): by |score| among those with
 -- q < 0.05. Where no feature has, the most extreme z stand in, so that a reader sees what the test refused.
 -- Twelve features an energy, five of the positive control; tokens are the distinct ones it fires on most.
--- The ends of the interval of score are cut at -1 and 1.
+-- The ends of the interval of score are cut at -1 and 1. Layers at which the energy is uncalibrated are left out.
 WITH tested AS (
     SELECT
         *,
@@ -10,6 +10,9 @@ WITH tested AS (
         bool_or(q_value < 0.05) OVER (PARTITION BY energy) AS has_significant
     FROM efas
     WHERE gradient = 'decoder' AND category = 'all' AND q_value IS NOT NULL
+        AND (energy, layer) NOT IN (
+            SELECT (energy, layer) FROM layer_energy WHERE category = 'all' AND layer IS NOT NULL AND uncalibrated
+        )
 ),
 ranked AS (
     SELECT

@@ -33,7 +33,8 @@ SELECT
     quantiles[3] AS median,
     quantiles[4] AS q75,
     quantiles[5] AS q95,
-    CASE WHEN energy <> 'hopfield' THEN ln(vocabulary_size) END AS uniform_guess
+    CASE WHEN energy IN ('nll', 'logit_lens') THEN ln(vocabulary_size) END AS uniform_guess,
+    mean > uniform_guess AS uncalibrated
 FROM grouped;
 COMMENT ON VIEW layer_energy IS 'Distribution of each energy of the current run by layer and category. Energies of different layers are not one landscape.';
 COMMENT ON COLUMN layer_energy.model IS 'Model of the run.';
@@ -48,4 +49,5 @@ COMMENT ON COLUMN layer_energy.q25 IS '25 % quantile.';
 COMMENT ON COLUMN layer_energy.median IS 'Median.';
 COMMENT ON COLUMN layer_energy.q75 IS '75 % quantile.';
 COMMENT ON COLUMN layer_energy.q95 IS '95 % quantile.';
-COMMENT ON COLUMN layer_energy.uniform_guess IS 'ln V, the cost of a uniform guess in nats; NULL where the energy is not in nats.';
+COMMENT ON COLUMN layer_energy.uniform_guess IS 'ln V, the cost of a uniform guess in nats; NULL where the energy is not the cost of a guess.';
+COMMENT ON COLUMN layer_energy.uncalibrated IS 'Whether the mean is above that: the layer is surer of wrong tokens than no knowledge would be, and its rows stay out of headline tables.';

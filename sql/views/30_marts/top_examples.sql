@@ -5,7 +5,7 @@ WITH wanted AS (
     SELECT layer AS wanted_layer, feature AS wanted_feature, n AS wanted_n
 ),
 strongest AS (
-    SELECT a.run_id, a.token_id, a.activation, a.g_nll, a.g_hopfield
+    SELECT a.run_id, a.token_id, a.activation, a.g_nll, a.g_logit_lens, a.g_attention, a.g_hopfield
     FROM activations AS a, wanted
     WHERE a.run_id = (SELECT run_id FROM current_run)
         AND a.layer = wanted_layer
@@ -34,6 +34,8 @@ SELECT
     p.category,
     p.document_position,
     s.g_nll,
+    s.g_logit_lens,
+    s.g_attention,
     s.g_hopfield,
     s.token_id
 FROM strongest AS s
