@@ -11,10 +11,10 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,8 +31,10 @@ DEFAULT_MODEL = "smollm2-135m"
 # Plain help: rich would take longer to load than a query takes to run.
 app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
+lens_app = typer.Typer(help="Train tuned lenses, for the energy tuned_lens.")
 model_app = typer.Typer(help="Fetch language models, and list those at hand.")
 app.add_typer(sae_app, name="sae")
+app.add_typer(lens_app, name="lens")
 app.add_typer(model_app, name="model")
 
 
@@ -171,8 +173,17 @@ def ingest(
         ),
     ] = None,
     energies: Annotated[
-        str, typer.Option("--energies", metavar="NAME,...", help="Energies whose gradients are taken.")
+        str,
+        typer.Option(
+            "--energies",
+            metavar="NAME,...",
+            help="Of nll, logit_lens, tuned_lens, attention, hopfield; or package.module:Class for one of your own.",
+        ),
     ] = "nll,hopfield",
+    lens: Annotated[
+        Path | None,
+        typer.Option("--lens", metavar="FILE", help="Maps of the energy tuned_lens; else those shipped for the model."),
+    ] = None,
     context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
     dtype: Annotated[
@@ -207,6 +218,7 @@ def ingest(
         layers=_numbers(layers, "--layers") if layers is not None else None,
         saes=tuple(sae or ()),
         energies=tuple(_words(energies, "--energies")),
+        lens=lens,
         context_length=context,
         batch_size=batch_size,
         dtype=dtype.value,
@@ -423,9 +435,7 @@ def sae_train(
     from energy_lens.ingest.sae_files import save_sae
     from energy_lens.ingest.sae_training import TrainingConfig, train_saes
 
-    if layers is None and model != models.DEFAULT_MODEL:
-        raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
-    chosen = models.DEFAULT_LAYERS if layers is None else _numbers(layers, "--layers")
+    chosen = _layers_to_train(layers, model)
     given = {
         "d_sae": features, "ks": None if k is None else _numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
@@ -449,6 +459,15 @@ def sae_train(
         save_sae(sae, place, torch.float16 if half else torch.float32)
         print(place)
     shutil.rmtree(scratch)
+
+
+def _layers_to_train(layers: str | None, model: str) -> tuple[int, ...]:
+    """The layers given, or the default ones of the default model."""
+    from energy_lens.ingest import models
+
+    if layers is None and model != models.DEFAULT_MODEL:
+        raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
+    return models.DEFAULT_LAYERS if layers is None else _numbers(layers, "--layers")
 
 
 class _TrainingBar:
@@ -659,6 +678,69 @@ def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.tabl
         for source, sae in saes
     ]
     _print(Rows.of([*columns, ("trained_tokens", "bigint"), ("folder", "varchar")], rows), form)
+
+
+# ------------------------------------------------------------------------------------------------ lenses
+
+
+@lens_app.command("train")
+def lens_train(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File for the maps, .safetensors.")],
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the token order.")] = 0,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
+    ] = TrainingDtype.bfloat16,
+    half: Annotated[bool, typer.Option("--half", help="Store the maps in float16.")] = False,
+    exclude: Excludes = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Fit each layer's tuned lens on the training documents of a corpus, and measure it on held-out ones."""
+    import torch
+    from tqdm import tqdm
+
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.models import load_model
+    from energy_lens.ingest.tuned_lens import FitOptions, fit_translators, save_translators
+
+    options = FitOptions(tokens=tokens, seed=seed)
+    chosen = _layers_to_train(layers, model)
+    if output.exists():
+        raise UsageError(f"{output} exists already: choose another --output, or remove it.")
+    documents = discover(paths, tuple(exclude or ()))
+    language_model = load_model(model, getattr(torch, dtype.value))
+    every = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=1.0, bar_format="{desc}: {percentage:.1f}% [{elapsed}<{remaining}]", mininterval=every) as bar:
+
+        def show(what: str, share: float) -> None:
+            if what != bar.desc.removesuffix(": "):
+                bar.reset()
+                bar.set_description(what)
+            bar.update(share - bar.n)
+
+        translators = fit_translators(language_model, documents, chosen, options, show)
+    save_translators(translators, output, torch.float16 if half else torch.float32)
+    if held_out := (translators.metadata or {}).get("held_out"):
+        _say(f"On {held_out['tokens']:,} tokens of documents that were held out, in nats:")
+        _print(_lens_figures(held_out), form)
+    else:
+        _say("No document was held out, so nothing was measured: that needs 3 documents in a category.")
+
+
+def _lens_figures(held_out: Mapping[str, Any]) -> Rows:
+    """A row a layer: losses and divergences on held-out tokens, in nats."""
+    from energy_lens.warehouse.output import Rows
+
+    names = ["logit_lens_loss", "tuned_lens_loss", "logit_lens_kl", "tuned_lens_kl"]
+    columns = [("layer", "integer"), *((name, "double") for name in names), ("output_loss", "double")]
+    rows = [
+        [int(layer), *(_rounded(own[name]) for name in names), _rounded(held_out["output_loss"])]
+        for layer, own in held_out["layers"].items()
+    ]
+    return Rows.of(columns, rows)
 
 
 # ------------------------------------------------------------------------------------------------ models

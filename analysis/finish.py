@@ -136,10 +136,10 @@ def _discrete_statistics(
     place = {**_place(run, layer), "energy": energy}
     active = _Sparse(warehouse.run("finish/active_sums_discrete", **place).numpy(), run)
     sums = warehouse.run("finish/document_sums_discrete", **place).numpy()
-    where = np.searchsorted(run.document_ids, sums["document_id"])
-    n_tokens, sum_g, sum_g2 = (np.zeros(len(run.document_ids)) for _ in range(3))
-    for target, name in ((n_tokens, "n_tokens"), (sum_g, "sum_g"), (sum_g2, "sum_g2")):
-        target[where] = sums[name]
+    n_tokens, sum_g, sum_g2 = (_by_document(sums, name, run) for name in ("n_tokens", "sum_g", "sum_g2"))
+    warehouse.run("finish/centre_discrete", **place)
+    within_sums = _Sparse(warehouse.run("finish/within_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
+    sum_gc2 = _by_document(warehouse.run("finish/counted_discrete", run=run.run_id).numpy(), "sum_gc2", run)
     for cell in run.cells:
         parts = []
         for features in _chunks(d_sae, len(run.document_ids)):
@@ -149,10 +149,29 @@ def _discrete_statistics(
             statistics = _cell_statistics(cell, dense, n_tokens, total)
             # A derivative along the text says nothing about adding the feature.
             statistics["sum_v2"] = np.full(len(total), np.nan)
+            within = within_sums.dense(features)
+            own = {name: values[cell.documents].sum(0) for name, values in within.items()}
+            own["n_counted_documents"] = (within["n_counted"][cell.documents] > 0).sum(0).astype(np.float64)
+            statistics |= {name: own[name] for name in _WITHIN_DISCRETE}
+            statistics["sum_gc2"] = np.full(len(total), sum_gc2[cell.documents].sum())
             statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        whole["p_value"], whole["q_value"] = _test(whole)
         yield _frame(run, layer, energy, "discrete", cell, whole)
+
+
+#: What the within-context test of the discrete gradient sums, from finish/within_sums_discrete.
+_WITHIN_DISCRETE = (
+    "n_counted", "n_counted_contexts", "n_counted_documents", "sum_s", "sum_s2", "null_s", "null_s2", "sum_ac2",
+)  # fmt: skip
+
+
+def _by_document(columns: Mapping[str, NDArray[np.generic]], name: str, run: _Run) -> Floats:
+    """One column of a query that has a row for some documents, as [document]; 0 for the others."""
+    values = np.zeros(len(run.document_ids))
+    values[np.searchsorted(run.document_ids, columns["document_id"])] = columns[name]
+    return values
 
 
 def _document_gradients(

@@ -7,6 +7,9 @@ nll       E_t = −log p(x_{t+1} | x_≤t), nats. Its gradient at x_t is that of
 logit_lens
           E_t = −log softmax(W_U·norm_f(x_t))[x_{t+1}] at a hooked layer, nats: the model's own unembedding read early
           (nostalgebraist 2020). Local: token t's energy moves with x_t alone. At the last block it is nll's energy.
+tuned_lens
+          The same after a fitted affine map of x_t (Belrose et al. 2023, arXiv 2303.08112; `tuned_lens`), its Jacobian
+          in the gradient.
 attention E_t = −Σ_h logsumexp_{s≤t}(q_t·k_s·scale), nats: the Energy Transformer's attention energy (Hoover et al.
           2023, eq. 3; HAMUX) of the next block, times its β, read at that block's input: its norm, its projections,
           its positions. Its gradient is of Σ_t E_t, so x_t counts as a query and as a key of later tokens.
@@ -19,9 +22,13 @@ A pretrained model does not descend `attention` (W_O·W_V is not W_Qᵀ): it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +37,9 @@ from torch import Tensor
 
 from energy_lens.ingest.models import AttentionInputs, LanguageModel, residual_stream
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.tuned_lens import Translators
+from energy_lens.ingest.unembedding import divergence, next_token_nll
 from energy_lens.warehouse.errors import UsageError
-
-#: Tokens whose logits are held at once: 128 x 49,152 in float32 is 25 MB, which stays near the cache.
-LOGIT_CHUNK = 128
 
 
 @dataclass
@@ -60,28 +66,54 @@ class ForwardPass:
         """[batch, position] the id of each token's next one; without meaning where there is none."""
         return self.tokens.roll(-1, dims=1)
 
+    @cached_property
+    def output(self) -> OutputLosses:
+        """The model's own losses at every token that has a next one; taken once, for all energies that read them."""
+        has_next = self.has_next
+        values = torch.zeros(self.tokens.shape)
+        gradients = torch.zeros_like(self.hidden)
+        with torch.no_grad():
+            energies, at_hidden = next_token_nll(self.model, self.hidden[has_next], self.next_tokens[has_next])
+            values[has_next] = energies.float()
+            gradients[has_next] = at_hidden
+        return OutputLosses(values, gradients)
+
+
+class OutputLosses(NamedTuple):
+    """What the model's output says of each next token; 0 where there is none."""
+
+    values: Tensor  #: −log p(x_{t+1} | x_≤t) [batch, position] float32, nats
+    gradients: Tensor  #: its gradient at the final norm's output [batch, position, d_model]
+
 
 class Reading(NamedTuple):
     """Energies and gradients of one batch."""
 
     values: dict[int | None, Tensor]  #: layer (None: not read at a layer): E [batch, position] float32
     gradients: dict[int, Tensor]  #: layer: ∂E/∂x [batch, position, d_model] float32; 0 where E does not reach
+    #: layer: KL(p‖q) [batch, position] float32, nats, of the model's own distribution p and the q that E reads there
+    divergences: Mapping[int, Tensor] = {}
 
 
-class Energy(Protocol):
-    """A provider; derive from it. `version` enters a run's identity: raise it when numbers change."""
+class Energy(ABC):
+    """A provider; derive from it."""
 
-    name: str
+    name: str  #: the part of a column's name: small letters, digits and _
     units: str
-    version: int
+    version: int  #: enters a run's identity: raise it when numbers change
     at_layers: bool  #: whether E is read at each hooked layer (else once, at the model's output)
 
-    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
+    @property
+    def identity(self) -> int | str:
+        """What a run's identity holds of this energy: its version, and whatever else its numbers depend on."""
+        return self.version
+
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:  # noqa: B027 - nothing to refuse
         """Raises UsageError where the energy is not defined for a model at these layers; by default it always is."""
 
+    @abstractmethod
     def read(self, forward: ForwardPass) -> Reading:
         """Energies and gradients of a batch; called while the batch's graph is alive."""
-        ...
 
 
 class NegativeLogLikelihood(Energy):
@@ -93,60 +125,20 @@ class NegativeLogLikelihood(Energy):
     at_layers = False
 
     def read(self, forward: ForwardPass) -> Reading:
-        has_next = forward.has_next
-        targets = forward.next_tokens[has_next]
-        values = torch.zeros(forward.tokens.shape)
-        at_hidden = torch.zeros_like(forward.hidden)
-        with torch.no_grad():
-            energies, gradients = _next_token_nll(forward.model, forward.hidden[has_next], targets)
-            values[has_next] = energies.float()
-            at_hidden[has_next] = gradients
         layers = list(forward.residuals)
-        below = torch.autograd.grad(forward.hidden, [forward.residuals[layer] for layer in layers], at_hidden)
-        return Reading({None: values}, {layer: g.float() for layer, g in zip(layers, below, strict=True)})
-
-
-def _next_token_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """−log softmax(W_U·h + b)[target] [n], and its gradient W_Uᵀ(p − onehot) [n, d_model], in closed form.
-
-    No graph is built over the vocabulary: that would cost more memory and time than the blocks.
-    """
-    W_U = model.unembedding.weight
-    energies, gradients = _empty_losses(hidden), torch.empty_like(hidden)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        target = targets[chunk, None]
-        energies[chunk] = (normaliser - logits.gather(1, target))[:, 0]
-        p = logits.sub_(normaliser).exp_()
-        p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-        gradients[chunk] = p.to(W_U.dtype) @ W_U
-    return energies, gradients
-
-
-@torch.no_grad()
-def next_token_losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(W_U·h + b)[target] [n], nats, of the final norm's outputs h [n, d_model]; without a gradient."""
-    losses = _empty_losses(hidden)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        losses[chunk] = (normaliser - logits.gather(1, targets[chunk, None]))[:, 0]
-    return losses
-
-
-def _empty_losses(hidden: Tensor) -> Tensor:
-    """[n] for losses of h [n, d_model]: at least float32, whatever the model's precision."""
-    return torch.empty(len(hidden), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
-
-
-def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of every LOGIT_CHUNK rows of h [n, d_model]: which they are, logits [rows, vocabulary], log Σ exp [rows, 1]."""
-    for start in range(0, len(hidden), LOGIT_CHUNK):
-        chunk = slice(start, start + LOGIT_CHUNK)
-        logits = torch.nn.functional.linear(hidden[chunk], model.unembedding.weight, model.unembedding.bias)
-        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-        yield chunk, logits, logits.logsumexp(dim=-1, keepdim=True)
+        residuals = [forward.residuals[layer] for layer in layers]
+        below = torch.autograd.grad(forward.hidden, residuals, forward.output.gradients)
+        return Reading(
+            {None: forward.output.values}, {layer: g.float() for layer, g in zip(layers, below, strict=True)}
+        )
 
 
 class LogitLens(Energy):
-    """E_t = −log softmax(W_U·norm_f(x_t))[x_{t+1}] at each hooked layer; 0 at excluded tokens, where it is not read."""
+    """E_t = −log softmax(W_U·norm_f(x_t))[x_{t+1}] at each hooked layer; 0 at excluded tokens, where it is not read.
+
+    The divergence KL(p‖q) of its distribution q from the model's own p comes with it, for an inner product a token
+    (`unembedding.divergence`).
+    """
 
     name = "logit_lens"
     units = "nats"
@@ -156,19 +148,49 @@ class LogitLens(Energy):
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}
         gradients = {}
+        divergences = {}
         for layer, residual in forward.residuals.items():
             read = forward.included[layer] & forward.has_next
             values[layer] = torch.zeros(forward.tokens.shape)
+            divergences[layer] = torch.zeros(forward.tokens.shape)
             gradients[layer] = torch.zeros(residual.shape)
             with torch.enable_grad():
                 x = residual.detach()[read].requires_grad_(True)
-                hidden = forward.model.final_norm(x)
+                hidden = forward.model.final_norm(self.translated(layer, x))
             with torch.no_grad():
-                energies, at_hidden = _next_token_nll(forward.model, hidden, forward.next_tokens[read])
+                energies, at_hidden = next_token_nll(forward.model, hidden, forward.next_tokens[read])
             (gradient,) = torch.autograd.grad(hidden, x, at_hidden)
             values[layer][read] = energies.float()
+            divergences[layer][read] = divergence(
+                (energies, hidden.detach()),
+                (forward.output.values[read], forward.hidden[read].detach(), forward.output.gradients[read]),
+            )
             gradients[layer][read] = gradient.float()
-        return Reading(values, gradients)
+        return Reading(values, gradients, divergences)
+
+    def translated(self, layer: int, x: Tensor) -> Tensor:
+        """What the model's last steps read in place of residuals x [n, d_model] of a layer: x itself."""
+        return x
+
+
+class TunedLens(LogitLens):
+    """The same after an affine map of each layer, fitted to have it read as the last layer (`tuned_lens`)."""
+
+    name = "tuned_lens"
+    version = 1
+
+    def __init__(self, translators: Translators) -> None:
+        self.translators = translators
+
+    @property
+    def identity(self) -> str:
+        return f"{self.version}-{self.translators.sha256}"
+
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
+        self.translators.check(model, layers)
+
+    def translated(self, layer: int, x: Tensor) -> Tensor:
+        return self.translators.of(layer)(x)
 
 
 class AttentionEnergy(Energy):
@@ -236,19 +258,62 @@ class Hopfield(Energy):
         return Reading(values, gradients)
 
 
-ENERGIES: dict[str, Callable[[], Energy]] = {
-    energy.name: energy for energy in (NegativeLogLikelihood, LogitLens, AttentionEnergy, Hopfield)
+#: The energies that the package brings, in the order in which they are listed.
+ENERGIES: dict[str, type[Energy]] = {
+    energy.name: energy for energy in (NegativeLogLikelihood, LogitLens, TunedLens, AttentionEnergy, Hopfield)
 }
 
+#: Of an energy: it becomes a part of a column's name.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
-def make_energies(names: Sequence[str]) -> list[Energy]:
-    """Providers by name, without repetition. Raises UsageError for an unknown one."""
+
+def make_energies(names: Sequence[str], translators: Callable[[], Translators] | None = None) -> list[Energy]:
+    """Providers by name, without repetition; `package.module:Class` is one from outside the package.
+
+    translators: gives the tuned lens' maps; called when that energy is among them.
+    Raises UsageError for an unknown energy, and for one from outside that cannot be imported or is none.
+    """
     if not names:
         raise UsageError(f"No energy was given: choose among {', '.join(ENERGIES)} (--energies).")
-    for name in names:
-        if name not in ENERGIES:
-            raise UsageError(f"There is no energy {name!r}: choose among {', '.join(ENERGIES)} (--energies).")
-    return [ENERGIES[name]() for name in dict.fromkeys(names)]
+    energies: dict[str, Energy] = {}
+    for name in dict.fromkeys(names):
+        if ":" in name:
+            energy = _imported(name)
+        elif name not in ENERGIES:
+            raise UsageError(
+                f"There is no energy {name!r}: choose among {', '.join(ENERGIES)}, or name a class of your own as "
+                "package.module:Class (--energies)."
+            )
+        elif name == TunedLens.name:
+            if translators is None:
+                raise UsageError("tuned_lens needs fitted maps: leave it out (--energies).")
+            energy = TunedLens(translators())
+        else:
+            energy = ENERGIES[name]()
+        if energy.name in energies:
+            raise UsageError(f"Two energies are called {energy.name}: leave one out (--energies).")
+        energies[energy.name] = energy
+    return list(energies.values())
+
+
+def _imported(name: str) -> Energy:
+    """An energy from outside the package, by `package.module:Class`."""
+    module_name, _, class_name = name.partition(":")
+    try:
+        energy = getattr(importlib.import_module(module_name), class_name)()
+    except Exception as error:  # whatever the other code raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"The energy {name} cannot be made ({reason}): is its module on PYTHONPATH?") from error
+    if not isinstance(energy, Energy):
+        raise UsageError(f"{name} is no energy: derive it from energy_lens.ingest.energies.Energy.")
+    if lacking := [part for part in ("name", "units", "version", "at_layers") if not hasattr(energy, part)]:
+        raise UsageError(f"The energy {name} has no {lacking[0]}: say it in the class.")
+    if energy.name in ENERGIES or not _NAME.fullmatch(str(energy.name)):
+        raise UsageError(
+            f"The energy {name} is called {energy.name!r}: give it a name of its own, of at most 31 small letters, "
+            "digits and _."
+        )
+    return energy
 
 
 def run_forward(

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from energy_lens import __version__
 from energy_lens.analysis.finish import finish
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.energies import Energy, make_energies
+from energy_lens.ingest.energies import ENERGIES, Energy, make_energies
 from energy_lens.ingest.models import (
     DEFAULT_LAYERS,
     DEFAULT_MODEL,
@@ -50,6 +50,7 @@ from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, sae_folders, shipped_folder, shipped_layers
 from energy_lens.ingest.statistics import MIN_MATES
 from energy_lens.ingest.tables import SORTED_BY, GroupBuilder, GroupTables, sample_moments
+from energy_lens.ingest.tuned_lens import Translators, load_translators, shipped_lens
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
 from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import (
@@ -65,6 +66,7 @@ from energy_lens.warehouse.plan import (
 from energy_lens.warehouse.runs import (
     RunSettings,
     StoredRun,
+    add_gradient_columns,
     append_plan,
     create_run,
     find_run,
@@ -89,7 +91,8 @@ class IngestOptions:
     model: str = DEFAULT_MODEL
     layers: tuple[int, ...] | None = None  #: None: those of the SAEs given, else the default ones
     saes: tuple[Path, ...] = ()  #: SAE folders; none: those shipped for the model
-    energies: tuple[str, ...] = ("nll", "hopfield")
+    energies: tuple[str, ...] = ("nll", "hopfield")  #: built-in names, or package.module:Class
+    lens: Path | None = None  #: file of the tuned lens; None: the one shipped for the model
     context_length: int = 128
     batch_size: int = 8
     dtype: str = "auto"
@@ -156,13 +159,26 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     Ctrl-C finishes the statistics of what is committed and returns a summary marked `interrupted`.
     """
     documents = discover(paths, options.exclude)
-    energies = make_energies(options.energies)
+    energies = make_energies(options.energies, lambda: choose_translators(options))
     saes = choose_saes(options)
     with ingest_lock(options.db):
         return _Ingest(options, documents, energies, saes).run()
 
 
-# ------------------------------------------------------------------------------------------------ SAEs
+# ------------------------------------------------------------------------------------------------ what runs
+
+
+def choose_translators(options: IngestOptions) -> Translators:
+    """The tuned lens of an ingest: the given one, else the one shipped for the model."""
+    if options.lens is not None:
+        return load_translators(options.lens)
+    shipped = shipped_lens(options.model)
+    if not shipped.is_file():
+        raise UsageError(
+            f"No tuned lens is shipped for {options.model}: fit one with elw lens train and name it with --lens, "
+            "or leave tuned_lens out (--energies)."
+        )
+    return load_translators(shipped)
 
 
 def choose_saes(options: IngestOptions) -> dict[int, SparseAutoencoder]:
@@ -223,7 +239,7 @@ class _Ingest:
             tokenizer_sha256=tokenizer_sha256(folder),
             context_length=self.options.context_length,
             saes={layer: sae.sha256 for layer, sae in self.saes.items()},
-            energies={energy.name: energy.version for energy in self.energies},
+            energies={energy.name: energy.identity for energy in self.energies},
             dtype=self.options.dtype,
             seed=self.options.seed,
             store_gradients=self.options.store_gradients,
@@ -366,7 +382,9 @@ class _Ingest:
                 run_id = run.run_id
             else:
                 saes = [sae.facts(medians[layer]) for layer, sae in self.saes.items()]
-                run_id = create_run(warehouse, self.settings, model.facts(), saes, segment, __version__)
+                add_gradient_columns(warehouse, [name for name in self.settings.energies if name not in ENERGIES])
+                units = {energy.name: energy.units for energy in self.energies}
+                run_id = create_run(warehouse, self.settings, model.facts(), saes, units, segment, __version__)
             append_plan(warehouse, run_id, planned, details, groups)
             make_current(warehouse, run_id)
             stored_run = find_run(warehouse, self.settings.identity)

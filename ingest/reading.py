@@ -49,6 +49,7 @@ class ContextReading:
     context: Context
     tokens: NDArray[np.int64]  #: vocabulary ids [n]
     energies: dict[tuple[str, int | None], NDArray[np.float32]]  #: (energy, layer or None): E [n]
+    divergences: dict[tuple[str, int | None], NDArray[np.float32]]  #: the same for KL(p‖q), where the energy has one
     layers: dict[int, LayerReading]
 
 
@@ -104,12 +105,17 @@ class Reader:
                 for name, reading in readings.items()
                 for layer, values in reading.values.items()
             }
+            divergences: dict[tuple[str, int | None], NDArray[np.float32]] = {
+                (name, layer): values[i, :n].numpy()
+                for name, reading in readings.items()
+                for layer, values in reading.divergences.items()
+            }
             for (name, at_layer), values in energies.items():
                 for layer, own in layers.items():
                     if at_layer in (None, layer):
                         defined = np.arange(n) < n - 1 if at_layer is None else own.included
                         own.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
-            results.append(ContextReading(context, ids.astype(np.int64), energies, layers))
+            results.append(ContextReading(context, ids.astype(np.int64), energies, divergences, layers))
         return results
 
 

@@ -105,9 +105,13 @@ class GroupBuilder:
                 kept = np.arange(len(token_ids)) < len(token_ids) - 1
             else:
                 kept = reading.layers[layer].included
+            divergence = reading.divergences.get((energy, layer))
             columns["energies"].append(
-                {"token_id": token_ids[kept], "layer": layer, "energy": energy, "value": values[kept]}
-            )
+                {
+                    "token_id": token_ids[kept], "layer": layer, "energy": energy, "value": values[kept],
+                    "kl_to_output": np.full(kept.sum(), np.nan) if divergence is None else divergence[kept],
+                }
+            )  # fmt: skip
 
     def _layer_rows(
         self,
@@ -181,7 +185,9 @@ class GroupBuilder:
             column = np.concatenate(pieces)
             data[name] = column.tolist() if column.dtype == object else column
         frame = pl.DataFrame(data)
-        return frame.with_columns(pl.col(name).fill_nan(None) for name in ("discrete",) if name in frame.columns)
+        return frame.with_columns(
+            pl.col(name).fill_nan(None) for name in ("discrete", "kl_to_output") if name in frame.columns
+        )
 
 
 def sample_moments(

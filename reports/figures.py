@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from energy_lens.reports.formatting import count, units, visible
+from energy_lens.reports.formatting import count, visible
 from energy_lens.reports.queries import Answer, Row
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#59626d", "#d5dae0", "#ffffff"
@@ -232,7 +232,7 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
         panel.tick_params(axis="x", which="major", length=3)
         panel.set_title(visible(energy))
         panel.set_xlabel("Activation density (share of included tokens at which the feature fires, log scale)")
-        panel.set_ylabel(f"Attribution Σ a·g ({units(energy)},\nsymmetric log scale)")
+        panel.set_ylabel(f"Attribution Σ a·g ({visible(own[0]['units'])},\nsymmetric log scale)")
         handles, labels = panel.get_legend_handles_labels()
         panel.legend(
             handles[1:] + handles[:1], labels[1:] + labels[:1], loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
@@ -270,7 +270,7 @@ def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(lambda value, _: _grouped(value))
         scale = ",\nlog scale" if sign else ""
-        panel.set_ylabel(f"{'−' if sign == -1 else ''}E ({units(energy)}{scale})")
+        panel.set_ylabel(f"{'−' if sign == -1 else ''}E ({visible(own[0]['units'])}{scale})")
         panel.set_title(f"{visible(energy)}, by layer" if layers else f"{visible(energy)}, the model's output")
         if layers:
             places = range(0, len(layers), math.ceil(len(layers) / MAX_TICKS))

@@ -15,14 +15,6 @@ from markupsafe import Markup, escape
 
 NOTHING = "–"
 
-_UNITS = {"hopfield": "squared activation units"}
-
-
-def units(energy: str) -> str:
-    """Units of an energy: nats unless it has others."""
-    return _UNITS.get(energy, "nats")
-
-
 # ------------------------------------------------------------------------------------------------ numbers
 
 

@@ -68,7 +68,7 @@ def document(answers: Mapping[str, Answer], drawn: Mapping[str, str], chosen: st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("count", "plural", "fixed", "percent", "code", "units", "listing", "markdown", "prose_as_html"):
+    for name in ("count", "plural", "fixed", "percent", "code", "listing", "markdown", "prose_as_html"):
         environment.filters[name] = getattr(formatting, name)
     environment.filters["cell"] = formatting.html_cell if is_html else formatting.markdown_cell
     environment.filters["visible"] = formatting.visible
@@ -101,7 +101,7 @@ def _summary(answers: Mapping[str, Answer]) -> dict[str, Any]:
             row for row in answers["layer_energy"].rows if row["is_uncalibrated"] and row["category"] is None
         ],
         "noise": [row for row in answers["noise_floor"].rows if not row["is_control"]],
-        "top": {row["energy"]: row["is_significant"] for row in top if not row["is_control"]},
+        "top": [row for row in top if row["place"] == 1 and not row["is_control"]],
     }
 
 

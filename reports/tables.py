@@ -18,7 +18,6 @@ from energy_lens.reports.formatting import (
     percent,
     probability,
     significant,
-    units,
     visible,
 )
 from energy_lens.reports.queries import Answer, Row
@@ -93,6 +92,11 @@ def _all_categories(row: Row) -> bool:
     return row["category"] is None
 
 
+def _energies(run: Row) -> list[tuple[str, str]]:
+    """The run's energies with their units."""
+    return list(zip(run["energies"], run["energy_units"], strict=True))
+
+
 def run_facts(answers: Mapping[str, Answer]) -> list[tuple[str, Cell]]:
     """What was run, as pairs of a name and a value."""
     run = answers["run"].rows[0]
@@ -106,7 +110,7 @@ def run_facts(answers: Mapping[str, Answer]) -> list[tuple[str, Cell]]:
         ),
         ("Weights", f"sha256 {run['model_sha256'][:16]}"),
         ("Hooked layers", listing(run["layers"])),
-        ("Energies", Foreign(listing([f"{energy} ({units(energy)})" for energy in run["energies"]]))),
+        ("Energies", Foreign(listing([f"{energy} ({units})" for energy, units in _energies(run)]))),
         ("Contexts", f"{run['context_length']} tokens"),
         ("Precision", Foreign(run["dtype"])),
         ("Seed", str(run["seed"])),
@@ -235,6 +239,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _digits("Median", "median"),
                 _digits("95 %", "q95"),
                 _digits("Uniform guess", "uniform_guess"),
+                _decimal("KL to output", "kl_to_output", 2),
             ],
             total=_all_categories,
         ),

@@ -29,11 +29,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny model on disk with one SAE folder per hooked layer."""
+    """A tiny model on disk with one SAE folder per hooked layer, and a tuned lens for them."""
 
     architecture: str
     folder: Path
     saes: Path
+    lens: Path  #: a tuned lens of the hooked layers
 
     def load(self, dtype=None):
         import torch
@@ -93,6 +94,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
 
         from energy_lens.ingest.sae import SparseAutoencoder
         from energy_lens.ingest.sae_files import save_sae
+        from energy_lens.ingest.tuned_lens import Translator, Translators, save_translators
 
         folder = tmp_path_factory.mktemp(architecture)
         torch.manual_seed(7)
@@ -106,7 +108,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
                 b_dec=0.1 * torch.randn(TINY_WIDTH), model_name=architecture,
             )  # fmt: skip
             save_sae(sae, folder / "saes" / f"layer_{layer}")
-        built[architecture] = Tiny(architecture, folder / "model", folder / "saes")
+        tilts = {layer: torch.eye(TINY_WIDTH) + 0.1 * torch.randn(TINY_WIDTH, TINY_WIDTH) for layer in TINY_LAYERS}
+        maps = {layer: Translator(tilt, torch.randn(TINY_WIDTH)) for layer, tilt in tilts.items()}
+        save_translators(Translators(maps, architecture, metadata={}), folder / "lens.safetensors")
+        built[architecture] = Tiny(architecture, folder / "model", folder / "saes", folder / "lens.safetensors")
         return built[architecture]
 
     return make
@@ -132,8 +137,8 @@ def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_fac
     model = tiny("llama")
     db = tmp_path_factory.mktemp("warehouse") / "tiny.duckdb"
     options = IngestOptions(
-        db=db, model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES), context_length=32,
-        dtype="float32", store_gradients=True,
+        db=db, model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES), lens=model.lens,
+        context_length=32, dtype="float32", store_gradients=True,
     )  # fmt: skip
     ingest([small_corpus], options)
     return db

@@ -31,7 +31,7 @@ from energy_lens.warehouse.runs import make_current
 
 Floats = NDArray[np.float64]
 
-ENERGIES = ("nll", "logit_lens", "attention", "hopfield")
+ENERGIES = ("nll", "logit_lens", "tuned_lens", "attention", "hopfield")
 LAYERS = (1, 2)
 KINDS = [(energy, gradient) for energy in ENERGIES for gradient in ("decoder", "discrete")]
 
@@ -273,8 +273,10 @@ class Test:
     g2: Floats  #: Σg̃²
 
 
-def within_context_test(stored: Layer, energy: str, plan: list[tuple[str, str, list[int]]], length: int) -> Test:
-    """S_c and its control for every context, from vectors, activations and the plan."""
+def within_context_test(
+    stored: Layer, energy: str, plan: list[tuple[str, str, list[int]]], length: int, gradient: str = "decoder"
+) -> Test:
+    """S_c and its control for every context, from stored gradients, activations and the plan."""
     n_features = len(stored.decoder)
     cells, documents = [], []
     s, null, n_counted, a2, g2 = [], [], [], [], []
@@ -284,8 +286,11 @@ def within_context_test(stored: Layer, energy: str, plan: list[tuple[str, str, l
         for lane, context in enumerate(contexts):
             own = np.flatnonzero(stored.contexts == context)
             positions = stored.token_ids[own] - context * length
-            g[lane, positions] = -stored.vectors[energy][own] @ stored.decoder.T
-            g[lane, positions] -= g[lane, positions].mean(0)
+            if gradient == "decoder":
+                g[lane, positions] = -stored.vectors[energy][own] @ stored.decoder.T
+            else:
+                g[lane, positions] = stored.discrete[energy][own, None]
+            g[lane] -= np.nanmean(g[lane], axis=0)
             a[lane, positions] = stored.a[own]
             cells.append((category, half))
             documents.append(int(stored.documents[own[0]]))
@@ -351,17 +356,19 @@ def assert_test_equals(
     np.testing.assert_allclose(stored_q, stats.false_discovery_control(stored_p), rtol=1e-10)
 
 
-@pytest.mark.parametrize("energy", ENERGIES)
+@pytest.mark.parametrize(("energy", "gradient"), KINDS)
 def test_the_within_context_test_equals_a_reference_from_the_tables(
-    energy: str, warehouse: Warehouse, layers: dict[int, Layer]
+    energy: str, gradient: str, warehouse: Warehouse, layers: dict[int, Layer]
 ) -> None:
-    """z, z_null, p, q and score_within of every feature, category and half, from vectors, plan and loops alone."""
+    """z, z_null, p, q and score_within of every feature, category and half, from gradients, plan and loops alone."""
     plan = plan_rows(warehouse)
     for layer, stored in layers.items():
-        expected = within_context_test(stored, energy, plan, length=32)
-        found = efas_rows(warehouse, layer, energy, "decoder")
+        expected = within_context_test(stored, energy, plan, 32, gradient)
+        found = efas_rows(warehouse, layer, energy, gradient)
         for category, half, _ in stored.cells():
             assert_test_equals(found, expected, category, half)
+        if gradient == "discrete":
+            continue
         # What the stream counted is what a reader of token_layers would count.
         counted = warehouse.sql(
             """
@@ -371,8 +378,6 @@ def test_the_within_context_test_equals_a_reference_from_the_tables(
             layer=layer,
         ).value()
         assert counted == expected.n_counted.sum()
-        for row in efas_rows(warehouse, layer, energy, "discrete").values():
-            assert row["z"] is row["z_null"] is row["p_value"] is row["q_value"] is row["score_within"] is None
 
 
 def test_centred_activation_sums(warehouse: Warehouse, layers: dict[int, Layer]) -> None:
@@ -695,7 +700,7 @@ def insert_run(warehouse: Warehouse, run_id: int) -> None:
     warehouse.sql(
         """
         INSERT INTO runs VALUES ($run, $run::VARCHAR, true, now()::TIMESTAMP, now()::TIMESTAMP, 'scratch', '', '', 512,
-            4, 32, 32, 4, [3], ['nll'], 'float32', 0, false, '{}', '0', 0, 0)
+            4, 32, 32, 4, [3], ['nll'], 'float32', 0, false, '{}', '0', 0, 0, ['nats'])
         """,
         run=run_id,
     )
@@ -763,6 +768,7 @@ def test_dead_features_appear_without_a_score(tiny: Callable[..., Any], small_co
         model=str(tiny("llama").folder),
         saes=(tmp_path / "sae",),
         energies=ENERGIES,
+        lens=tiny("llama").lens,
         context_length=32,
         dtype="float32",
         max_tokens=1,
@@ -819,7 +825,7 @@ def test_layer_energy_equals_numpy(warehouse: Warehouse) -> None:
             values.setdefault((energy, layer, name), []).append(value)
     result = warehouse.sql("SELECT * FROM layer_energy")
     found = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    assert len(found) == len(values) == (1 + 3 * 2) * 3  # nll has no layer
+    assert len(found) == len(values) == (1 + 4 * 2) * 3  # nll has no layer
     for row in found:
         own = np.array(values[row["energy"], row["layer"], row["category"]])
         assert row["n_tokens"] == len(own)
@@ -827,7 +833,7 @@ def test_layer_energy_equals_numpy(warehouse: Warehouse) -> None:
         assert row["sd"] == pytest.approx(own.std(), rel=1e-9)
         for name, level in (("q05", 0.05), ("q25", 0.25), ("median", 0.5), ("q75", 0.75), ("q95", 0.95)):
             assert row[name] == pytest.approx(np.quantile(own, level), rel=1e-6)
-        is_guess = row["energy"] in ("nll", "logit_lens")
+        is_guess = row["energy"] in ("nll", "logit_lens", "tuned_lens")
         assert row["uniform_guess"] == (pytest.approx(math.log(512)) if is_guess else None)
         assert row["uncalibrated"] == (own.mean() > math.log(512) if is_guess else None)
     lens = [row for row in found if row["energy"] == "logit_lens"]
@@ -859,7 +865,7 @@ def test_null_control_is_the_share_of_rejections(warehouse: Warehouse) -> None:
         "SELECT energy, gradient, layer, category, n_tested, share_rejected, share_rejected_true_pairing "
         "FROM null_control"
     ).fetchall()
-    assert len(found) == 4 * 2 * 3
+    assert len(found) == 5 * 2 * 2 * 3
     for *place, n_tested, share, share_true in found:
         own = [(z, z_null) for *other, z, z_null in rows if other == place and z_null is not None]
         assert n_tested == len(own)
@@ -955,7 +961,9 @@ def test_two_runs_in_one_file_never_mix(
             assert warehouse.sql(query, run=run_id).fetchall() == rows
         assert warehouse.sql("SELECT count(*) FROM efas_all").value() == len(first["efas"]) + len(second["efas"])
     # An ingest that has nothing to do makes its run current again.
-    again = replace(options, seed=0, layers=None, energies=ENERGIES, store_gradients=True, max_tokens=None)
+    again = replace(
+        options, seed=0, layers=None, energies=ENERGIES, lens=model.lens, store_gradients=True, max_tokens=None
+    )
     ingest([small_corpus], again)
     assert shown() == first
 

@@ -18,21 +18,25 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from energy_lens.ingest import energies as energies_module
-from energy_lens.ingest import models
+from energy_lens.ingest import models, unembedding
 from energy_lens.ingest.energies import (
     AttentionEnergy,
     Hopfield,
     LogitLens,
     NegativeLogLikelihood,
     Reading,
+    TunedLens,
     attention_scores,
     discrete_gradient,
     run_forward,
 )
 from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
+from energy_lens.ingest.tuned_lens import load_translators
+from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context
 
@@ -230,7 +234,7 @@ def test_logit_chunks_change_nothing(
 ) -> None:
     """However many tokens' logits are held at once, energies and gradients are the same."""
     tokens, expected = nll("llama")
-    monkeypatch.setattr(energies_module, "LOGIT_CHUNK", size)
+    monkeypatch.setattr(unembedding, "LOGIT_CHUNK", size)
     with TrueFloat64():
         found = read(*load("llama"), tokens, torch.tensor(LENGTHS), NegativeLogLikelihood())
     torch.testing.assert_close(found.values[None], expected.values[None], rtol=2e-7, atol=0)
@@ -291,21 +295,39 @@ def largest_slope_error(gradient: Tensor, total: Callable[[Tensor], Tensor], x: 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_logit_lens_is_the_models_last_steps_read_early(architecture: str, load: Callable[..., Any]) -> None:
-    """Energies equal cross entropy after the final norm and unembedding; gradients equal its central differences."""
+@pytest.mark.parametrize("lens", ["logit_lens", "tuned_lens"])
+def test_a_lens_is_the_models_last_steps_read_early(
+    lens: str, architecture: str, load: Callable[..., Any], tiny: Callable[..., Any]
+) -> None:
+    """Energies equal cross entropy after the map, final norm and unembedding; gradients equal its central differences;
+    the divergence from the output is the KL of two softmaxes over the vocabulary.
+    """
     model, saes = load(architecture)
-    tokens, mask, residuals, reading = layer_reading(model, saes, LogitLens())
+    translators = load_translators(tiny(architecture).lens)
+    energy = LogitLens() if lens == "logit_lens" else TunedLens(translators)
+    tokens, mask, residuals, reading = layer_reading(model, saes, energy)
     following = tokens.roll(-1, dims=1)
+    with torch.no_grad(), TrueFloat64():
+        log_p = model.unembedding(model.hidden(tokens)).log_softmax(-1)[mask]
     for layer in LAYERS:
         x = residuals[layer]
+
+        def translated(x: Tensor, layer: int = layer) -> Tensor:
+            own = translators.of(layer)
+            return x if lens == "logit_lens" else x @ own.weight.double() + own.bias.double()
+
         with torch.no_grad(), TrueFloat64():
-            expected = lens_losses(model, x[mask], following[mask])
+            expected = lens_losses(model, translated(x[mask]), following[mask])
+            log_q = model.unembedding(model.final_norm(translated(x[mask]))).log_softmax(-1)
+            kl = (log_p.exp() * (log_p - log_q)).sum(-1)
         torch.testing.assert_close(reading.values[layer][mask].double(), expected, rtol=1e-6, atol=1e-6)
-        for part in (reading.values[layer], reading.gradients[layer]):
+        torch.testing.assert_close(reading.divergences[layer][mask].double(), kl, rtol=1e-5, atol=1e-5)
+        assert kl.min() > 0.01
+        for part in (reading.values[layer], reading.gradients[layer], reading.divergences[layer]):
             assert not part[~mask].any()
 
-        def total(x: Tensor) -> Tensor:
-            return lens_losses(model, x[mask], following[mask]).sum()
+        def total(x: Tensor, translated: Callable[[Tensor], Tensor] = translated) -> Tensor:
+            return lens_losses(model, translated(x[mask]), following[mask]).sum()
 
         assert largest_slope_error(reading.gradients[layer], total, x, mask.nonzero()) < 1e-5
 
@@ -317,6 +339,7 @@ def test_logit_lens_at_the_last_block_is_nll(architecture: str, load: Callable[.
     _, mask, _, lens = layer_reading(model, last, LogitLens())
     _, _, _, nll = layer_reading(model, last, NegativeLogLikelihood())
     torch.testing.assert_close(lens.values[3][mask], nll.values[None][mask], rtol=1e-6, atol=1e-6)
+    assert lens.divergences[3].abs().max() < 1e-6
     # Nothing above the last block mixes tokens, so the gradients agree as well.
     scale = float(nll.gradients[3].abs().max())
     torch.testing.assert_close(lens.gradients[3][mask], nll.gradients[3][mask], rtol=1e-5, atol=1e-6 * scale)
@@ -609,9 +632,92 @@ def test_discrete_gradients_of_a_context(architecture: str, load: Callable[..., 
 def test_unknown_or_missing_energies_are_refused() -> None:
     """A name that does not exist, or none at all, is a sentence that lists the choices."""
     for names in (["nll", "entropy"], []):
-        with pytest.raises(UsageError, match="nll, logit_lens, attention, hopfield"):
+        with pytest.raises(UsageError, match="nll, logit_lens, tuned_lens, attention, hopfield"):
             energies_module.make_energies(names)
     assert [energy.name for energy in energies_module.make_energies(["hopfield", "nll", "hopfield"])] == [
         "hopfield",
         "nll",
     ]
+
+
+# ------------------------------------------------------------------------------------------------ from outside
+
+OUTSIDE = '''
+import torch
+from energy_lens.ingest.energies import Energy, ForwardPass, Reading
+
+class HalfSquaredNorm(Energy):
+    """E_t = ½‖x_t‖²: its gradient is x itself."""
+
+    name, units, version, at_layers = "half_squared_norm", "squared residual units", 1, True
+
+    def read(self, forward: ForwardPass) -> Reading:
+        x = {layer: residual.detach().float() for layer, residual in forward.residuals.items()}
+        return Reading({layer: own.square().sum(-1) / 2 for layer, own in x.items()}, x)
+
+class Unnamed(HalfSquaredNorm):
+    name = "nll"
+
+class NoUnits(Energy):
+    name, version, at_layers = "no_units", 1, True
+
+    def read(self, forward: ForwardPass) -> Reading:
+        raise NotImplementedError
+
+class NoEnergy:
+    name = "none"
+'''
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `outside_energies` on the import path."""
+    (tmp_path / "outside_energies.py").write_text(OUTSIDE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("outside")
+def test_an_energy_from_outside_is_stored_like_the_packages_own(
+    tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path
+) -> None:
+    """Values, gradients, statistics and units of a class that is named on the command line."""
+    model = tiny("llama")
+    options = IngestOptions(
+        db=tmp_path / "a.duckdb", model=str(model.folder), saes=(model.saes,), dtype="float32", context_length=32,
+        energies=("nll", "outside_energies:HalfSquaredNorm"), max_tokens=1,
+    )  # fmt: skip
+    ingest([small_corpus], options)
+    with Warehouse(options.db) as warehouse:
+        n, worst = warehouse.sql(
+            """
+            SELECT count(*), max(abs(e.value - l.norm * l.norm / 2) / e.value)
+            FROM energies AS e JOIN token_layers AS l USING (run_id, token_id, layer)
+            WHERE energy = 'half_squared_norm'
+            """
+        ).fetchone() or (0, 0)
+        assert n > 100
+        assert worst < 1e-5
+        places = "SELECT token_id, layer, feature, g_half_squared_norm FROM activations LIMIT 50"
+        assert all(g is not None for *_, g in warehouse.sql(places).fetchall())
+        scored = "SELECT count(score) FROM efas WHERE energy = 'half_squared_norm' AND gradient = 'decoder'"
+        assert warehouse.sql(scored).value() > 50
+        assert warehouse.sql("SELECT units_of('half_squared_norm')").value() == "squared residual units"
+        about = "SELECT comment FROM duckdb_columns() WHERE column_name = 'g_half_squared_norm'"
+        assert "half_squared_norm" in warehouse.sql(about).value()
+    assert ingest([small_corpus], options).new_groups == 0  # the same run
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("outside_energies:Missing", "cannot be made"),
+        ("no_such_module:Energy", "PYTHONPATH"),
+        ("outside_energies:Unnamed", "called 'nll'"),
+        ("outside_energies:NoUnits", "has no units"),
+        ("outside_energies:NoEnergy", "is no energy"),
+    ],
+)
+def test_what_is_no_energy_from_outside_is_refused(name: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        energies_module.make_energies(["nll", name])

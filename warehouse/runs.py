@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class RunSettings:
     tokenizer_sha256: str
     context_length: int
     saes: Mapping[int, str]  #: layer: sha256 of the SAE's weights
-    energies: Mapping[str, int]  #: name: version
+    energies: Mapping[str, int | str]  #: name: version, and what else its numbers depend on
     dtype: str  #: float32 or bfloat16
     seed: int
     store_gradients: bool
@@ -121,23 +121,36 @@ def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozen
     return groups, frozenset(group_id for group_id, _, _, committed in head if committed), len(plan)
 
 
+def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:
+    """Give `activations` a column g_<energy> for each energy from outside the package. Call within a transaction."""
+    for energy in energies:
+        column = f'"g_{energy}"'
+        comment = f"The same for the energy {energy}, which is not of this package; NULL in a run without it."
+        warehouse.sql(f"ALTER TABLE activations ADD COLUMN IF NOT EXISTS {column} FLOAT")
+        warehouse.sql(f"COMMENT ON COLUMN activations.{column} IS '{comment}'")
+
+
 def create_run(
     warehouse: Warehouse,
     settings: RunSettings,
     model: Mapping[str, Any],
     saes: Sequence[Mapping[str, Any]],
+    units: Mapping[str, str],
     segment_contexts: int,
     version: str,
 ) -> int:
-    """Insert a run, its model and its SAEs with the figures they carry; returns its id. Call within a transaction."""
+    """Insert a run, its model and its SAEs with the figures they carry; returns its id. Call within a transaction.
+
+    units: of each energy.
+    """
     run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
     warehouse.run(
         "ingest/create_run", run=run_id, identity=settings.identity, settings=settings.as_json(), version=version,
         model=model["name"], model_sha256=settings.model_sha256, tokenizer_sha256=settings.tokenizer_sha256,
         vocabulary_size=model["vocabulary_size"], n_layers=model["n_layers"], d_model=model["d_model"],
         context_length=settings.context_length, segment_contexts=segment_contexts, layers=sorted(settings.saes),
-        energies=list(settings.energies), dtype=settings.dtype, seed=settings.seed,
-        store_gradients=settings.store_gradients,
+        energies=list(settings.energies), energy_units=[units[energy] for energy in settings.energies],
+        dtype=settings.dtype, seed=settings.seed, store_gradients=settings.store_gradients,
     )  # fmt: skip
     warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
     insert_saes(warehouse, run_id, saes)

@@ -15,6 +15,7 @@ SELECT
     $segment_contexts AS segment_contexts,
     $layers AS layers,
     $energies AS energies,
+    $energy_units AS energy_units,
     $dtype AS dtype,
     $seed AS seed,
     $store_gradients AS store_gradients,

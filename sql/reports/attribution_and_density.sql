@@ -5,7 +5,8 @@ SELECT
     feature,
     n_active / n_tokens AS density,
     attribution,
-    coalesce(role, 'neither') AS role
+    coalesce(role, 'neither') AS role,
+    units_of(energy) AS units
 FROM efas
 WHERE gradient = 'decoder'
     AND category = 'all'

@@ -14,6 +14,8 @@ SELECT
     q75,
     q95,
     uniform_guess,
-    uncalibrated AS is_uncalibrated
+    uncalibrated AS is_uncalibrated,
+    kl_to_output,
+    units
 FROM layer_energy
 ORDER BY is_control, energy, layer, category NULLS LAST

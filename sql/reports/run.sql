@@ -10,6 +10,7 @@ SELECT
     r.context_length,
     r.layers,
     r.energies,
+    r.energy_units,
     r.dtype,
     r.seed,
     r.elw_version,

@@ -61,7 +61,8 @@ SELECT
     c.attribution,
     c.attribution_low,
     c.attribution_high,
-    c.role
+    c.role,
+    units_of(c.energy) AS units
 FROM chosen AS c
 LEFT JOIN read AS r USING (layer, feature)
 ORDER BY c.is_control, c.energy, c.place

@@ -32,7 +32,7 @@ COMMENT ON COLUMN efas.run_id IS 'Run.';
 COMMENT ON COLUMN efas.model IS 'Model of the run.';
 COMMENT ON COLUMN efas.layer IS 'Block whose output the feature reads.';
 COMMENT ON COLUMN efas.feature IS 'Feature of that layer''s SAE, from 0.';
-COMMENT ON COLUMN efas.energy IS 'Energy E: nll, logit_lens, attention (nats) or hopfield (squared activation units, the positive control).';
+COMMENT ON COLUMN efas.energy IS 'Energy E: nll, logit_lens, tuned_lens, attention (nats) or hopfield (squared activation units, the positive control).';
 COMMENT ON COLUMN efas.gradient IS 'decoder: g = minus the inner product of dE/dx and the decoder row. discrete: minus the derivative of E along the text.';
 COMMENT ON COLUMN efas.category IS 'A category of documents, or all.';
 COMMENT ON COLUMN efas.n_tokens IS 'Included tokens.';

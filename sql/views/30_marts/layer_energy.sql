@@ -1,7 +1,7 @@
 -- How an energy is distributed over the tokens of each layer and category.
 CREATE OR REPLACE VIEW layer_energy AS
 WITH placed AS (
-    SELECT e.energy, e.layer, e.value, p.category, r.model, r.vocabulary_size
+    SELECT e.energy, e.layer, e.value, e.kl_to_output, p.category, r.model, r.vocabulary_size
     FROM energies AS e
     JOIN current_run AS r USING (run_id)
     JOIN token_places AS p USING (run_id, token_id)
@@ -15,6 +15,7 @@ grouped AS (
         count(*) AS n_tokens,
         avg(value) AS mean,
         stddev_pop(value) AS sd,
+        avg(kl_to_output) AS kl_to_output,
         quantile_cont(value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS quantiles,
         any_value(vocabulary_size) AS vocabulary_size
     FROM placed
@@ -33,8 +34,10 @@ SELECT
     quantiles[3] AS median,
     quantiles[4] AS q75,
     quantiles[5] AS q95,
-    CASE WHEN energy IN ('nll', 'logit_lens') THEN ln(vocabulary_size) END AS uniform_guess,
-    mean > uniform_guess AS uncalibrated
+    CASE WHEN energy IN ('nll', 'logit_lens', 'tuned_lens') THEN ln(vocabulary_size) END AS uniform_guess,
+    mean > uniform_guess AS uncalibrated,
+    kl_to_output,
+    units_of(energy) AS units
 FROM grouped;
 COMMENT ON VIEW layer_energy IS 'Distribution of each energy of the current run by layer and category. Energies of different layers are not one landscape.';
 COMMENT ON COLUMN layer_energy.model IS 'Model of the run.';
@@ -51,3 +54,5 @@ COMMENT ON COLUMN layer_energy.q75 IS '75 % quantile.';
 COMMENT ON COLUMN layer_energy.q95 IS '95 % quantile.';
 COMMENT ON COLUMN layer_energy.uniform_guess IS 'ln V, the cost of a uniform guess in nats; NULL where the energy is not the cost of a guess.';
 COMMENT ON COLUMN layer_energy.uncalibrated IS 'Whether the mean is above that: the layer is surer of wrong tokens than no knowledge would be, and its rows stay out of headline tables.';
+COMMENT ON COLUMN layer_energy.kl_to_output IS 'Mean KL(p||q) in nats of the model''s own next-token distribution p and the q that a lens reads; NULL for other energies.';
+COMMENT ON COLUMN layer_energy.units IS 'Units of the energy.';

@@ -5,7 +5,7 @@ WITH wanted AS (
     SELECT layer AS wanted_layer, feature AS wanted_feature, n AS wanted_n
 ),
 strongest AS (
-    SELECT a.run_id, a.token_id, a.activation, a.g_nll, a.g_logit_lens, a.g_attention, a.g_hopfield
+    SELECT a.run_id, a.token_id, a.activation, a.g_nll, a.g_logit_lens, a.g_tuned_lens, a.g_attention, a.g_hopfield
     FROM activations AS a, wanted
     WHERE a.run_id = (SELECT run_id FROM current_run)
         AND a.layer = wanted_layer
@@ -35,6 +35,7 @@ SELECT
     p.document_position,
     s.g_nll,
     s.g_logit_lens,
+    s.g_tuned_lens,
     s.g_attention,
     s.g_hopfield,
     s.token_id

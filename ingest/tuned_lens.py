@@ -1,0 +1,331 @@
+"""The tuned lens: residuals of a middle layer in, an affine map of them that the model's last steps can read out.
+
+The logit lens reads a middle layer as if it were the last one and is confidently wrong there. A tuned lens puts an
+affine map of each layer before it, fitted once on training documents (Belrose et al. 2023, arXiv 2303.08112):
+
+  q_t = softmax(W_U·norm_f(A·x_t + b))
+
+1. Ridge regression of the last residual on x over included tokens; each token's last residual is brought to a root
+   mean square of 1 first, since the final norm takes its length away anyway. Two moments a layer, and closed form.
+2. From there, Adam on KL(p_t‖q_t), p_t the model's own next-token distribution: what the lens is used for. Gradients
+   at the unembedding are closed form, W_Uᵀ(q − p), so no graph is built over the vocabulary.
+
+The figures kept with the maps are measured on documents that neither step saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.inclusion import included_tokens
+from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
+from energy_lens.ingest.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
+from energy_lens.warehouse.errors import ElwError, UsageError
+
+#: What the file's header says that it is.
+FORMAT = "elw tuned lens 1"
+
+#: Tokens from which each layer's norm median is taken.
+MEDIAN_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Translator:
+    """x ↦ A·x + b of one layer."""
+
+    weight: Tensor  #: Aᵀ [d_model, d_model] float32
+    bias: Tensor  #: b [d_model] float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A·x + b of residuals x [n, d_model], in their precision; the product is float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.addmm(self.bias.to(wide), x.to(wide), self.weight.to(wide)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Translators:
+    """The maps of a model's layers."""
+
+    by_layer: Mapping[int, Translator]
+    model_name: str
+    sha256: str = ""  #: of the file; empty for maps that were not saved
+    source: str = ""  #: where they were loaded from
+    metadata: Mapping[str, Any] | None = None  #: how they were fitted, and figures on held-out documents
+
+    def of(self, layer: int) -> Translator:
+        return self.by_layer[layer]
+
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
+        """Raises UsageError unless there is a map of the model's width for every layer."""
+        for layer in layers:
+            if layer not in self.by_layer:
+                raise UsageError(
+                    f"{self.source} has no map for layer {layer}, only for {sorted(self.by_layer)}: fit one with "
+                    "elw lens train, or leave tuned_lens out (--energies)."
+                )
+            if len(self.of(layer).bias) != model.d_model:
+                raise UsageError(
+                    f"{self.source} maps residuals of width {len(self.of(layer).bias)}, and {model.name} has "
+                    f"{model.d_model}: give one that was fitted for this model (--lens)."
+                )
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def shipped_lens(model_name: str) -> Path:
+    """Where the package keeps its own tuned lens for a built-in model, if it has one."""
+    return Path(__file__).parent / "shipped" / Path(model_name).name / "tuned_lens.safetensors"
+
+
+def load_translators(path: Path) -> Translators:
+    """Read the maps of a file that `save_translators` wrote. Raises UsageError when it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: give a tuned lens made by elw lens train (--lens).")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise UsageError(f"{path} is no tuned lens: give a file made by elw lens train (--lens).")
+            about = json.loads(header["about"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
+        by_layer = {
+            layer: Translator(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in about["layers"]
+        }
+        data = path.read_bytes()
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UsageError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): copy it again.") from error
+    for layer, own in by_layer.items():
+        d_model = len(own.bias)
+        if own.weight.shape != (d_model, d_model) or not own.weight.isfinite().all() or not own.bias.isfinite().all():
+            raise UsageError(f"{path} is damaged (the map of layer {layer}): copy it again.")
+    return Translators(by_layer, about["model_name"], hashlib.sha256(data).hexdigest(), str(path), about["metadata"])
+
+
+def save_translators(translators: Translators, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the maps to a file, whole or not at all, in `dtype`."""
+    from safetensors.torch import save
+
+    layers = sorted(translators.by_layer)
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        own = translators.of(layer)
+        tensors |= {f"{layer}.weight": own.weight.to(dtype).contiguous(), f"{layer}.bias": own.bias.to(dtype)}
+    about = {"model_name": translators.model_name, "layers": layers, "metadata": translators.metadata}
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ElwError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
+
+
+# ------------------------------------------------------------------------------------------------ fitting
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a tuned lens is fitted."""
+
+    tokens: int = 131_072  #: training tokens, each seen once by the regression and once by the gradient steps
+    test_tokens: int = 20_000  #: held-out tokens for the figures
+    ridge: float = 1e-3  #: of the mean variance of x, added to its covariance
+    learning_rate: float = 3e-3  #: of Adam at its highest; 0: stop after the regression
+    batch_contexts: int = 8
+    context_length: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = [
+            (
+                self.tokens >= self.batch_contexts * self.context_length,
+                f"--tokens is {self.tokens}; give at least 1,024",
+            ),
+            (self.learning_rate >= 0, f"learning_rate is {self.learning_rate}; it must not be negative"),
+            (self.ridge > 0, f"ridge is {self.ridge}; it must be positive"),
+            (self.context_length >= 4, f"context_length is {self.context_length}; at least 4 tokens are needed"),
+            (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise UsageError(message + ".")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Included tokens of some contexts that have a next one."""
+
+    residuals: Mapping[int, Tensor]  #: layer: x [n, d_model], in the model's precision
+    last: Tensor  #: the last block's output [n, d_model]
+    hidden: Tensor  #: the final norm's output [n, d_model]
+    next_tokens: Tensor  #: [n] int64
+
+
+def fit_translators(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    layers: Sequence[int],
+    options: FitOptions,
+    on_progress: Callable[[str, float], None] = lambda _what, _share: None,
+) -> Translators:
+    """Fit a map for each layer on the training documents, and measure it on the test ones.
+
+    Documents are split as for SAEs, by content. on_progress: what is done, and the share of it that is.
+    Raises UsageError for layers that the model lacks, the last one among them, and for a corpus that is too short.
+    """
+    from energy_lens.ingest.sae_training import TrainingConfig, cut_contexts, shuffled_contexts, split_documents
+
+    model.check_layers(layers)
+    if model.n_layers - 1 in layers:
+        raise UsageError(f"Layer {model.n_layers - 1} is the last one of {model.name}, which needs no lens (--layers).")
+    layers = sorted(set(layers))
+    parts = split_documents(documents)
+    cutting = TrainingConfig(tokens=options.tokens, context_length=options.context_length, seed=options.seed)
+    contexts = shuffled_contexts(model, parts["train"], cutting)
+    first = contexts[: max(1, MEDIAN_TOKENS // options.context_length)].split(options.batch_contexts)
+    medians = norm_medians(model, (batch.numpy() for batch in first), [*layers, model.n_layers - 1])
+
+    def batches(contexts: Tensor, what: str) -> Iterator[_Batch]:
+        for done, tokens in enumerate(parts_ := contexts.split(options.batch_contexts)):
+            yield _read(model, tokens.long(), layers, medians)
+            on_progress(what, (done + 1) / len(parts_))
+
+    translators = _regressed(model, layers, batches(contexts, "regression"), options.ridge)
+    if options.learning_rate:
+        n_steps = len(contexts.split(options.batch_contexts))
+        translators = _descended(model, translators, batches(contexts, "gradient steps"), n_steps, options)
+    metadata: dict[str, Any] = {
+        "fit": asdict(options),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": contexts.numel(),
+        "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},
+    }
+    test = cut_contexts(model, parts["test"], options.context_length)
+    if len(test):
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
+        test = test[order[: max(1, options.test_tokens // options.context_length)]]
+        metadata["held_out"] = _figures(model, translators, batches(test, "held-out figures"))
+    return Translators(translators, model.name, metadata=metadata)
+
+
+@torch.no_grad()
+def _read(model: LanguageModel, tokens: Tensor, layers: Sequence[int], medians: Mapping[int, float]) -> _Batch:
+    """Residuals of contexts [batch, position] at tokens that are included at every layer and have a next one."""
+    top = model.n_layers - 1
+    residuals = harvest_residuals(model, tokens, [*layers, top])
+    masks = [included_tokens(residuals[layer].float().norm(dim=-1), medians[layer]) for layer in layers]
+    mask = torch.stack(masks).all(0)
+    mask[:, -1] = False
+    last = residuals[top][mask]
+    own = {layer: residuals[layer][mask] for layer in layers}
+    return _Batch(own, last, model.final_norm(last), tokens.roll(-1, dims=1)[mask])
+
+
+@torch.no_grad()
+def _regressed(
+    model: LanguageModel, layers: Sequence[int], batches: Iterator[_Batch], ridge: float
+) -> dict[int, Translator]:
+    """Ridge regression of the last residual, at a root mean square of 1, on each layer's residuals."""
+    d, n = model.d_model, 0
+    target_sum = torch.zeros(d, dtype=torch.float64)
+    sums = {layer: torch.zeros(d, dtype=torch.float64) for layer in layers}
+    squares = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers}
+    products = {layer: torch.zeros(d, d, dtype=torch.float64) for layer in layers}
+    for batch in batches:
+        last = batch.last.float()
+        target = last * (d**0.5 / last.norm(dim=-1, keepdim=True))
+        n += len(target)
+        target_sum += target.double().sum(0)
+        for layer in layers:
+            x = batch.residuals[layer].float()
+            sums[layer] += x.double().sum(0)
+            squares[layer] += (x.T @ x).double()
+            products[layer] += (x.T @ target).double()
+    if n <= d:
+        raise UsageError(f"{n} tokens are too few to fit a map of width {d}: give more text or --tokens.")
+    target_mean = target_sum / n
+    fitted = {}
+    for layer in layers:
+        mean = sums[layer] / n
+        covariance = squares[layer] / n - mean.outer(mean)
+        cross = products[layer] / n - mean.outer(target_mean)
+        damping = ridge * covariance.diagonal().mean() * torch.eye(d, dtype=torch.float64)
+        weight = torch.linalg.solve(covariance + damping, cross)
+        fitted[layer] = Translator(weight.float(), (target_mean - mean @ weight).float())
+    return fitted
+
+
+def _descended(
+    model: LanguageModel,
+    translators: Mapping[int, Translator],
+    batches: Iterator[_Batch],
+    n_steps: int,
+    options: FitOptions,
+) -> dict[int, Translator]:
+    """Adam on the mean KL(p‖q) of each batch, from the given maps on; the learning rate falls linearly to 0.
+
+    x is divided by the first batch's mean norm meanwhile, so that one learning rate serves every layer.
+    """
+    scales: dict[int, float] = {}
+    fitted: dict[int, tuple[Tensor, Tensor]] = {}
+    optimisers: dict[int, torch.optim.Optimizer] = {}
+    for step, batch in enumerate(batches):
+        expected = expected_rows(model, batch.hidden)
+        for layer, before in translators.items():
+            x = batch.residuals[layer].float()
+            if step == 0:
+                scales[layer] = float(x.norm(dim=-1).mean())
+                weight, bias = before.weight * scales[layer], before.bias.clone()
+                fitted[layer] = (weight.requires_grad_(True), bias.requires_grad_(True))
+                optimisers[layer] = torch.optim.Adam(fitted[layer], betas=(0.9, 0.99))
+            weight, bias = fitted[layer]
+            for group in optimisers[layer].param_groups:
+                group["lr"] = options.learning_rate * (1 - step / n_steps)
+            hidden = model.final_norm(torch.addmm(bias, x / scales[layer], weight).to(model.dtype))
+            optimisers[layer].zero_grad()
+            hidden.backward((expected_rows(model, hidden.detach()) - expected) / len(x))
+            optimisers[layer].step()
+    return {
+        layer: Translator((weight / scales[layer]).detach(), bias.detach()) for layer, (weight, bias) in fitted.items()
+    }
+
+
+@torch.no_grad()
+def _figures(model: LanguageModel, translators: Mapping[int, Translator], batches: Iterator[_Batch]) -> dict[str, Any]:
+    """Mean loss and KL(p‖q) in nats, by layer, of the logit lens and of the tuned lens; the model's own loss."""
+    n, output = 0, 0.0
+    sums = {(layer, lens): [0.0, 0.0] for layer in translators for lens in ("logit_lens", "tuned_lens")}
+    for batch in batches:
+        losses, gradients = next_token_nll(model, batch.hidden, batch.next_tokens)
+        n, output = n + len(losses), output + float(losses.double().sum())
+        for layer, translator in translators.items():
+            x = batch.residuals[layer]
+            for lens, read in (("logit_lens", x), ("tuned_lens", translator(x))):
+                hidden = model.final_norm(read)
+                own = next_token_losses(model, hidden, batch.next_tokens)
+                kl = divergence((own, hidden), (losses, batch.hidden, gradients))
+                sums[layer, lens][0] += float(own.double().sum())
+                sums[layer, lens][1] += float(kl.double().sum())
+    layers = {
+        str(layer): {
+            f"{lens}_{what}": sums[layer, lens][i] / n
+            for lens in ("logit_lens", "tuned_lens")
+            for i, what in enumerate(("loss", "kl"))
+        }
+        for layer in translators
+    }
+    return {"tokens": n, "output_loss": output / n, "layers": layers}
