@@ -377,6 +377,63 @@ def report(
 # ------------------------------------------------------------------------------------------------ EFAS
 
 
+@efas_app.command("test")
+def efas_test(
+    db: Database = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="N,N,...", help="Layers to test; else all of the run.")
+    ] = None,
+    energy: Annotated[
+        str | None, typer.Option("--energy", metavar="NAME,...", help="Energies to test; else all of the run.")
+    ] = None,
+    category: Annotated[
+        str, typer.Option("--category", metavar="NAME", help="A category of documents, or all.")
+    ] = "all",
+    permutations: Annotated[
+        int, typer.Option("--permutations", metavar="N", min=19, help="Random pairings of documents.")
+    ] = 1_000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of permutations and sample.")] = 0,
+    contexts: Annotated[
+        int | None,
+        typer.Option(
+            "--contexts", metavar="N", min=1, help="Sample of contexts; else all with stored gradients, or 256 anew."
+        ),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", min=0, help="Rows of a table to show, strongest first; 0 for all.")
+    ] = 40,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Check z by permuting documents: a feature's activations with the gradients of other documents.
+
+    Whatever efas tests is tested again without the normal distribution. Gradients are those stored by ingest
+    --store-gradients, or taken anew on a sample of contexts. Nothing is written.
+    """
+    from energy_lens.analysis import permutation_check as check
+    from energy_lens.warehouse.output import Rows
+
+    options = check.PermutationOptions(
+        layers=_numbers(layer, "--layer") if layer is not None else None,
+        energies=tuple(_words(energy, "--energy")) if energy is not None else None,
+        category=category,
+        permutations=permutations,
+        contexts=contexts,
+        seed=seed,
+    )
+    outcomes = check.check_run(db, options)
+    columns = [("layer", "integer"), ("energy", "varchar"), ("feature", "integer"), ("n_active", "bigint")]
+    columns += [("n_contexts", "bigint"), ("statistic", "double"), ("z_permutation", "double")]
+    columns += [("p_permutation", "double"), ("q_permutation", "double")]
+    columns += [("z", "double"), ("p_value", "double"), ("q_value", "double")]
+    found = sorted((row for outcome in outcomes for row in outcome.rows()), key=lambda row: (row[7], -abs(row[6])))
+    shown = found[:rows] if form is TextFormat.table and rows else found
+    _print(Rows.of(columns, [[_significant(value) for value in row] for row in shown]), form)
+    if len(shown) < len(found):
+        _say(f"{len(shown)} of {len(found):,} rows are shown: --rows 0 shows all.")
+    for sentence in check.summaries(outcomes):
+        _say(sentence)
+
+
 @efas_app.command("replay-draft")
 def efas_replay_draft(
     model: Model = DEFAULT_MODEL,
@@ -780,6 +837,11 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(word) for word in _words(text, option)))
     except ValueError as error:
         raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 10,12.") from error
+
+
+def _significant(value: float | str) -> float | str:
+    """A number to six digits, whatever its size."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _rounded(value: float | None) -> float | None:
