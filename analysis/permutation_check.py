@@ -180,7 +180,9 @@ class CurrentRun:
         computed = None if self.stored else self._computed()
         for (layer, energy), tested in self.tested.items():
             included = self._included(layer)
-            gradients = computed.pop((layer, energy)) if computed else self._vectors(layer, energy, included)
+            gradients = (
+                computed.pop((layer, energy)) if computed is not None else self._vectors(layer, energy, included)
+            )
             yield Inputs(
                 layer, energy, tested, self._paired(layer, tested["feature"]),
                 within_rows(gradients, included, self.used.rows, MIN_MATES),
@@ -353,8 +355,8 @@ class CurrentRun:
             sae = load_sae(folder)
         except ElwError as error:
             raise UsageError(
-                f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or ingest "
-                "anew."
+                f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "
+                "ingest anew."
             ) from error
         if sae.sha256 != sha256:
             raise UsageError(
