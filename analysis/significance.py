@@ -16,6 +16,14 @@ def two_sided_p(z: Floats) -> Floats:
     return p
 
 
+def two_sided_t_p(t: Floats, degrees_of_freedom: int) -> Floats:
+    """P(|T| >= |t|) for Student's T."""
+    from scipy.special import stdtr
+
+    p: Floats = 2 * stdtr(degrees_of_freedom, -np.abs(t))
+    return p
+
+
 def t_quantile(degrees_of_freedom: int, level: float = 0.975) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit

@@ -1,0 +1,187 @@
+"""Documents permuted: activations and centred gradients of contexts in, a permutation p for every feature out.
+
+The question is that of `efas.z`: do a and g go together inside contexts? g̃ and S_c are the same (`ingest.statistics`).
+Where the null distribution comes from is not: from one document's activations with another's gradients.
+
+1. Within each category the documents are permuted. Document A's i-th context gets g̃ of document π(A)'s i-th context,
+   position by position; a position counts where it counts in both. What has no partner is dropped.
+2. M[A, B, j] = Σ_i Σ_t a_{A,i,t,j}·g̃_{B,i,t,j} is taken once for every pair of documents. A permutation's ΣS_c is then
+   Σ_A M[A, π(A), j], a sum of look-ups, so that ten times the permutations take little longer.
+3. Compared is t = ΣS_c / √n, n the tokens that a pairing counts. Where documents differ in length the observed pairing
+   drops nothing and a permuted one does, so that bare sums reject too often: with nothing true, in simulations, 6 % at
+   5 % at lengths like those of this package's corpus and 16 to 20 % at very unequal ones, where t rejects 4 to 6 %.
+4. p = (b + 1)/(N + 1), two-sided, with b of N permutations whose |t| is not below the observed one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Numbers in one array over pairs of documents, or over a rank's tokens and documents, and features.
+CHUNK_NUMBERS = 8_000_000
+
+#: Random pairings that stand in for the observed one, to see how often the test rejects them.
+RANDOM_PAIRINGS = 200
+
+LEVEL = 0.05
+
+#: |t| this close, relative to themselves, are equal: permutations that differ only where a feature is silent must tie.
+TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class PairedContexts:
+    """Contexts of one layer, and what is active at their counted tokens; features are numbered from 0."""
+
+    categories: NDArray[np.object_]  #: [context]
+    documents: Integers  #: [context] ids
+    ranks: Integers  #: [context] i: which of its document's contexts it is, from 0
+    context: Integers  #: [active] place of its context
+    position: Integers  #: [active]
+    feature: Integers  #: [active]
+    activation: Floats  #: [active]
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """A permutation test's figures, by feature."""
+
+    statistic: Floats  #: ΣS_c of the observed pairing
+    z: Floats  #: the observed t less the mean of the permuted ones, over their standard deviation
+    p: Floats
+    random_rejected: float  #: share of features with p <= 0.05 when a random pairing stands for the observed one
+
+
+def permutation_test(
+    contexts: PairedContexts, centred: Tensor, decoder: Tensor, permutations: int, seed: int
+) -> Permuted:
+    """Test every feature of one layer and energy.
+
+    centred: ∇̃ [context, position, d_model], 0 where not counted, so that g̃_j = −⟨∇̃, d_j⟩. decoder: d_j
+    [feature, d_model]. Equal seeds give equal permutations, whatever the layer.
+    """
+    generator = np.random.default_rng(seed)
+    blocks = [Block.of(contexts, category) for category in sorted(set(contexts.categories))]
+    # The observed pairing comes first, then the random ones, then those that they all are compared with.
+    n_compared = 1 + RANDOM_PAIRINGS
+    pairings = [block.pairings(RANDOM_PAIRINGS + permutations, generator) for block in blocks]
+    counts = [paired_tokens(block, centred) for block in blocks]
+    n_tokens = torch.stack([look_up(n, paired) for n, paired in zip(counts, pairings, strict=True)]).sum(0).clamp_min(1)
+    parts: list[tuple[Tensor, ...]] = []
+    start = 0
+    for features in decoder.split(_chunk(blocks, centred.shape[1])):
+        sums = torch.zeros(n_compared + permutations, len(features), dtype=torch.float64)
+        for block, paired in zip(blocks, pairings, strict=True):
+            sums += look_up(pair_sums(contexts, block, centred, features, start), paired)
+        start += len(features)
+        t = sums / n_tokens.sqrt()
+        p = _p_values(t[:n_compared], t[n_compared:])
+        z = (t[0] - t[n_compared:].mean(0)) / t[n_compared:].std(0).clamp_min(torch.finfo(t.dtype).tiny)
+        parts.append((sums[0], z, p[0], (p[1:] <= LEVEL).double().mean(0)))
+    statistic, z_scores, p_value, rejected = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Permuted(statistic, z_scores, p_value, float(rejected.mean()))
+
+
+def _p_values(compared: Tensor, permuted: Tensor) -> Tensor:
+    """(b + 1)/(N + 1) [compared, feature], with b of N permuted |t| [N, feature] not below the compared |t|."""
+    ascending = permuted.abs().T.contiguous().sort().values  # [feature, N]
+    bounds = compared.abs().T.contiguous() * (1 - TIE)
+    below = torch.searchsorted(ascending, bounds)
+    return (len(permuted) - below + 1).T.double() / (len(permuted) + 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The contexts of one category, whose documents are permuted among themselves."""
+
+    by_rank: list[Integers]  #: places of all documents' i-th contexts
+    documents: Integers  #: [context, of all categories] number of its document in the block; −1 outside
+    n_documents: int
+
+    @classmethod
+    def of(cls, contexts: PairedContexts, category: str) -> Block:
+        own = np.flatnonzero(contexts.categories == category)
+        ids = np.unique(contexts.documents[own])
+        documents = np.full(len(contexts.documents), -1)
+        documents[own] = np.searchsorted(ids, contexts.documents[own])
+        ranks = contexts.ranks[own]
+        return cls([own[ranks == i] for i in range(ranks.max() + 1)], documents, len(ids))
+
+    def pairings(self, n: int, generator: np.random.Generator) -> Tensor:
+        """[1 + n, document] π(A): the identity, then random permutations."""
+        every = np.tile(np.arange(self.n_documents), (1 + n, 1))
+        every[1:] = generator.permuted(every[1:], axis=1)
+        return torch.from_numpy(every)
+
+
+def _chunk(blocks: list[Block], n_positions: int) -> int:
+    """Features taken at once."""
+    widest = max(block.n_documents * max(block.n_documents, n_positions) for block in blocks)
+    return max(1, CHUNK_NUMBERS // widest)
+
+
+def pair_sums(
+    contexts: PairedContexts, block: Block, centred: Tensor, decoder: Tensor, first_feature: int = 0
+) -> Tensor:
+    """M [document A, document B, feature] of a block, float64, for the features from `first_feature` on.
+
+    decoder: their rows. Only active tokens are visited: each adds a·g̃ of all B at once.
+    """
+    n_documents, n_features = block.n_documents, len(decoder)
+    sums = torch.zeros(n_documents, n_features, n_documents, dtype=torch.float64)
+    here = (contexts.feature >= first_feature) & (contexts.feature < first_feature + n_features)
+    for places in block.by_rank:
+        chosen = here & np.isin(contexts.context, places)
+        if not chosen.any():
+            continue
+        documents = torch.from_numpy(block.documents[places])
+        g = -(centred[torch.from_numpy(places)] @ decoder.T).permute(1, 2, 0).contiguous()  # [position, feature, B]
+        feature = torch.from_numpy(contexts.feature[chosen] - first_feature)
+        activation = torch.from_numpy(contexts.activation[chosen])
+        products = activation[:, None] * g[torch.from_numpy(contexts.position[chosen]), feature].double()
+        own = torch.from_numpy(block.documents[contexts.context[chosen]])
+        flat = torch.zeros(n_documents * n_features, len(places), dtype=torch.float64)
+        flat.index_add_(0, own * n_features + feature, products)
+        sums[:, :, documents] += flat.view(n_documents, n_features, len(places))
+    return sums.transpose(1, 2)
+
+
+def paired_tokens(block: Block, centred: Tensor) -> Tensor:
+    """Tokens that count in both documents [A, B, 1] of a block, over all their paired contexts; float64."""
+    counted = (centred != 0).any(-1).double()
+    n_tokens = torch.zeros(block.n_documents, block.n_documents, 1, dtype=torch.float64)
+    for places in block.by_rank:
+        documents, own = torch.from_numpy(block.documents[places]), counted[torch.from_numpy(places)]
+        n_tokens[documents[:, None], documents, 0] += own @ own.T
+    return n_tokens
+
+
+def look_up(sums: Tensor, pairings: Tensor) -> Tensor:
+    """Σ_A M[A, π(A)] [pairing, feature] for M [A, B, feature] and π [pairing, A]."""
+    n_documents = sums.shape[0]
+    cells = pairings + torch.arange(n_documents) * n_documents
+    return torch.nn.functional.embedding_bag(cells, sums.reshape(n_documents**2, -1), mode="sum")
+
+
+def within_rows(gradients: Tensor, included: Tensor, rows: list[Integers], min_mates: int) -> Tensor:
+    """∇̃ [context, position, d_model]: what `ingest.statistics` tests, 0 where not counted.
+
+    gradients: s_t·∂E/∂x, changed in place. included: [context, position]. rows: places of the contexts of each row of
+    the plan: mates. A position counts with at least min_mates other contexts included there.
+    """
+    for places in map(torch.from_numpy, rows):
+        own = included[places][..., None].to(gradients.dtype)
+        g = gradients[places] * own
+        g = (g - g.sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp_min(1)) * own
+        mates = own.sum(0) - own
+        g -= (g.sum(0) - g) / mates.clamp_min(1)
+        gradients[places] = g * own * (mates >= min_mates)
+    return gradients

@@ -1,0 +1,390 @@
+"""`elw efas test`: the current run of a warehouse in, permutation p beside z, p and q of `efas` out.
+
+Gradient vectors are the stored ones, or those of the model run again on a seeded sample of the plan's rows: whole rows,
+since a context's mates are needed for its g̃. Activations, included and counted tokens always come from the warehouse,
+and so do the tokens that the model is run on: no text has to be there any more. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
+from energy_lens.analysis.significance import benjamini_hochberg
+from energy_lens.ingest.energies import make_energies
+from energy_lens.ingest.models import load_model, locate
+from energy_lens.ingest.pipeline import DTYPES
+from energy_lens.ingest.reading import Reader
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import load_sae, shipped_folder
+from energy_lens.ingest.statistics import MIN_MATES
+from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.warehouse.plan import Context
+from energy_lens.warehouse.query import announce_state
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Contexts that the model is run on again when no number is given.
+DEFAULT_CONTEXTS = 256
+
+#: Numbers of gradient vectors held at once: 1 GB.
+MAX_GRADIENT_NUMBERS = 250_000_000
+
+#: With fewer, (b + 1)/(N + 1) cannot be 0.05.
+FEWEST_PERMUTATIONS = 19
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class PermutationOptions:
+    """What `elw efas test` can be told."""
+
+    layers: tuple[int, ...] | None = None  #: None: all of the run
+    energies: tuple[str, ...] | None = None
+    category: str = ALL
+    permutations: int = 1_000
+    contexts: int | None = None  #: size of the sample; None: all that are stored, else DEFAULT_CONTEXTS
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """One layer and energy; arrays are by tested feature."""
+
+    layer: int
+    energy: str
+    features: Integers
+    n_active: Integers  #: counted active tokens in the contexts used
+    n_contexts: Integers  #: contexts with such a token
+    permuted: Permuted
+    q_permutation: Floats  #: Benjamini and Hochberg's, of the permutation p
+    z: Floats  #: as `efas` has it, on all contexts
+    p_value: Floats
+    q_value: Floats
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Layer, energy and feature, then the figures of each feature: the permutation's, then those of `efas`."""
+        permuted = self.permuted
+        figures = (
+            self.features, self.n_active, self.n_contexts, permuted.statistic, permuted.z, permuted.p,
+            self.q_permutation, self.z, self.p_value, self.q_value,
+        )  # fmt: skip
+        for row in zip(*(values.tolist() for values in figures), strict=True):
+            yield (self.layer, self.energy, *row)
+
+
+@dataclass(frozen=True)
+class _Run:
+    run_id: int
+    model: str
+    model_sha256: str
+    context_length: int
+    d_model: int
+    dtype: str
+    store_gradients: bool
+    layers: list[int]
+    energies: list[str]
+    settings: str
+
+
+@dataclass(frozen=True)
+class _Used:
+    """The contexts used, row by row of the plan."""
+
+    ids: Integers
+    categories: NDArray[np.object_]
+    documents: Integers
+    ranks: Integers  #: the how manieth of its document's used contexts it is
+    rows: list[Integers]  #: places in the arrays above
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one layer and energy is tested on."""
+
+    layer: int
+    energy: str
+    tested: Mapping[str, NDArray[Any]]  #: feature, z, p_value and q_value of `efas`
+    contexts: PairedContexts
+    centred: Tensor  #: ∇̃ [context, position, d_model]
+    decoder: Tensor  #: rows of the tested features
+
+
+def check_run(path: Path | None, options: PermutationOptions) -> list[LayerOutcome]:
+    """Test the current run's features by permuting documents.
+
+    Raises UsageError when there is no run, nothing that efas tests, a layer, energy or category that is not there, or
+    when the model or an SAE is needed and is no longer what it was.
+    """
+    return [_outcome(inputs, options) for inputs in CurrentRun(path, options).inputs()]
+
+
+def _outcome(inputs: Inputs, options: PermutationOptions) -> LayerOutcome:
+    contexts, tested = inputs.contexts, inputs.tested
+    permuted = permutation_test(contexts, inputs.centred, inputs.decoder, options.permutations, options.seed)
+    n_features, n_contexts = len(tested["feature"]), len(contexts.documents)
+    cells = np.unique(contexts.feature * n_contexts + contexts.context)
+    return LayerOutcome(
+        layer=inputs.layer,
+        energy=inputs.energy,
+        features=tested["feature"].astype(np.int64),
+        n_active=np.bincount(contexts.feature, minlength=n_features),
+        n_contexts=np.bincount(cells // n_contexts, minlength=n_features),
+        permuted=permuted,
+        q_permutation=benjamini_hochberg(permuted.p),
+        **{name: tested[name].astype(np.float64) for name in ("z", "p_value", "q_value")},
+    )
+
+
+class CurrentRun:
+    """The current run of a warehouse, as far as the test needs it."""
+
+    def __init__(self, path: Path | None, options: PermutationOptions) -> None:
+        """Raises UsageError as `check_run` does."""
+        if options.permutations < FEWEST_PERMUTATIONS:
+            raise UsageError(f"--permutations is {options.permutations}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
+        self.path, self.options = path, options
+        with Warehouse(path) as warehouse:
+            announce_state(warehouse)
+            row = warehouse.run("permutation/run").fetchone()
+            if row is None:
+                raise UsageError(f"There is no run in {warehouse.path}: make one with elw ingest.")
+            self.run = _Run(*row)
+            self.layers = self._chosen(options.layers, self.run.layers, "layer")
+            self.energies = self._chosen(options.energies, self.run.energies, "energy")
+            self.tested = self._tested(warehouse)
+            saes = warehouse.run("permutation/saes", run=self.run.run_id).fetchall()
+            self.saes = {layer: self._sae(layer, *place) for layer, *place in saes if layer in self.layers}
+            # A normalised SAE's gradients need each token's scale, which is not stored.
+            self.stored = self.run.store_gradients and all(s.normalisation == "none" for s in self.saes.values())
+            self.used = self._sample(warehouse)
+
+    def inputs(self) -> Iterator[Inputs]:
+        """What to test, by layer and energy."""
+        computed = None if self.stored else self._computed()
+        for (layer, energy), tested in self.tested.items():
+            included = self._included(layer)
+            gradients = (
+                computed.pop((layer, energy)) if computed is not None else self._vectors(layer, energy, included)
+            )
+            yield Inputs(
+                layer, energy, tested, self._paired(layer, tested["feature"]),
+                within_rows(gradients, included, self.used.rows, MIN_MATES),
+                self.saes[layer].W_dec[torch.from_numpy(tested["feature"].astype(np.int64))],
+            )  # fmt: skip
+
+    # -- what is asked
+
+    def _chosen(self, wanted: Sequence[Any] | None, known: Sequence[Any], what: str) -> list[Any]:
+        if missing := [name for name in wanted or () if name not in known]:
+            has = ", ".join(map(str, known))
+            raise UsageError(f"Run {self.run.run_id} has no {what} {missing[0]}: choose among {has} (--{what}).")
+        return [name for name in known if wanted is None or name in wanted]
+
+    def _tested(self, warehouse: Warehouse) -> dict[tuple[int, str], dict[str, NDArray[Any]]]:
+        """What efas says of the features it tests, by layer and energy."""
+        category = self.options.category
+        columns = warehouse.run("permutation/tested_features", run=self.run.run_id, category=category).numpy()
+        places = list(zip(columns["layer"].tolist(), columns["energy"].tolist(), strict=True))
+        wanted = {(layer, energy) for layer in self.layers for energy in self.energies} & set(places)
+        if not wanted:
+            known = [name for (name,) in warehouse.run("permutation/categories").fetchall()]
+            if known and category not in known:
+                raise UsageError(
+                    f"Run {self.run.run_id} has no category {category}: choose among {', '.join(known)} (--category)."
+                )
+            raise UsageError(
+                f"efas tests nothing there in run {self.run.run_id} (z is NULL): a feature needs 50 active counted "
+                "tokens in 10 contexts of 5 documents, and a category 4 documents in a half; ingest more text."
+            )
+        place = np.array([wanted_place in wanted for wanted_place in places])
+        layers, energies = columns["layer"], columns["energy"].astype(object)
+        return {
+            (layer, energy): {
+                name: np.asarray(values[place & (layers == layer) & (energies == energy)])
+                for name, values in columns.items()
+            }
+            for layer, energy in sorted(wanted)
+        }
+
+    # -- contexts
+
+    def _sample(self, warehouse: Warehouse) -> _Used:
+        """Rows of the plan with mates enough, all of them or a seeded sample in turn from each category."""
+        stored = warehouse.run("permutation/rows", run=self.run.run_id, category=self.options.category).fetchall()
+        rows: dict[int, list[tuple[str, int, int, int]]] = {}
+        for number, *context in stored:
+            rows.setdefault(number, []).append(tuple(context))
+        usable = [row for row in rows.values() if len(row) > MIN_MATES]
+        available = sum(map(len, usable))
+        limit, why = self._limit()
+        if limit < available:
+            generator = np.random.default_rng(self.options.seed)
+            by_category: dict[str, list[list[tuple[str, int, int, int]]]] = {}
+            for row in usable:
+                by_category.setdefault(row[0][0], []).append(row)
+            queues = [deque(own[i] for i in generator.permutation(len(own))) for _, own in sorted(by_category.items())]
+            usable = []
+            while any(queues) and sum(map(len, usable)) < limit:
+                usable += [queue.popleft() for queue in queues if queue]
+            n_used = sum(map(len, usable))
+            if n_used < available:
+                _say(f"A sample of {n_used:,} of {available:,} contexts is used{why}; z and q are of all of them.")
+        contexts = [context for row in usable for context in row]
+        categories, ids, documents, indices = (np.array(column) for column in zip(*contexts, strict=True))
+        order = np.lexsort((indices, documents))
+        first = np.concatenate(([True], np.diff(documents[order]) != 0))
+        ranks = np.empty(len(ids), dtype=np.int64)
+        ranks[order] = np.arange(len(ids)) - np.flatnonzero(first)[np.cumsum(first) - 1]
+        ends = np.cumsum([len(row) for row in usable])
+        places = [np.arange(end - len(row), end) for row, end in zip(usable, ends, strict=True)]
+        return _Used(ids, categories.astype(object), documents, ranks, places)
+
+    def _limit(self) -> tuple[float, str]:
+        """Contexts to use at most, and why no more."""
+        held = 1 if self.stored else len(self.layers) * len(self.energies)
+        memory = max(1, MAX_GRADIENT_NUMBERS // (self.run.context_length * self.run.d_model * held))
+        if self.options.contexts or self.stored:
+            wanted, why = self.options.contexts or math.inf, ""
+        else:
+            wanted, why = DEFAULT_CONTEXTS, ", since the model is run again (--contexts takes more)"
+        return (memory, ", for want of memory") if memory < wanted else (wanted, why)
+
+    def _places(self, token_ids: Integers) -> tuple[Integers, Integers]:
+        """Place of its context and position of each token."""
+        order = np.argsort(self.used.ids)
+        context = order[np.searchsorted(self.used.ids, token_ids // self.run.context_length, sorter=order)]
+        return context, token_ids % self.run.context_length
+
+    def _included(self, layer: int) -> Tensor:
+        """[context, position] bool."""
+        with Warehouse(self.path) as warehouse:
+            columns = warehouse.run("permutation/masks", **self._of(layer)).numpy()
+        included = torch.zeros(len(self.used.ids), self.run.context_length, dtype=torch.bool)
+        included[tuple(map(torch.from_numpy, self._places(columns["token_id"])))] = True
+        return included
+
+    def _paired(self, layer: int, features: NDArray[Any]) -> PairedContexts:
+        with Warehouse(self.path) as warehouse:
+            found = warehouse.run("permutation/activations", features=features.tolist(), **self._of(layer)).numpy()
+        context, position = self._places(found["token_id"])
+        feature = np.searchsorted(features, found["feature"])
+        used = self.used
+        return PairedContexts(
+            used.categories, used.documents, used.ranks, context, position, feature,
+            found["activation"].astype(np.float64),
+        )  # fmt: skip
+
+    def _of(self, layer: int) -> dict[str, Any]:
+        return {
+            "run": self.run.run_id, "layer": layer, "context_length": self.run.context_length,
+            "contexts": self.used.ids.tolist(),
+        }  # fmt: skip
+
+    # -- gradients
+
+    def _vectors(self, layer: int, energy: str, included: Tensor) -> Tensor:
+        """Stored ∂E/∂x [context, position, d_model]."""
+        with Warehouse(self.path) as warehouse:
+            columns = warehouse.run("permutation/vectors", energy=energy, **self._of(layer)).numpy()
+        gradients = torch.zeros(*included.shape, self.run.d_model)
+        vectors = torch.from_numpy(np.stack(list(columns["vector"])))
+        gradients[tuple(map(torch.from_numpy, self._places(columns["token_id"])))] = vectors
+        return gradients
+
+    def _computed(self) -> dict[tuple[int, str], Tensor]:
+        """s_t·∂E/∂x [context, position, d_model] by layer and energy, from the model run again."""
+        run = self.run
+        _, sha256 = locate(run.model)
+        if sha256 != run.model_sha256:
+            raise UsageError(
+                f"{run.model} is another model now than the one of run {run.run_id}: bring that one back, or ingest "
+                "anew."
+            )
+        energies = make_energies(self.energies)
+        versions: Mapping[str, int] = json.loads(run.settings)["energies"]
+        if changed := [energy.name for energy in energies if energy.version != versions[energy.name]]:
+            raise UsageError(
+                f"This version of elw computes {changed[0]} in another way than run {run.run_id} did: ingest anew."
+            )
+        model = load_model(run.model, DTYPES[run.dtype])
+        shape = (len(self.used.ids), run.context_length, run.d_model)
+        gradients = {(layer, energy): torch.zeros(shape) for layer in self.layers for energy in self.energies}
+        with Warehouse(self.path) as warehouse:
+            tokens = warehouse.run(
+                "permutation/tokens", run=run.run_id, context_length=run.context_length, contexts=self.used.ids.tolist()
+            ).numpy()
+        starts = np.searchsorted(tokens["context_id"], self.used.ids)
+        ends = np.searchsorted(tokens["context_id"], self.used.ids, side="right")
+        contexts = [
+            (Context(int(id_), 0, 0, 0, int(end - start)), tokens["vocabulary_id"][start:end])
+            for id_, start, end in zip(self.used.ids, starts, ends, strict=True)
+        ]
+        readings = Reader(model, self.saes, energies, batch_size=8).read(contexts)
+        every = 0.5 if sys.stderr.isatty() else 30
+        bar = tqdm(readings, total=len(contexts), unit="context", mininterval=every, desc="Gradients")
+        for i, reading in enumerate(bar):
+            for layer, own in reading.layers.items():
+                for energy in self.energies:
+                    vectors = own.decoder_gradients(energy)
+                    gradients[layer, energy][i, : len(vectors)] = vectors
+        return gradients
+
+    def _sae(self, layer: int, sha256: str, source: str, norm_median: float) -> SparseAutoencoder:
+        """The SAE of a layer of the run. Raises UsageError when it is not where it was, or is another."""
+        folder = Path(source)
+        if source.startswith("shipped/"):
+            folder = shipped_folder(source.split("/")[1], layer)
+        try:
+            sae = load_sae(folder)
+        except ElwError as error:
+            raise UsageError(
+                f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "
+                "ingest anew."
+            ) from error
+        if sae.sha256 != sha256:
+            raise UsageError(
+                f"The SAE of layer {layer}, {source}, is another now than in run {self.run.run_id}: bring that one "
+                "back, or ingest anew."
+            )
+        return replace(sae, norm_median=norm_median)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def summaries(outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
+    """A sentence for each energy: how far the two tests agree, and how often a random pairing is rejected."""
+    from scipy.stats import spearmanr
+
+    for energy in dict.fromkeys(outcome.energy for outcome in outcomes):
+        own = [outcome for outcome in outcomes if outcome.energy == energy]
+        z, p_value = (np.concatenate([getattr(o, name) for o in own]) for name in ("z", "p_value"))
+        z_permutation = np.concatenate([o.permuted.z for o in own])
+        p = np.concatenate([o.permuted.p for o in own])
+        agreement = f"{spearmanr(z, z_permutation).statistic:.2f}" if len(z) > 2 else "undefined"
+        random = float(np.average([o.permuted.random_rejected for o in own], weights=[len(o.features) for o in own]))
+        by_z, by_permutation = p_value <= LEVEL, p <= LEVEL
+        yield (
+            f"{energy}: {len(z):,} features tested in {len(own)} layer{'s' * (len(own) != 1)}; Spearman correlation of "
+            f"z and its permutation {agreement}; at 5 % z rejects {by_z.mean():.1%}, the permutation "
+            f"{by_permutation.mean():.1%}, both {(by_z & by_permutation).mean():.1%}; a random pairing of documents is "
+            f"rejected for {random:.1%}."
+        )
