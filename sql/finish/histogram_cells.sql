@@ -1,7 +1,5 @@
 -- Joint histograms of one layer and energy, by category and for all together. {gradient} is the quoted column of the
--- energy, e.g. "g_nll". Counts of all kinds go through one long form, (feature, category, place, n), in which a place
--- is 1 to 32 for own active cells, then as they stand in `stream`: 33 to 64 for the mates' active cells, 65 to 72 for
--- inactive tokens, 73 to 80 for the mates' inactive ones.
+-- energy, e.g. "g_nll". Cells of active tokens are numbered 1 to 32: the bin of a outer, that of g inner.
 INSERT INTO histogram_cells BY NAME
 WITH bins AS MATERIALIZED (
     SELECT feature, q25, q50, q75, g1, g2, g3, g4, g5, g6, g7
@@ -26,40 +24,61 @@ binned AS (
         8 * ((a.activation > q25)::INTEGER + (a.activation > q50)::INTEGER + (a.activation > q75)::INTEGER)
         + 1 + (a.{gradient} > g1)::INTEGER + (a.{gradient} > g2)::INTEGER + (a.{gradient} > g3)::INTEGER
         + (a.{gradient} > g4)::INTEGER + (a.{gradient} > g5)::INTEGER + (a.{gradient} > g6)::INTEGER
-        + (a.{gradient} > g7)::INTEGER AS place
+        + (a.{gradient} > g7)::INTEGER AS cell
     FROM activations AS a
     JOIN bins USING (feature)
     WHERE a.run_id = $run AND a.layer = $layer
 ),
 own AS (
-    SELECT b.feature, p.category, b.place, count(*) AS n
+    SELECT b.feature, p.category, b.cell, count(*) AS n
     FROM binned AS b
     JOIN places AS p USING (context_id)
     GROUP BY ALL
 ),
-stream AS (
+-- Lists are written out, since unnesting and gathering them takes several times as long (measured).
+own_cells AS (
+    SELECT
+        feature,
+        coalesce(category, 'all') AS category,
+        [
+            sum(n) FILTER (cell = 1), sum(n) FILTER (cell = 2), sum(n) FILTER (cell = 3), sum(n) FILTER (cell = 4),
+            sum(n) FILTER (cell = 5), sum(n) FILTER (cell = 6), sum(n) FILTER (cell = 7), sum(n) FILTER (cell = 8),
+            sum(n) FILTER (cell = 9), sum(n) FILTER (cell = 10), sum(n) FILTER (cell = 11), sum(n) FILTER (cell = 12),
+            sum(n) FILTER (cell = 13), sum(n) FILTER (cell = 14), sum(n) FILTER (cell = 15), sum(n) FILTER (cell = 16),
+            sum(n) FILTER (cell = 17), sum(n) FILTER (cell = 18), sum(n) FILTER (cell = 19), sum(n) FILTER (cell = 20),
+            sum(n) FILTER (cell = 21), sum(n) FILTER (cell = 22), sum(n) FILTER (cell = 23), sum(n) FILTER (cell = 24),
+            sum(n) FILTER (cell = 25), sum(n) FILTER (cell = 26), sum(n) FILTER (cell = 27), sum(n) FILTER (cell = 28),
+            sum(n) FILTER (cell = 29), sum(n) FILTER (cell = 30), sum(n) FILTER (cell = 31), sum(n) FILTER (cell = 32)
+        ]::BIGINT[] AS counts
+    FROM own
+    GROUP BY GROUPING SETS ((feature, category), (feature))
+),
+streamed AS (
     SELECT
         h.feature,
-        g.category,
-        list_concat(list_resize([]::INTEGER[], 32, 0), h.mates_active, h.inactive, h.mates_inactive) AS counts
+        coalesce(g.category, 'all') AS category,
+        [
+            sum(h.inactive[1]), sum(h.inactive[2]), sum(h.inactive[3]), sum(h.inactive[4]),
+            sum(h.inactive[5]), sum(h.inactive[6]), sum(h.inactive[7]), sum(h.inactive[8])
+        ]::BIGINT[] AS inactive,
+        [
+            sum(h.mates_active[1]), sum(h.mates_active[2]), sum(h.mates_active[3]), sum(h.mates_active[4]),
+            sum(h.mates_active[5]), sum(h.mates_active[6]), sum(h.mates_active[7]), sum(h.mates_active[8]),
+            sum(h.mates_active[9]), sum(h.mates_active[10]), sum(h.mates_active[11]), sum(h.mates_active[12]),
+            sum(h.mates_active[13]), sum(h.mates_active[14]), sum(h.mates_active[15]), sum(h.mates_active[16]),
+            sum(h.mates_active[17]), sum(h.mates_active[18]), sum(h.mates_active[19]), sum(h.mates_active[20]),
+            sum(h.mates_active[21]), sum(h.mates_active[22]), sum(h.mates_active[23]), sum(h.mates_active[24]),
+            sum(h.mates_active[25]), sum(h.mates_active[26]), sum(h.mates_active[27]), sum(h.mates_active[28]),
+            sum(h.mates_active[29]), sum(h.mates_active[30]), sum(h.mates_active[31]), sum(h.mates_active[32])
+        ]::BIGINT[] AS mates_active,
+        [
+            sum(h.mates_inactive[1]), sum(h.mates_inactive[2]), sum(h.mates_inactive[3]), sum(h.mates_inactive[4]),
+            sum(h.mates_inactive[5]), sum(h.mates_inactive[6]), sum(h.mates_inactive[7]), sum(h.mates_inactive[8])
+        ]::BIGINT[] AS mates_inactive
     FROM feature_histograms AS h
     JOIN plan_groups AS g USING (run_id, group_id)
     WHERE h.run_id = $run AND h.layer = $layer AND h.energy = $energy
-),
-streamed AS (
-    SELECT feature, category, place, sum(n)::BIGINT AS n
-    FROM (SELECT feature, category, unnest(counts) AS n, generate_subscripts(counts, 1) AS place FROM stream)
-    GROUP BY ALL
-),
-summed AS (
-    SELECT feature, coalesce(category, 'all') AS category, place, sum(n)::BIGINT AS n
-    FROM (FROM own UNION ALL FROM streamed)
-    GROUP BY GROUPING SETS ((feature, category, place), (feature, place))
-),
-laid_out AS (
-    SELECT feature, category, list(n ORDER BY place) AS counts
-    FROM summed
-    GROUP BY feature, category
+    GROUP BY GROUPING SETS ((h.feature, g.category), (h.feature))
 ),
 included AS MATERIALIZED (
     SELECT
@@ -82,16 +101,17 @@ sizes AS (
 SELECT
     $run AS run_id,
     $layer AS layer,
-    l.feature,
+    h.feature,
     $energy AS energy,
-    l.category,
+    h.category,
     s.n_tokens,
-    l.counts[1:32] AS active,
-    l.counts[65:72] AS inactive,
+    list_transform(coalesce(o.counts, list_resize([]::BIGINT[], 32)), lambda n: coalesce(n, 0)) AS active,
+    h.inactive,
     s.mates_tokens,
-    l.counts[33:64] AS mates_active,
-    l.counts[73:80] AS mates_inactive
-FROM laid_out AS l
+    h.mates_active,
+    h.mates_inactive
+FROM streamed AS h
 JOIN sizes AS s USING (category)
-WHERE l.category = 'all' OR list_sum(l.counts[1:32]) > 0
-ORDER BY l.category, l.feature
+LEFT JOIN own_cells AS o USING (feature, category)
+WHERE h.category = 'all' OR o.counts IS NOT NULL
+ORDER BY h.category, h.feature
