@@ -1,4 +1,4 @@
-"""Finish: stored rows and stream sums in, `feature_statistics` out, in one transaction.
+"""Finish: stored rows and stream sums in, `feature_statistics` and `histogram_cells` out, in one transaction.
 
 Sums come from SQL, by feature and document; here they are laid out densely over documents, a chunk of features at a
 time, and combined for all documents, each category, and each half. What is left, from sums to scores and intervals,
@@ -56,13 +56,14 @@ class _Run:
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
-    """Fill feature_statistics for a run.
+    """Fill feature_statistics and histogram_cells for a run.
 
     decoders: layer: decoder rows [d_sae, d_model]. Everything or nothing is replaced.
     """
     with open_warehouse() as warehouse, warehouse.transaction():
         run = _read_run(warehouse, run_id)
-        warehouse.sql("DELETE FROM feature_statistics WHERE run_id = $run", run=run_id)
+        for table in ("feature_statistics", "histogram_cells"):
+            warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run", run=run_id)
         for layer in run.layers:
             rows = decoders[layer].numpy()
             counted = warehouse.run("finish/counted_activations", **_place(run, layer)).numpy()
@@ -71,7 +72,19 @@ def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mappi
                     warehouse.append("feature_statistics", frame)
                 for frame in _discrete_statistics(warehouse, run, layer, energy, len(rows)):
                     warehouse.append("feature_statistics", frame)
+                count_cells(warehouse, run_id, layer, energy, run.context_length)
         warehouse.run("finish/record", run=run_id)
+
+
+def count_cells(warehouse: Warehouse, run_id: int, layer: int, energy: str, context_length: int) -> None:
+    """Fill histogram_cells for one layer and energy, from stored activations and feature_histograms."""
+    place = {"run": run_id, "layer": layer, "energy": energy, "context_length": context_length}
+    warehouse.run_formatted("finish/histogram_cells", {"gradient": _gradient_column(energy)}, **place)
+
+
+def _gradient_column(energy: str) -> str:
+    """Quoted name of the column of activations that holds an energy's decoder gradient."""
+    return '"' + f"g_{energy}".replace('"', '""') + '"'
 
 
 def _read_run(warehouse: Warehouse, run_id: int) -> _Run:
@@ -106,8 +119,8 @@ def _decoder_statistics(
     counted: Mapping[str, NDArray[np.generic]],
 ) -> Iterator[pl.DataFrame]:
     """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
-    column = '"' + f"g_{energy}".replace('"', '""') + '"'
-    active = warehouse.run_formatted("finish/active_sums", {"gradient": column}, **_place(run, layer)).numpy()
+    column = {"gradient": _gradient_column(energy)}
+    active = warehouse.run_formatted("finish/active_sums", column, **_place(run, layer)).numpy()
     n_tokens, gradients = _document_gradients(warehouse, run, layer, energy, rows.shape[1])
     moments = _Moments(warehouse.run("finish/moments", run=run.run_id, layer=layer, energy=energy).numpy())
     active_sums, counted_sums = _Sparse(active, run), _Sparse(counted, run)

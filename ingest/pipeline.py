@@ -3,7 +3,8 @@
 1. Find the documents; settle model, SAEs, energies and precision: together they are the run's identity.
 2. In one transaction write the plan: documents, contexts, groups. A run that exists is continued: documents it does
    not hold are appended as new groups.
-3. Before the first group, measure the gradients' mean and spread on a seeded sample (calibration).
+3. Before the first group, measure the gradients' mean and spread on a seeded sample (calibration), and store the
+   quartiles that came with the SAEs: the bins of mutual information.
 4. Group by group: run the model, take statistics, commit everything in one transaction. The file is open only then.
 5. Finish: fill feature_statistics.
 
@@ -33,6 +34,7 @@ from energy_lens import __version__
 from energy_lens.analysis.finish import finish
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.energies import ENERGIES, Energy, make_energies
+from energy_lens.ingest.histograms import quartile_rows, read_histogram_plan
 from energy_lens.ingest.models import (
     DEFAULT_LAYERS,
     DEFAULT_MODEL,
@@ -456,6 +458,8 @@ class _Ingest:
                 frame = pl.DataFrame({"feature": np.arange(sae.d_sae, dtype=np.int32), "g_mean": mean, "g_sd": sd})
                 frames.append(frame.with_columns(run_id=pl.lit(run.run_id), layer=layer, energy=pl.lit(energy.name)))
         with self._open() as warehouse, warehouse.transaction():
+            for sae in self.saes.values():
+                warehouse.append("activation_quartiles", quartile_rows(sae).with_columns(run_id=pl.lit(run.run_id)))
             warehouse.append("calibration", pl.concat(frames))
 
     @cached_property
@@ -503,7 +507,11 @@ class _Ingest:
 
     def _process(self, run: StoredRun, groups: Sequence[Group], committed: list[Group]) -> None:
         """Run the groups; `committed` grows as their transactions succeed."""
-        builder = GroupBuilder(run.run_id, self.settings.context_length, self._reader, self.options.store_gradients)
+        with self._open() as warehouse:
+            histogram_plan = read_histogram_plan(warehouse, run.run_id, self.saes, list(self.settings.energies))
+        builder = GroupBuilder(
+            run.run_id, self.settings.context_length, self._reader, histogram_plan, self.options.store_gradients
+        )
         pending: deque[GroupTables] = deque()
         every = 0.5 if sys.stderr.isatty() else 30
         n_tokens = sum(group.n_tokens for group in groups)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,14 @@ class LayerRow:
     included: Tensor  #: [context, position] bool
     activations: SparseActivations  #: [context, position, K]; empty where not included
     gradients: Mapping[str, Tensor]  #: energy: s_t·∂E/∂x [context, position, d_model] float32
+
+
+class RowGradients(NamedTuple):
+    """Decoder gradients at a row's activations, by energy [context, position, K]."""
+
+    own: dict[str, Tensor]
+    mates: dict[str, Tensor]  #: g of the row's next context (cyclic) at the same position; 0 where that is not included
+    counted: Tensor  #: [context, position] bool: tokens that the within-context test counts
 
 
 @dataclass
@@ -77,11 +86,8 @@ class LayerStatistics:
             self.moments[energy] = Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     @torch.no_grad()
-    def add(self, row: LayerRow) -> tuple[dict[str, Tensor], Tensor]:
-        """Take in a row.
-
-        Returns g at its activations, by energy [context, position, K], and the counted mask [context, position].
-        """
+    def add(self, row: LayerRow) -> RowGradients:
+        """Take in a row; returns g at its activations."""
         n_contexts, _, d_model = next(iter(row.gradients.values())).shape
         inc = row.included[..., None].float()  # [context, position, 1]
         mates = inc.sum(0) - inc
@@ -102,26 +108,30 @@ class LayerStatistics:
             moments.gradient_sum += gradient.double().sum((0, 1))
             moments.gradient_outer += _outer(gradient)
             moments.centred_outer += _outer(tested)
-            vectors += [gradient, tested, null]
+            vectors += [gradient, tested, null, gradient.roll(-1, 0)]
         self.n_tokens += int(row.included.sum())
 
-        # [context·position, 3·energies, d_model]: the three vectors of each energy share the gathered decoder rows.
+        # [context·position, 4·energies, d_model]: the four vectors of each energy share the gathered decoder rows.
         stacked = torch.stack([vector.reshape(-1, d_model) for vector in vectors], 1)
         values = row.activations.values.flatten(0, 1)
         indices = row.activations.indices.flatten(0, 1)
-        g = -self._decoder_products(indices, stacked)  # [token, K, 3·energies]
+        g = -self._decoder_products(indices, stacked)  # [token, K, 4·energies]
         context = torch.arange(n_contexts).repeat_interleave(row.included.shape[1])[:, None].expand_as(indices)
         active = values > 0
         self._count(active & counted.reshape(-1, 1), context, indices, n_contexts)
         for i, energy in enumerate(self.energies):
             moments = self.moments[energy]
             for offset, s, s2 in ((1, moments.s, moments.s2), (2, moments.null_s, moments.null_s2)):
-                products = (values * g[..., 3 * i + offset]).double()
+                products = (values * g[..., 4 * i + offset]).double()
                 by_context = self._by_context(products[active], context[active], indices[active], n_contexts)
                 s += by_context.sum(0)
                 s2 += by_context.square().sum(0)
         shape = row.activations.values.shape
-        return {energy: g[..., 3 * i].reshape(shape) for i, energy in enumerate(self.energies)}, counted
+        own, following_g = (
+            {energy: g[..., 4 * i + offset].reshape(shape) for i, energy in enumerate(self.energies)}
+            for offset in (0, 3)
+        )
+        return RowGradients(own, following_g, counted)
 
     def _decoder_products(self, indices: Tensor, vectors: Tensor) -> Tensor:
         """⟨d_j, v⟩ for each token's active features and vectors: [token, K, vector]."""

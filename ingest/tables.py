@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from energy_lens.ingest.histograms import HistogramPlan, LayerHistograms
 from energy_lens.ingest.inclusion import REASONS
 from energy_lens.ingest.reading import ContextReading, Reader, layer_row
 from energy_lens.ingest.statistics import LayerStatistics, products, quadratic_form
@@ -21,6 +22,7 @@ from energy_lens.warehouse.plan import Group
 SORTED_BY = {
     "activations": ("layer", "feature", "token_id"),
     "feature_moments": ("layer", "energy", "feature"),
+    "feature_histograms": ("layer", "energy", "feature"),
     "token_layers": ("layer", "token_id"),
     "gradients": ("energy", "layer", "token_id"),
     "energies": ("energy", "layer", "token_id"),
@@ -40,8 +42,11 @@ class GroupTables:
 class GroupBuilder:
     """Turns readings into rows; `token_texts` caches the text of each vocabulary id."""
 
-    def __init__(self, run_id: int, context_length: int, reader: Reader, store_gradients: bool) -> None:
+    def __init__(
+        self, run_id: int, context_length: int, reader: Reader, histogram_plan: HistogramPlan, store_gradients: bool
+    ) -> None:
         self.run_id = run_id
+        self.histogram_plan = histogram_plan
         self.context_length = context_length
         self.reader = reader
         self.energies = [energy.name for energy in reader.energies]
@@ -55,6 +60,10 @@ class GroupBuilder:
         """
         columns: dict[str, list[dict[str, Any]]] = defaultdict(list)
         statistics = {layer: LayerStatistics(sae, self.energies) for layer, sae in self.reader.saes.items()}
+        histograms = {
+            layer: LayerHistograms(self.reader.saes[layer], self.energies, bins)
+            for layer, bins in self.histogram_plan.layers.items()
+        }
         document_sums: dict[tuple[int, int, str], tuple[int, NDArray[np.float64]]] = {}
         contexts = [(context, token_ids[context.context_id]) for row in group.rows for context in row]
         readings = self.reader.read(contexts)
@@ -62,11 +71,14 @@ class GroupBuilder:
             row_readings = [next(readings) for _ in row]
             for layer, layer_statistics in statistics.items():
                 padded = layer_row(row_readings, layer)
-                g, counted = layer_statistics.add(padded)
+                at_active = layer_statistics.add(padded)
+                if layer in histograms:
+                    sampled = [context.context_id in self.histogram_plan.sampled for context in row]
+                    histograms[layer].add(padded, at_active.mates, sampled)
                 for i, reading in enumerate(row_readings):
                     n, n_slots = reading.layers[layer].activations.values.shape
-                    own_g = {energy: values[i, :n, :n_slots].numpy() for energy, values in g.items()}
-                    self._layer_rows(columns, reading, layer, own_g, counted[i, :n].numpy())
+                    own_g = {energy: values[i, :n, :n_slots].numpy() for energy, values in at_active.own.items()}
+                    self._layer_rows(columns, reading, layer, own_g, at_active.counted[i, :n].numpy())
                     self._add_document_sums(document_sums, reading, layer)
             for reading in row_readings:
                 self._context_rows(columns, reading)
@@ -78,6 +90,8 @@ class GroupBuilder:
                 features = np.arange(layer_statistics.sae.d_sae, dtype=np.int32)
                 place = {"group_id": group.group_id, "layer": layer, "energy": energy}
                 columns["feature_moments"].append({**place, "feature": features, **moments})
+                if layer in histograms:
+                    columns["feature_histograms"].append({**place, **histograms[layer].columns(energy)})
         for (document_id, layer, energy), (n_tokens, total) in document_sums.items():
             columns["document_gradients"].append(
                 {

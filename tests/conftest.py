@@ -81,6 +81,15 @@ def _config(architecture: str):
     )  # fmt: skip
 
 
+def tiny_quartiles():
+    """Quartiles [TINY_FEATURES, 3], in the range of the tiny SAEs' activations; every ninth feature has none."""
+    import torch
+
+    quartiles = torch.tensor([3.2, 4.0, 4.8]) * torch.linspace(0.8, 1.2, TINY_FEATURES)[:, None]
+    quartiles[::9] = torch.nan
+    return quartiles
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     """tiny("llama" | "gpt2" | "gpt_neox"): a model folder and its SAEs, built once."""
@@ -105,7 +114,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
             rows /= rows.norm(dim=1, keepdim=True)
             sae = SparseAutoencoder(
                 layer=layer, k=TINY_K, W_enc=rows.T.contiguous(), b_enc=0.05 * torch.randn(TINY_FEATURES), W_dec=rows,
-                b_dec=0.1 * torch.randn(TINY_WIDTH), model_name=architecture,
+                b_dec=0.1 * torch.randn(TINY_WIDTH), quartiles=tiny_quartiles(), model_name=architecture,
             )  # fmt: skip
             save_sae(sae, folder / "saes" / f"layer_{layer}")
         tilts = {layer: torch.eye(TINY_WIDTH) + 0.1 * torch.randn(TINY_WIDTH, TINY_WIDTH) for layer in TINY_LAYERS}

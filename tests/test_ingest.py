@@ -335,8 +335,9 @@ def test_killed_at_every_stage(
     options, expected, _ = quiet_run
     own = replace(options, db=tmp_path / "staged.duckdb")
     stages = [
-        ("migrating", 1), ("making views", 1), ("append documents", 1), ("append plan", 1), ("append calibration", 1),
-        ("append activations", 1), ("run ingest/commit_group", 2), ("group", 3), ("append feature_moments", 1),
+        ("migrating", 1), ("making views", 1), ("append documents", 1), ("append plan", 1),
+        ("append activation_quartiles", 2), ("append calibration", 1), ("append activations", 1),
+        ("run ingest/commit_group", 2), ("group", 3), ("append feature_moments", 1), ("append feature_histograms", 2),
         ("append tokens", 4), ("run finish/moments", 2), ("append feature_statistics", 11), ("run finish/record", 1),
     ]  # fmt: skip
     for stage in stages:
@@ -481,8 +482,10 @@ def test_batch_size_changes_no_keys(options: IngestOptions, texts: Path, tmp_pat
         own = replace(options, db=tmp_path / f"{size}.duckdb", batch_size=size, max_tokens=600)
         ingest([texts], own)
         found[size] = tables(own.db)
+    # A gradient so close to a bin's edge that its last digit decides may be counted on either side.
+    counts = ("active", "inactive", "mates_active", "mates_inactive")
     for size in (1, 3):
-        assert_equal_tables(found[size], found[8], tolerance=1e-4)
+        assert_equal_tables(found[size], found[8], tolerance=1e-4, without=counts)
     assert ingest([texts], replace(own, batch_size=5)).new_groups == 0
 
 
@@ -539,7 +542,7 @@ def test_appended_files_add_groups_and_keep_old_ones(options: IngestOptions, cor
     included = "SELECT count(*) FILTER (included) FROM token_layers WHERE layer = 1"
     assert value(options.db, "SELECT DISTINCT n_tokens FROM efas WHERE layer = 1 AND energy = 'nll' "
                  "AND gradient = 'decoder' AND category = 'all'") == value(options.db, included)  # fmt: skip
-    for table in set(after) - {"runs", "saes", "models", "feature_statistics"}:
+    for table in set(after) - {"runs", "saes", "models", "feature_statistics", "histogram_cells"}:
         columns, keys, values = after[table]
         kept = set(map(str, before[table][1]))
         old = [i for i, key in enumerate(keys) if str(key) in kept]

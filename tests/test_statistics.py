@@ -180,18 +180,20 @@ def test_long_rows_equal_the_reference() -> None:
 
 @given(included=masks(), seed=st.integers(0, 2**32 - 1))
 def test_gradients_at_activations_and_counted_tokens(included: NDArray[np.bool_], seed: int) -> None:
-    """`add` returns g = −⟨∂E/∂x, d_j⟩ at each active slot, and the tokens that have at least 3 mates."""
+    """`add` returns g = −⟨∂E/∂x, d_j⟩ at each active slot, its own and the next context's, and the counted tokens."""
     generator = np.random.default_rng(seed)
     sae = make_sae(generator)
     row = make_row(included, generator)
     tensors = row.as_tensors()
-    g, counted = LayerStatistics(sae, ["nll"]).add(tensors)
+    found = LayerStatistics(sae, ["nll"]).add(tensors)
     others = included.sum(0) - included
-    np.testing.assert_array_equal(counted.numpy(), included & (others >= 3))
+    np.testing.assert_array_equal(found.counted.numpy(), included & (others >= 3))
     dense = -row.gradients["nll"] @ sae.W_dec.double().numpy().T
     active = tensors.activations.values.numpy() > 0
-    expected = np.take_along_axis(dense, tensors.activations.indices.numpy(), -1)
-    np.testing.assert_allclose(g["nll"].numpy()[active], expected[active], rtol=1e-5, atol=1e-5)
+    following = np.where(np.roll(included, -1, 0)[..., None], np.roll(dense, -1, 0), 0)
+    for g, everywhere in ((found.own, dense), (found.mates, following)):
+        expected = np.take_along_axis(everywhere, tensors.activations.indices.numpy(), -1)
+        np.testing.assert_allclose(g["nll"].numpy()[active], expected[active], rtol=1e-5, atol=1e-5)
 
 
 def test_what_excluded_tokens_hold_does_not_matter() -> None:

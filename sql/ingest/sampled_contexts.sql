@@ -1,0 +1,3 @@
+SELECT context_id
+FROM sampled_contexts
+WHERE run_id = $run
