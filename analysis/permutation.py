@@ -16,7 +16,7 @@ Where the null distribution comes from is not: from one document's activations w
                        fires at gradients that are large, of either sign. The observed pairing drops nothing and a
                        permuted one does where documents differ in length, so that without √n it would reject too often:
                        with nothing true, in simulations, 6 % at 5 % at lengths like those of this package's corpus and
-                       16 to 20 % at very unequal ones, where both statistics here reject 4 to 6 %.
+                       16 to 20 % at very unequal ones, where both statistics here reject 3 to 6 %.
 """
 
 from __future__ import annotations

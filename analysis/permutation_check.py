@@ -275,7 +275,7 @@ class CurrentRun:
     def _included(self, layer: int) -> Tensor:
         """[context, position] bool."""
         with Warehouse(self.path) as warehouse:
-            columns = warehouse.run("permutation/masks", **self._of(layer)).numpy()
+            columns = warehouse.run("permutation/included", **self._of(layer)).numpy()
         included = torch.zeros(len(self.used.ids), self.run.context_length, dtype=torch.bool)
         included[tuple(map(torch.from_numpy, self._places(columns["token_id"])))] = True
         return included
