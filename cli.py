@@ -435,7 +435,7 @@ def efas_test(
     outcomes = check.check_run(db, options)
     columns = [("layer", "integer"), ("energy", "varchar"), ("feature", "integer"), ("n_active", "bigint")]
     columns += [("n_contexts", "bigint"), ("statistic", "double"), ("z_permutation", "double")]
-    columns += [("p_permutation", "double"), ("q_permutation", "double")]
+    columns += [("p_permutation", "double"), ("q_permutation", "double"), ("p_sum", "double")]
     columns += [("z", "double"), ("p_value", "double"), ("q_value", "double")]
     found = sorted((row for outcome in outcomes for row in outcome.rows()), key=lambda row: (row[7], -abs(row[6])))
     shown = found[:rows] if form is TextFormat.table and rows else found

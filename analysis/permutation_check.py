@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ Integers = NDArray[np.int64]
 #: Contexts that the model is run on again when no number is given.
 DEFAULT_CONTEXTS = 256
 
-#: Numbers of gradient vectors held at once: 1 GB.
-MAX_GRADIENT_NUMBERS = 250_000_000
+#: Numbers of gradient vectors held at once: 0.8 GB.
+MAX_GRADIENT_NUMBERS = 200_000_000
 
 #: With fewer, (b + 1)/(N + 1) cannot be 0.05.
 FEWEST_PERMUTATIONS = 19
@@ -83,7 +83,7 @@ class LayerOutcome:
         permuted = self.permuted
         figures = (
             self.features, self.n_active, self.n_contexts, permuted.statistic, permuted.z, permuted.p,
-            self.q_permutation, self.z, self.p_value, self.q_value,
+            self.q_permutation, permuted.p_sum, self.z, self.p_value, self.q_value,
         )  # fmt: skip
         for row in zip(*(values.tolist() for values in figures), strict=True):
             yield (self.layer, self.energy, *row)
@@ -275,7 +275,7 @@ class CurrentRun:
     def _included(self, layer: int) -> Tensor:
         """[context, position] bool."""
         with Warehouse(self.path) as warehouse:
-            columns = warehouse.run("permutation/masks", **self._of(layer)).numpy()
+            columns = warehouse.run("permutation/included", **self._of(layer)).numpy()
         included = torch.zeros(len(self.used.ids), self.run.context_length, dtype=torch.bool)
         included[tuple(map(torch.from_numpy, self._places(columns["token_id"])))] = True
         return included
@@ -371,20 +371,26 @@ def _say(text: str) -> None:
 
 
 def summaries(outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
-    """A sentence for each energy: how far the two tests agree, and how often a random pairing is rejected."""
+    """A sentence or two for each energy: how far the tests agree, and whether the permutations are in order."""
     from scipy.stats import spearmanr
 
     for energy in dict.fromkeys(outcome.energy for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.energy == energy]
-        z, p_value = (np.concatenate([getattr(o, name) for o in own]) for name in ("z", "p_value"))
-        z_permutation = np.concatenate([o.permuted.z for o in own])
-        p = np.concatenate([o.permuted.p for o in own])
-        agreement = f"{spearmanr(z, z_permutation).statistic:.2f}" if len(z) > 2 else "undefined"
+
+        def joined(figure: Callable[[LayerOutcome], Floats], own: Sequence[LayerOutcome] = own) -> Floats:
+            return np.concatenate([figure(outcome) for outcome in own])
+
+        z, by_z = joined(lambda o: o.z), joined(lambda o: o.p_value) <= LEVEL
+        by_permutation, by_sum = (
+            joined(figure) <= LEVEL for figure in (lambda o: o.permuted.p, lambda o: o.permuted.p_sum)
+        )
+        agreement = f"{spearmanr(z, joined(lambda o: o.permuted.z)).statistic:.2f}" if len(z) > 2 else "undefined"
         random = float(np.average([o.permuted.random_rejected for o in own], weights=[len(o.features) for o in own]))
-        by_z, by_permutation = p_value <= LEVEL, p <= LEVEL
+        deviation = float(np.median(joined(lambda o: o.permuted.permuted_deviation)))
         yield (
-            f"{energy}: {len(z):,} features tested in {len(own)} layer{'s' * (len(own) != 1)}; Spearman correlation of "
-            f"z and its permutation {agreement}; at 5 % z rejects {by_z.mean():.1%}, the permutation "
-            f"{by_permutation.mean():.1%}, both {(by_z & by_permutation).mean():.1%}; a random pairing of documents is "
-            f"rejected for {random:.1%}."
+            f"{energy}: {len(z):,} features tested in {len(own)} layer{'s' * (len(own) != 1)}; z and its permutation "
+            f"agree with a Spearman correlation of {agreement}. At 5 % z rejects {by_z.mean():.1%}, its permutation "
+            f"{by_permutation.mean():.1%}, both {(by_z & by_permutation).mean():.1%}, the permuted sum "
+            f"{by_sum.mean():.1%}; a random pairing of documents is rejected for {random:.1%}. Permuted z has a median "
+            f"standard deviation of {deviation:.2f}, and the normal 1."
         )

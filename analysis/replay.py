@@ -142,8 +142,8 @@ def conclusion(arms: Sequence[Arm]) -> list[str]:
     return [
         f"Noise alone gives {noise.alignments:.0f} alignments with a 95th percentile of {noise.p95_r:.2f} and a "
         f"maximum of {noise.max_r:.2f}, where the draft published {draft.alignments:.0f}, {draft.p95_r:.2f} and "
-        f"{draft.max_r:.2f}: so look the strongest of thousands of correlations over some twenty tokens, with nothing "
-        "true.",
+        f"{draft.max_r:.2f}: that is what the strongest of thousands of correlations over some twenty tokens look like "
+        "with nothing true.",
         f"Of the model's {signal.alignments:.0f} alignments with its own decoder gradient of nll "
         f"{signal.survive_permutation:.0f} survive the permutation test, and {matched.survive_permutation:.1f} on "
         "average where that gradient is white noise; what holds beyond five short texts, elw ingest and q_value say.",

@@ -86,7 +86,7 @@ def test_every_command_and_option_has_help(words: list[str], capsys: pytest.Capt
 def test_commands_are_those_that_were_promised() -> None:
     names = {" ".join(words) for words in every_command()}
     assert names >= {"ingest", "sql", "tables", "describe", "runs", "report", "migrate"}
-    assert names >= {"sae train", "sae list", "model pull", "model list"}
+    assert names >= {"sae train", "sae list", "model pull", "model list", "efas test", "efas replay-draft"}
 
 
 def test_no_command_shows_the_help_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

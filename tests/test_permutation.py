@@ -41,12 +41,13 @@ class Stored:
     g: dict[int, Floats]  #: context: g̃ [position, feature], 0 where not counted
 
     def statistic(self, category: str, pairs: dict[int, int]) -> Floats:
-        """ΣS_c [feature] when each document's activations meet the gradients of pairs[document]."""
-        total = np.zeros(next(iter(self.a.values())).shape[1])
+        """ΣS_c and ΣS_c² [2, feature] when each document's activations meet the gradients of pairs[document]."""
+        total = np.zeros((2, next(iter(self.a.values())).shape[1]))
         for one, other in pairs.items():
             own = self.documents[category]
             for i in range(min(len(own[one]), len(own[other]))):
-                total += (self.a[own[one][i]] * self.g[own[other][i]]).sum(0)
+                s = (self.a[own[one][i]] * self.g[own[other][i]]).sum(0)
+                total += s, s**2
         return total
 
 
@@ -106,7 +107,7 @@ def block_of(inputs: Inputs, category: str) -> tuple[Block, list[int]]:
 
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_look_ups_equal_brute_force(energy: str, tiny_warehouse: Path, tiny: Callable[..., Any]) -> None:
-    """ΣS_c of explicit permutations, by look-up and by going through paired contexts, feature for feature."""
+    """ΣS_c and ΣS_c² of explicit permutations, by look-up and by going through paired contexts, feature for feature."""
     from safetensors.torch import load_file
 
     generator = np.random.default_rng(0)
@@ -116,15 +117,16 @@ def test_look_ups_equal_brute_force(energy: str, tiny_warehouse: Path, tiny: Cal
         stored = read(tiny_warehouse, inputs.layer, energy, weights["W_dec"].double().numpy())
         for category in ("code", "natural"):
             block, ids = block_of(inputs, category)
-            sums = pair_sums(inputs.contexts, block, inputs.centred, inputs.decoder)
+            both = pair_sums(inputs.contexts, block, inputs.centred, inputs.decoder)
             n_tokens = paired_tokens(block, inputs.centred)
             for _ in range(4):
                 order = generator.permutation(len(ids))
                 pairs = {ids[i]: ids[j] for i, j in enumerate(order)}
-                expected = stored.statistic(category, pairs)[features]
                 pairing = torch.from_numpy(order)[None]
-                found = look_up(sums, pairing)[0].numpy()
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+                for sums, expected in zip(both, stored.statistic(category, pairs), strict=True):
+                    found = look_up(sums, pairing)[0].numpy()
+                    size = 1e-4 * np.abs(expected).max()
+                    np.testing.assert_allclose(found, expected[features], rtol=1e-4, atol=size)
                 n = 0
                 for one, other in pairs.items():
                     own = stored.documents[category]
@@ -239,18 +241,23 @@ def test_p_is_scipys() -> None:
     decoder = -torch.eye(12, dtype=torch.float64)
     found = permutation_test(contexts, g, decoder, 20_000, seed=0)
     block = Block.of(contexts, "one")
-    sums = pair_sums(contexts, block, g, decoder)
+    s, s2 = pair_sums(contexts, block, g, decoder)
     n_tokens = paired_tokens(block, g)
-    for feature in range(12):
 
-        def statistic(order: NDArray[np.int64], feature: int = feature) -> float:
+    def exact(feature: int, studentised: bool) -> float:
+        def statistic(order: NDArray[np.int64]) -> float:
             pairing = torch.from_numpy(np.asarray(order))[None]
-            return abs(float(look_up(sums, pairing)[0, feature])) / float(look_up(n_tokens, pairing)) ** 0.5
+            divisor = look_up(s2, pairing)[0, feature] if studentised else look_up(n_tokens, pairing)
+            return abs(float(look_up(s, pairing)[0, feature])) / float(divisor) ** 0.5
 
-        exact = stats.permutation_test(
+        outcome = stats.permutation_test(
             (np.arange(4),), statistic, permutation_type="pairings", alternative="greater", n_resamples=np.inf
         )
-        assert found.p[feature] == pytest.approx(exact.pvalue, abs=0.02)
+        return float(outcome.pvalue)
+
+    for feature in range(12):
+        assert found.p[feature] == pytest.approx(exact(feature, True), abs=0.02)
+        assert found.p_sum[feature] == pytest.approx(exact(feature, False), abs=0.02)
     assert permutation_test(contexts, g, decoder, 99, seed=0).p.min() >= 1 / 100
 
 
@@ -279,20 +286,35 @@ LENGTHS = {
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_it_rejects_five_percent_when_nothing_is_true(lengths: list[int]) -> None:
     """Whatever the documents' lengths. Bare sums of the same pairings reject far more where lengths differ."""
-    rejected, bare = [], []
+    rejected, rejected_sum, bare = [], [], []
     for seed in range(8):
         contexts, g = documents(lengths, 100, seed)
         decoder = -torch.eye(100, dtype=torch.float64)
         found = permutation_test(contexts, g, decoder, 199, seed=seed)
         rejected.append((found.p <= 0.05).mean())
+        rejected_sum.append((found.p_sum <= 0.05).mean())
+        # √(1 − 1/D), for D documents in a category: what rows and columns of M have in common moves the mean.
+        assert np.median(found.permuted_deviation) == pytest.approx(np.sqrt(0.9), abs=0.05)
         generator = np.random.default_rng(seed)
-        blocks = [Block.of(contexts, category) for category in ("even", "odd")]
-        sums = sum(look_up(pair_sums(contexts, b, g, decoder), b.pairings(199, generator)).abs() for b in blocks[:1])
+        block = Block.of(contexts, "even")
+        sums = look_up(pair_sums(contexts, block, g, decoder)[0], block.pairings(199, generator)).abs()
         bare.append(float(((sums[1:] >= sums[0]).sum(0) + 1 <= 10).double().mean()))
         assert found.random_rejected == pytest.approx(0.05, abs=0.03)
     assert 0.03 < np.mean(rejected) < 0.07
+    assert 0.03 < np.mean(rejected_sum) < 0.07
     if max(lengths) == 20:
         assert np.mean(bare) > 0.1
+
+
+def test_large_gradients_of_either_sign_are_no_association() -> None:
+    """Where a feature fires at large gradients whose sign is random, z's permutation keeps its level; the sum's not."""
+    contexts, g = documents([10] * 30, 200, seed=7)
+    generator = np.random.default_rng(8)
+    active = (contexts.context, contexts.position, contexts.feature)
+    g[active] += torch.from_numpy(2 * contexts.activation * generator.choice([-1.0, 1.0], len(contexts.activation)))
+    found = permutation_test(contexts, g, -torch.eye(200, dtype=torch.float64), 499, seed=0)
+    assert 0.02 < (found.p <= 0.05).mean() < 0.09
+    assert (found.p_sum <= 0.05).mean() > 0.2
 
 
 def test_it_finds_planted_effects_and_agrees_with_z() -> None:
@@ -412,7 +434,8 @@ def test_real_agreement_with_z(real_warehouse: Path) -> None:
         assert agreement > (0.95 if outcome.energy == "nll" else 0.6)
         assert outcome.permuted.random_rejected == pytest.approx(0.05, abs=0.05)
         if outcome.energy == "hopfield":
-            assert (outcome.permuted.p <= 0.05).mean() > 0.9
+            assert (outcome.permuted.p <= 0.05).mean() > 0.7
+            assert (outcome.permuted.p_sum <= 0.05).mean() > 0.95
         else:
             assert abs((outcome.permuted.p <= 0.05).mean() - (outcome.p_value <= 0.05).mean()) < 0.08
     assert len(list(summaries(outcomes))) == 2
