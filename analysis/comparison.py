@@ -99,10 +99,11 @@ def compare(a: Singles, g: Singles, centred_g: Singles, counted: Mask, documents
 
     a, g, centred_g: [context, position, feature], centred_g being g̃ (`Contexts.less_mates`); documents: [context].
     """
-    a, g = (x * counted[..., None] for x in (a, g))  # not counted: 0 in every sum
+    a = a * counted[..., None]  # not counted: 0 in every sum with a
     n = counted.sum(1).astype(np.float64)
-    sum_a, sum_g = (x.sum(1, dtype=np.float64) for x in (a, g))
-    sum_ag, sum_a2, sum_g2, s = (_sum_products(x, y) for x, y in ((a, g), (a, a), (g, g), (a, centred_g)))
+    weight = counted.astype(np.float32)
+    sum_a, sum_g, sum_g2 = (_sum_over_context(*x) for x in ((weight, a), (weight, g), (weight, g, g)))
+    sum_ag, sum_a2, s = (_sum_over_context(*x) for x in ((a, g), (a, a), (a, centred_g)))
     mean_a, mean_g = sum_a.sum(0) / n.sum(), sum_g.sum(0) / n.sum()
     u = sum_ag - mean_g * sum_a - mean_a * (sum_g - n[:, None] * mean_g)
     variances = (sum_a2.sum(0) - n.sum() * mean_a**2) * (sum_g2.sum(0) - n.sum() * mean_g**2)
@@ -116,9 +117,13 @@ def compare(a: Singles, g: Singles, centred_g: Singles, counted: Mask, documents
         }
 
 
-def _sum_products(x: Singles, y: Singles) -> Floats:
-    """Σ_t x·y by context and feature; float32 within a context, float64 across."""
-    result: Floats = np.einsum("ctf,ctf->cf", x, y).astype(np.float64)
+def _sum_over_context(*factors: Singles) -> Floats:
+    """Σ_t of a product by context and feature; float32 within a context, float64 across.
+
+    factors: [context, position, feature], or [context, position].
+    """
+    names = ",".join("ct" if factor.ndim == 2 else "ctf" for factor in factors)
+    result: Floats = np.einsum(f"{names}->cf", *factors).astype(np.float64)
     return result
 
 

@@ -10,6 +10,7 @@ each document and a drift with position, in activations and in gradients. Activa
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,16 +115,16 @@ def _in_rows(corpus: Corpus, pairs: Ids, generator: np.random.Generator) -> Pair
     return Pairing(own, other, rows)
 
 
-def plant(a: Singles, g: Singles, contexts: Contexts, size: float) -> Singles:
-    """g with an effect inside contexts added: g + κ·ã, ã = a centred in its context; all [context, position, feature].
+def unit_effect(a: Singles, centred_g: Singles, contexts: Contexts) -> tuple[Singles, Singles]:
+    """What to add to g and to g̃ for an effect inside contexts whose score_within is 1; multiples are linear.
 
-    size: the `score_within` that the effect alone would have; κ = size·√(Σg̃²/Σã²) by feature.
+    The effect is κ·ã, with ã = a centred in its context and κ = √(Σg̃²/Σã²) by feature; all arrays [context, position,
+    feature]. In g̃ the mates' effects are subtracted, as everything else of theirs is.
     """
-    own = contexts.centred(a)
-    tested = contexts.less_mates(contexts.centred(g))
-    power = [np.einsum("ctf,ctf->f", x, x, dtype=np.float64) for x in (tested, own)]
-    scale = np.sqrt(power[0] / np.maximum(power[1], 1e-30))
-    return (g + (size * scale).astype(np.float32) * own).astype(np.float32)
+    effect = contexts.centred(a)
+    power = [np.einsum("ctf,ctf->f", x, x).astype(np.float64) for x in (centred_g, effect)]
+    effect *= np.sqrt(power[0] / np.maximum(power[1], 1e-30)).astype(np.float32)
+    return effect, contexts.less_mates(effect)
 
 
 # ------------------------------------------------------------------------------------------------ synthetic data
@@ -170,6 +171,13 @@ def tested(a: Singles, g: Singles, contexts: Contexts) -> dict[str, Floats]:
     """p of every test by feature; of the within-context test as the package's own stream has it."""
     p = compare(a, g, np.zeros_like(g), contexts.counted(), contexts.documents)
     return {**p, "within": two_sided_p(stream(a, g, contexts.included)[0])}
+
+
+def tested_with_effects(noise: Noise, seed: int, sizes: Sequence[float]) -> dict[float, dict[str, Floats]]:
+    """`tested` by size of an effect that is planted into every feature of synthetic data."""
+    a, g, contexts = synthetic(noise, seed)
+    effect, _ = unit_effect(a, contexts.less_mates(contexts.centred(g)), contexts)
+    return {size: tested(a, g + np.float32(size) * effect, contexts) for size in sizes}
 
 
 def stream(a: Singles, g: Singles, included: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:

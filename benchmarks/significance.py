@@ -1,12 +1,13 @@
 """When to believe a significant alignment: four tests where nothing is true, and where an effect was planted.
 
-    python benchmarks/significance.py [TEXTS] [--work DIR] [--max-tokens 73000] [--shuffles 20] [--figure FILE.svg]
+    python benchmarks/significance.py [TEXTS] [--work DIR] [--shuffles 20] [--figure FILE.svg]
 
-TEXTS is a folder of categories, by default corpus/. Its contexts are ingested once (layer 15 of the default model,
-`nll` and `logit_lens`, float32) into a warehouse in DIR; give each corpus a DIR of its own, by default a temporary
-one. Then activations of one context are tested against gradients of another, with the four tests of
-`energy_lens.analysis.comparison` on the same tokens and features, and the same is done with synthetic noise. Printed
-are the tables of docs/significance.md, in Markdown; DIR/significance.json holds them as numbers.
+TEXTS is a folder of categories, by default corpus/. An excerpt from the middle of each document, so that many
+documents count alike, is ingested once (layer 15 of the default model, `nll` and `logit_lens`, float32) into a
+warehouse in DIR, by default a temporary folder; give each corpus a DIR of its own. Then activations of one context are
+tested against gradients of another, with the four tests of `energy_lens.analysis.comparison` on the same tokens and
+features, and the same is done with synthetic noise. Printed are the tables of docs/significance.md, in Markdown;
+DIR/significance.json holds them as numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,26 +30,32 @@ from null_situations import (
     Noise,
     Pairing,
     Singles,
-    plant,
     shuffle_contexts,
     shuffle_documents,
     synthetic,
     tested,
+    tested_with_effects,
     true_pairing,
+    unit_effect,
 )
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from energy_lens import Warehouse
 from energy_lens.analysis.comparison import TESTS, Contexts, compare, enough_to_test
-from energy_lens.analysis.significance import benjamini_hochberg, two_sided_p
+from energy_lens.analysis.significance import benjamini_hochberg
+from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.pipeline import IngestOptions, choose_saes, ingest
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 LAYER = 15
 ENERGIES = ("nll", "logit_lens")
 
-#: Features whose dense arrays are held at once: 570 contexts of 128 tokens are 37 MB an array.
-CHUNK = 128
+#: Characters of each document that are read: about 5 contexts.
+EXCERPT = 2_000
+
+#: Features whose dense arrays are held at once: 600 contexts of 128 tokens are 20 MB an array.
+CHUNK = 64
 
 #: Planted effects, as the score_within that each alone would have.
 SIZES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
@@ -69,14 +77,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="?", type=Path, default=CORPUS, help="a folder of categories")
     parser.add_argument("--work", type=Path, help="folder for the warehouse and the results")
-    parser.add_argument("--max-tokens", type=int, default=73_000)
     parser.add_argument("--shuffles", type=int, default=20, help="of each kind; twice as many seeds of synthetic data")
     parser.add_argument("--figure", type=Path, help="SVG file to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        results = study(arguments.texts, work / "significance.duckdb", arguments.max_tokens, arguments.shuffles)
+        results = study(arguments.texts, work, arguments.shuffles)
         (work / "significance.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print("\n\n".join(tables(results)))
     if arguments.figure:
@@ -85,51 +92,56 @@ def main() -> None:
         arguments.figure.write_text(draw(results), encoding="utf-8")
 
 
-def study(texts: Path, db: Path, max_tokens: int, n_shuffles: int) -> dict[str, Any]:
+def study(texts: Path, work: Path, n_shuffles: int) -> dict[str, Any]:
     """All results, as they are written to JSON."""
-    options = IngestOptions(
-        db=db, layers=(LAYER,), energies=ENERGIES, store_gradients=True, dtype="float32", max_tokens=max_tokens
-    )
-    ingest([texts], options)
+    db = work / "significance.duckdb"
+    options = IngestOptions(db=db, layers=(LAYER,), energies=ENERGIES, store_gradients=True, dtype="float32")
+    ingest([excerpts(texts, work / "excerpts")], options)
     run = Run(db, choose_saes(options)[LAYER].W_dec.numpy())
     results: dict[str, Any] = {
         "corpus": {
             "documents": len(np.unique(run.corpus.documents)), "contexts": len(run.corpus),
             "included_tokens": int(run.included.sum()), "shuffles": n_shuffles,
         },
-        "null": [], "power": [], "true": [], "checks": [],
+        "null": [], "power": [], "true": [], "before_shuffling": [], "stored": [],
     }  # fmt: skip
-    shuffles = {"documents shuffled": shuffle_documents, "contexts shuffled": shuffle_contexts}
+    shuffles = {
+        name: [shuffle(run.corpus, np.random.default_rng(seed)) for seed in range(n_shuffles)]
+        for name, shuffle in (("documents shuffled", shuffle_documents), ("contexts shuffled", shuffle_contexts))
+    }
     for energy in ENERGIES:
-        nulls: dict[str, list[Ps]] = {}
-        planted: dict[float, list[Ps]] = {size: [] for size in SIZES}
-        for situation, shuffle in shuffles.items():
-            nulls[situation] = []
-            for seed in range(n_shuffles):
-                pairing = shuffle(run.corpus, np.random.default_rng(seed))
-                sizes = SIZES if situation == "documents shuffled" and seed < POWER_REPETITIONS else ()
-                by_size = run.p_values(energy, pairing, (0.0, *sizes))
-                nulls[situation].append(by_size.pop(0.0))
-                for size, found in by_size.items():
-                    planted[size].append(found)
-                print(f"{energy}, {situation}, {seed + 1} of {n_shuffles}", flush=True)
-            results["null"].append(rejections(situation, energy, nulls[situation]))
-            results["checks"].append(run.own_mates_compared(energy, situation, shuffle, n_shuffles))
-        results["power"].append(power("documents shuffled", energy, nulls["documents shuffled"], planted))
-        own = run.p_values(energy, true_pairing(run.corpus), (0.0,))[0.0]
-        results["true"].append(discoveries(energy, own, nulls["documents shuffled"]))
-        results["checks"].append(run.compared_with_stored(energy))
-    for situation, noise in SYNTHETIC.items():
+        found = run.p_values(energy, shuffles["documents shuffled"], SIZES, POWER_REPETITIONS)
+        by_documents = [by_size[0.0] for by_size in found]
+        planted = {size: [by_size[size] for by_size in found if size in by_size] for size in SIZES}
+        by_contexts = [by_size[0.0] for by_size in run.p_values(energy, shuffles["contexts shuffled"])]
+        results["null"].append(rejections("documents shuffled", energy, by_documents))
+        results["null"].append(rejections("contexts shuffled", energy, by_contexts))
+        results["power"].append(power("documents shuffled", energy, by_documents, planted))
+        own = run.p_values(energy, [true_pairing(run.corpus)])[0][0.0]
+        results["true"].append(discoveries(energy, own, by_documents))
+        results["stored"].append(run.compared_with_stored(energy, own["within"]))
+        for situation, pairings in shuffles.items():
+            other = [{"within": p} for p in run.own_mates_p_values(energy, pairings)]
+            results["before_shuffling"].append(rejections(situation, energy, other))
+    for situation, noise in tqdm(SYNTHETIC.items(), desc="synthetic"):
         found = [tested(*synthetic(noise, seed)) for seed in range(2 * n_shuffles)]
+        with_effects = [tested_with_effects(noise, seed, SIZES) for seed in range(POWER_REPETITIONS)]
+        planted = {size: [by_size[size] for by_size in with_effects] for size in SIZES}
         results["null"].append(rejections(situation, "noise", found))
-        planted = {size: [] for size in SIZES}
-        for seed in range(POWER_REPETITIONS):
-            a, g, contexts = synthetic(noise, seed)
-            for size in SIZES:
-                planted[size].append(tested(a, plant(a, g, contexts, size), contexts))
         results["power"].append(power(situation, "noise", found, planted))
-        print(situation, flush=True)
     return results
+
+
+def excerpts(texts: Path, folder: Path) -> Path:
+    """Write EXCERPT characters from the middle of each document, whole lines, to a folder of the same categories."""
+    for document in discover([texts]):
+        text = document.text()
+        start = max(0, len(text) - EXCERPT) // 2
+        start = text.find("\n", start) + 1 if start else 0
+        target = folder / document.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text[start : start + EXCERPT], encoding="utf-8")
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------ a run's arrays
@@ -196,78 +208,80 @@ class Run:
         documents = self.corpus.documents
         return Contexts(included, documents[pairing.activations], documents[pairing.gradients], pairing.rows)
 
-    def _chunks(self) -> Iterator[slice]:
-        for first in range(0, len(self.decoder), CHUNK):
-            yield slice(first, min(first + CHUNK, len(self.decoder)))
+    def _chunks(self) -> list[slice]:
+        return [slice(i, min(i + CHUNK, len(self.decoder))) for i in range(0, len(self.decoder), CHUNK)]
 
     def _along(self, vectors: Singles, features: slice) -> Singles:
         """g = −⟨∂E/∂x, d_j⟩ of a chunk of features: [context, position, feature]."""
         flat = vectors.reshape(-1, vectors.shape[-1]) @ -self.decoder[features].T
         return flat.reshape(*vectors.shape[:2], -1)
 
-    def p_values(self, energy: str, pairing: Pairing, sizes: Sequence[float]) -> dict[float, Ps]:
-        """p of each test by planted size, of the features that every test can test."""
-        contexts = self.contexts(pairing)
-        counted = contexts.counted()
-        raw = self.gradients[energy][pairing.gradients]
-        within = contexts.less_mates(contexts.centred(raw))
-        parts: dict[float, list[Ps]] = {size: [] for size in sizes}
-        for features in self._chunks():
-            a = self.activations(features)[pairing.activations] * contexts.included[..., None]
-            enough = enough_to_test(a, counted, contexts.documents)
-            a, g, centred_g = a[..., enough], self._along(raw, features), self._along(within, features)
-            g, centred_g = g[..., enough], centred_g[..., enough]
-            for size in sizes:
-                if size:
-                    g_size = plant(a, g, contexts, size)
-                    centred_size = contexts.less_mates(contexts.centred(g_size))
-                    parts[size].append(compare(a, g_size, centred_size, counted, contexts.documents))
-                else:
-                    parts[size].append(compare(a, g, centred_g, counted, contexts.documents))
-        return {size: _joined(own) for size, own in parts.items()}
+    def p_values(
+        self, energy: str, pairings: Sequence[Pairing], sizes: Sequence[float] = (), n_planted: int = 0
+    ) -> list[dict[float, Ps]]:
+        """Of each pairing: p of each test by planted size, of the features that every test can test.
+
+        Size 0 is the pairing itself; the other sizes are planted into the first n_planted pairings.
+        """
+        gradients = self.gradients[energy]
+        contexts = [self.contexts(pairing) for pairing in pairings]
+        counted = [own.counted() for own in contexts]
+        parts: list[dict[float, list[Ps]]] = [defaultdict(list) for _ in pairings]
+        for features in tqdm(self._chunks(), desc=energy):
+            all_a, all_g = self.activations(features), self._along(gradients, features)
+            for i, (pairing, own, tokens, found) in enumerate(zip(pairings, contexts, counted, parts, strict=True)):
+                a, g = all_a[pairing.activations], all_g[pairing.gradients]
+                within = own.less_mates(own.centred(g))
+                enough = enough_to_test(a, tokens, own.documents)
+                found[0.0].append(_of(enough, compare(a, g, within, tokens, own.documents)))
+                if i < n_planted:
+                    effect, effect_within = unit_effect(a, within, own)
+                    for size in sizes:
+                        both = (x + np.float32(size) * y for x, y in ((g, effect), (within, effect_within)))
+                        found[size].append(_of(enough, compare(a, *both, tokens, own.documents)))
+        return [{size: _joined(found) for size, found in by_size.items()} for by_size in parts]
 
     # -- checks
 
-    def own_mates_p(self, energy: str, pairing: Pairing) -> Floats:
-        """p of the within-context test where g̃ is taken *before* shuffling, with the mates of the gradients' own row.
+    def own_mates_p_values(self, energy: str, pairings: Sequence[Pairing]) -> list[Floats]:
+        """p of the within-context test of each pairing, g̃ taken *before* shuffling with the mates of its own row.
 
         The activations' document is no mate there either. This is the other way to test a shuffled pairing.
         """
-        partner = self.corpus.documents.copy()
-        partner[pairing.gradients] = self.corpus.documents[pairing.activations]
-        before = Contexts(self.included, partner, self.corpus.documents, self.corpus.rows)
-        within = before.less_mates(before.centred(self.gradients[energy]))[pairing.gradients]
-        counted = before.counted()[pairing.gradients] & self.included[pairing.activations]
-        parts = []
-        for features in self._chunks():
-            a = self.activations(features)[pairing.activations]
-            enough = enough_to_test(a, counted, self.corpus.documents[pairing.activations])
-            s = np.einsum("ct,ctf,ctf->cf", counted, a[..., enough], self._along(within, features)[..., enough])
-            parts.append(two_sided_p(s.sum(0) / np.sqrt((s.astype(np.float64) ** 2).sum(0))))
-        return np.concatenate(parts)
+        documents, prepared = self.corpus.documents, []
+        for pairing in pairings:
+            partner = documents.copy()
+            partner[pairing.gradients] = documents[pairing.activations]
+            before = Contexts(self.included, partner, documents, self.corpus.rows)
+            counted = before.counted()[pairing.gradients] & self.included[pairing.activations]
+            prepared.append((pairing, before, counted))
+        parts: list[list[Floats]] = [[] for _ in pairings]
+        for features in tqdm(self._chunks(), desc=f"{energy}, g̃ before shuffling"):
+            all_a, g = self.activations(features), self._along(self.gradients[energy], features)
+            for own, (pairing, before, counted) in zip(parts, prepared, strict=True):
+                a = all_a[pairing.activations]
+                within = before.less_mates(before.centred(g))[pairing.gradients]
+                enough = enough_to_test(a, counted, documents[pairing.activations])
+                p = compare(a, g, within, counted, documents[pairing.activations])["within"]
+                own.append(p[enough])
+        return [np.concatenate(own) for own in parts]
 
-    def own_mates_compared(
-        self, energy: str, situation: str, shuffle: Callable[..., Pairing], n_shuffles: int
-    ) -> dict[str, Any]:
-        """The within-context test's rejections with g̃ taken before shuffling."""
-        pairings = [shuffle(self.corpus, np.random.default_rng(seed)) for seed in range(n_shuffles)]
-        found = [{"within": self.own_mates_p(energy, pairing)} for pairing in pairings]
-        return {"check": "g̃ before shuffling", **rejections(situation, energy, found)}
-
-    def compared_with_stored(self, energy: str) -> dict[str, Any]:
-        """Largest difference of p on the true pairing from the p that ingest stored, and whether tokens agree."""
-        query = "SELECT feature, p_value FROM efas WHERE energy = $energy AND gradient = 'decoder' AND category = 'all'"
+    def compared_with_stored(self, energy: str, p: Floats) -> dict[str, Any]:
+        """Whether p of the true pairing and the counted tokens are what ingest stored."""
+        query = "SELECT p_value FROM efas WHERE energy = $energy AND gradient = 'decoder' AND category = 'all'"
         with Warehouse(self.db) as warehouse:
-            stored = warehouse.sql(f"{query} AND p_value IS NOT NULL ORDER BY feature", energy=energy).numpy()[
-                "p_value"
-            ]
-        pairing = true_pairing(self.corpus)
-        own = self.p_values(energy, pairing, (0.0,))[0.0]["within"]
+            result = warehouse.sql(f"{query} AND p_value IS NOT NULL ORDER BY feature", energy=energy)
+            stored = result.numpy()["p_value"]
+        counted = self.contexts(true_pairing(self.corpus)).counted()
         return {
-            "check": "stored p", "energy": energy, "features": [len(stored), len(own)],
-            "same_tokens": bool((self.contexts(pairing).counted() == self.stored_counted).all()),
-            "largest_difference": float(np.abs(stored - own).max()) if len(stored) == len(own) else None,
+            "energy": energy, "features_tested": [len(stored), len(p)],
+            "largest_difference_of_p": float(np.abs(stored - p).max()) if len(stored) == len(p) else None,
+            "same_counted_tokens": bool((counted == self.stored_counted).all()),
         }  # fmt: skip
+
+
+def _of(features: NDArray[np.bool_], p: Ps) -> Ps:
+    return {test: own[features] for test, own in p.items()}
 
 
 def _joined(parts: Sequence[Ps]) -> Ps:
@@ -328,14 +342,9 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     """Markdown tables."""
     percent = "{:.1%}".format
     null = [["situation", "energy", *(f"{test}: 5 % / 0.1 % / q" for test in TESTS)]]
-    for row in results["null"]:
-        cells = []
-        for test in TESTS:
-            own = row["tests"][test]
-            spread = f"{percent(np.mean(own['at_5']))} ± {100 * np.std(own['at_5'], ddof=1):.1f}"
-            found = f"{np.mean(own['n_q']):.3g} ({np.count_nonzero(own['n_q'])} of {len(own['n_q'])})"
-            cells.append(f"{spread} / {np.mean(own['at_01']):.2%} / {found}")
-        null.append([row["situation"], row["energy"], *cells])
+    null += [
+        [row["situation"], row["energy"], *(_null_cell(row["tests"][t]) for t in TESTS)] for row in results["null"]
+    ]
     strength = [["situation", "energy", "test", "threshold", *map("{:g}".format, SIZES)]]
     for row in results["power"]:
         for test, own in row["tests"].items():
@@ -345,16 +354,18 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     for row in results["true"]:
         cells = [f"{row['tests'][test]['n_q']:,} / {row['tests'][test]['n_calibrated']:,}" for test in TESTS]
         true.append([row["energy"], f"{row['features']:,}", *cells])
-    checks = "\n".join(json.dumps(check, ensure_ascii=False) for check in results["checks"] if "tests" not in check)
-    other = [["g̃ before shuffling", "energy", "5 %", "0.1 %", "n q"]]
-    for row in results["checks"]:
-        if "tests" in row:
-            own = row["tests"]["within"]
-            spread = f"{percent(np.mean(own['at_5']))} ± {100 * np.std(own['at_5'], ddof=1):.1f}"
-            other.append(
-                [row["situation"], row["energy"], spread, f"{np.mean(own['at_01']):.2%}", f"{np.mean(own['n_q']):.3g}"]
-            )
-    return [json.dumps(results["corpus"]), *map(_markdown, (null, true, strength, other)), checks]
+    before = [["within, g̃ taken before shuffling", "energy", "5 % / 0.1 % / q"]]
+    before += [
+        [row["situation"], row["energy"], _null_cell(row["tests"]["within"])] for row in results["before_shuffling"]
+    ]
+    facts = [json.dumps(fact) for fact in (results["corpus"], *results["stored"])]
+    return ["\n".join(facts), *map(_markdown, (null, before, strength, true))]
+
+
+def _null_cell(own: Mapping[str, Sequence[float]]) -> str:
+    spread = f"{np.mean(own['at_5']):.1%} ± {100 * np.std(own['at_5'], ddof=1):.1f}"
+    found = f"{np.mean(own['n_q']):.3g} ({np.count_nonzero(own['n_q'])} of {len(own['n_q'])})"
+    return f"{spread} / {np.mean(own['at_01']):.2%} / {found}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -43,8 +43,7 @@ def test_only_the_within_context_test_holds_its_level() -> None:
     assert (p["within"] < 0.001).mean() <= 0.005
     assert rejected["tokens"] > 0.1
     assert rejected["contexts"] > 0.1
-    a, g, contexts = study.synthetic(noise, seed=0)
-    planted = study.tested(a, study.plant(a, g, contexts, 0.05), contexts)
+    planted = study.tested_with_effects(noise, 0, [0.05])[0.05]
     assert (planted["within"] < 0.05).mean() > 0.9
 
 
