@@ -262,7 +262,7 @@ class Run:
                 a = all_a[pairing.activations]
                 within = before.less_mates(before.centred(g))[pairing.gradients]
                 enough = enough_to_test(a, counted, documents[pairing.activations])
-                p = compare(a, g, within, counted, documents[pairing.activations])["within"]
+                p = compare(a, g[pairing.gradients], within, counted, documents[pairing.activations])["within"]
                 own.append(p[enough])
         return [np.concatenate(own) for own in parts]
 
