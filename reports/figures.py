@@ -52,7 +52,8 @@ WIDTH = 7.2  #: inches, the text width of a page
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-_STYLE: dict[str, Any] = {
+#: matplotlib settings of every figure, on top of its defaults.
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "energy-lens",
     "text.parse_math": False,  # names from the warehouse may hold a $
@@ -148,14 +149,14 @@ def draw(answers: Mapping[str, Answer]) -> dict[str, str]:
     }
     drawn = {}
     # Defaults first: a reader's own matplotlibrc must not change the report.
-    style = {**matplotlib.rcParamsDefault, "backend": "agg", **_STYLE}
+    style = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # A name in another script is written as text all the same, in the reader's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         for name, paint in painters.items():
             figure = paint(answers[CAPTIONS[name].query.removeprefix("reports/")].rows)
             if figure is not None:
-                drawn[name] = _svg(figure, name)
+                drawn[name] = as_svg(figure, name, CAPTIONS[name].title)
     return drawn
 
 
@@ -427,15 +428,13 @@ def _log_sign(rows: Sequence[Row]) -> int:
     return 0
 
 
-def _svg(figure: Any, name: str) -> str:
+def as_svg(figure: Any, name: str, title: str) -> str:
     """The figure as SVG text, with identifiers of its own so that several fit into one page."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", dpi=220, metadata={"Date": None, "Creator": None, "Title": CAPTIONS[name].title}
-    )
+    figure.savefig(buffer, format="svg", dpi=220, metadata={"Date": None, "Creator": None, "Title": title})
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", buffer.getvalue())
     # Verdana is of the same widths, where DejaVu Sans is not at hand.
     svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
