@@ -49,7 +49,7 @@ SHOWN = {
     "q": ("q_value",), "Attribution": ("attribution",), "score_active": ("score_active",), "Spearman": ("spearman",),
     "q < 0.05 in A": ("n_found",), "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
     "and p < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",), "Median": ("median",),
-    "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "|z_null| > 1.96": ("share_rejected",),
+    "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "KL to output": ("kl_to_output",), "|z_null| > 1.96": ("share_rejected",),
     "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
@@ -464,7 +464,7 @@ def test_figures_are_svg_with_text(report: Path) -> None:
     rows = answers_of(report)["reports/attribution_and_density"]
     labels = texts_of(report / "figures" / "attribution_and_density.svg")
     counts = Counter((row["energy"], row["role"]) for row in rows)
-    assert {energy for energy, _ in counts} == {"nll", "logit_lens", "attention"}
+    assert {energy for energy, _ in counts} == {"nll", "logit_lens", "tuned_lens", "attention"}
     for (_, role), n in counts.items():
         assert f"{role} ({n:,})" in labels
 
@@ -500,7 +500,7 @@ def test_one_document_one_layer_one_energy(
     )  # fmt: skip
     ingest([document], options)
     with Warehouse(options.db, writable=True) as warehouse:
-        warehouse.sql(f"UPDATE runs SET energies = ['{energy}']")
+        warehouse.sql(f"UPDATE runs SET energies = ['{energy}'], energy_units = [units_of('{energy}')]")
         for table in ("energies", "gradients", "document_gradients", "feature_moments", "feature_statistics"):
             warehouse.sql(f"DELETE FROM {table} WHERE energy <> '{energy}'")
     render(options.db, tmp_path / "out")
