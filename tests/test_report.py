@@ -49,7 +49,8 @@ SHOWN = {
     "q": ("q_value",), "Attribution": ("attribution",), "score_active": ("score_active",), "Spearman": ("spearman",),
     "q < 0.05 in A": ("n_found",), "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
     "and p < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",), "Median": ("median",),
-    "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "KL to output": ("kl_to_output",), "|z_null| > 1.96": ("share_rejected",),
+    "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "KL to output": ("kl_to_output",),
+    "|z_null| > 1.96": ("share_rejected",),
     "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
