@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
 from energy_lens.analysis.significance import benjamini_hochberg
-from energy_lens.ingest.energies import make_energies
+from energy_lens.ingest.energies import ENERGIES, make_energies
 from energy_lens.ingest.models import load_model, locate
-from energy_lens.ingest.pipeline import DTYPES
+from energy_lens.ingest.pipeline import DTYPES, IngestOptions, choose_translators
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, shipped_folder
@@ -317,9 +317,17 @@ class CurrentRun:
                 f"{run.model} is another model now than the one of run {run.run_id}: bring that one back, or ingest "
                 "anew."
             )
-        energies = make_energies(self.energies)
-        versions: Mapping[str, int] = json.loads(run.settings)["energies"]
-        if changed := [energy.name for energy in energies if energy.version != versions[energy.name]]:
+        versions: Mapping[str, int | str] = json.loads(run.settings)["energies"]
+        if outside := [name for name in self.energies if name not in ENERGIES]:
+            raise UsageError(
+                f"The energy {outside[0]} is not of this package, so its gradients cannot be taken again: ingest with "
+                "--store-gradients, or choose others with --energy."
+            )
+        changed = [name for name in self.energies if str(versions[name]).split("-")[0] != str(ENERGIES[name].version)]
+        if not changed:
+            energies = make_energies(self.energies, lambda: choose_translators(IngestOptions(model=run.model)))
+            changed = [energy.name for energy in energies if energy.identity != versions[energy.name]]
+        if changed:
             raise UsageError(
                 f"This version of elw computes {changed[0]} in another way than run {run.run_id} did: ingest anew."
             )

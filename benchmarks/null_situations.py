@@ -195,6 +195,6 @@ def stream(a: Singles, g: Singles, included: NDArray[np.bool_]) -> tuple[Floats,
         values = torch.from_numpy(a[row])
         activations = SparseActivations(values, slots.expand(values.shape))
         gradients = {"noise": -torch.from_numpy(g[row])}
-        counted.append(collected.add(LayerRow(torch.from_numpy(included[row]), activations, gradients))[1].numpy())
+        counted.append(collected.add(LayerRow(torch.from_numpy(included[row]), activations, gradients)).counted.numpy())
     columns = collected.columns("noise")
     return np.asarray(columns["sum_s"] / np.sqrt(columns["sum_s2"])), np.concatenate(counted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,8 +49,9 @@ class ContextReading:
     context: Context
     tokens: NDArray[np.int64]  #: vocabulary ids [n]
     energies: dict[tuple[str, int | None], NDArray[np.float32]]  #: (energy, layer or None): E [n]
-    divergences: dict[tuple[str, int | None], NDArray[np.float32]]  #: the same for KL(p‖q), where the energy has one
     layers: dict[int, LayerReading]
+    #: the same as energies for KL(p‖q), where the energy has one
+    divergences: dict[tuple[str, int | None], NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Reader:
                     if at_layer in (None, layer):
                         defined = np.arange(n) < n - 1 if at_layer is None else own.included
                         own.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
-            results.append(ContextReading(context, ids.astype(np.int64), energies, divergences, layers))
+            results.append(ContextReading(context, ids.astype(np.int64), energies, layers, divergences))
         return results
 
 
