@@ -378,7 +378,7 @@ def simulate(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., pl.DataF
         with Warehouse(db, writable=True) as warehouse:
             with warehouse.transaction():
                 given = RunSettings("", "", n_tokens, {1: ""}, {"nll": 1}, "float32", 0, False)
-                run_id = create_run(warehouse, given, model.facts(), [sae.facts(1.0)], 4, "0")
+                run_id = create_run(warehouse, given, model.facts(), [sae.facts(1.0)], {"nll": "nats"}, 4, "0")
                 append_plan(warehouse, run_id, documents, details, groups)
                 make_current(warehouse, run_id)
                 place = {"run_id": pl.lit(run_id), "layer": pl.lit(1)}

@@ -374,7 +374,8 @@ EDITS = {
     "no model": ("UPDATE runs SET store_gradients = false, model = './nowhere'", "does not exist"),
     "another way": (
         "UPDATE runs SET store_gradients = false, "
-        "settings = '{\"energies\": {\"nll\": 0, \"logit_lens\": 0, \"tuned_lens\": 0, \"attention\": 0, \"hopfield\": 0}}'",
+        "settings = '{\"energies\": {\"nll\": 0, \"logit_lens\": 0, \"tuned_lens\": 0, "
+        "\"attention\": 0, \"hopfield\": 0}}'",
         "in another way",
     ),
     "no SAE": ("UPDATE saes SET source = 'nowhere'", "The SAE of layer 1 cannot be read"),
