@@ -844,7 +844,7 @@ def test_an_older_warehouse_gets_the_columns(tmp_path: Path, monkeypatch: pytest
     files = migrations.migration_files()
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "migration_files", lambda: files[:1])
-        patch.setattr(migrations, "view_files", lambda: [])  # today's views need later tables
+        patch.setattr(migrations, "view_files", list)  # today's views need later tables
         with Warehouse(db, writable=True) as warehouse:
             warehouse.sql("INSERT INTO saes VALUES (1, 15, 'a', 's', 'topk', 8, 2, 1.0, 2.0, 0.3, 0.9, 0.1, '{}')")
     with Warehouse(db) as warehouse:
