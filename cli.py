@@ -835,7 +835,7 @@ def lens_train(
 
         translators = fit_translators(language_model, documents, chosen, options, show)
     save_translators(translators, output, torch.float16 if half else torch.float32)
-    if held_out := (translators.metadata or {}).get("held_out"):
+    if held_out := translators.metadata.get("held_out"):
         _say(f"On {held_out['tokens']:,} tokens of documents that were held out, in nats:")
         _print(_lens_figures(held_out), form)
     else:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_lens.analysis.finish import MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS, MIN_TEST_TOKENS
-from energy_lens.analysis.significance import two_sided_p
+from energy_lens.analysis.significance import two_sided_p, two_sided_t_p
 from energy_lens.ingest.statistics import MIN_MATES
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ def compare(a: Singles, g: Singles, centred_g: Singles, counted: Mask, documents
     with np.errstate(divide="ignore", invalid="ignore"):
         r = u.sum(0) / np.sqrt(np.maximum(variances, 0))
         return {
-            "tokens": _student_p(r * np.sqrt((n.sum() - 2) / (1 - r**2)), int(n.sum()) - 2),
+            "tokens": two_sided_t_p(r * np.sqrt((n.sum() - 2) / (1 - r**2)), int(n.sum()) - 2),
             "contexts": _cluster_p(u[n > 0]),
             "documents": _cluster_p(_sum_by(documents[n > 0], u[n > 0])),
             "within": two_sided_p(s.sum(0) / np.sqrt((s**2).sum(0))),
@@ -138,11 +138,4 @@ def _sum_by(clusters: Ids, values: Floats) -> Floats:
 def _cluster_p(u: Floats) -> Floats:
     """p of ΣU = 0 from the clusters' U [cluster, feature]."""
     n = len(u)
-    return _student_p(u.sum(0) / np.sqrt((u**2).sum(0) * n / (n - 1)), n - 1)
-
-
-def _student_p(t: Floats, degrees_of_freedom: int) -> Floats:
-    from scipy.special import stdtr
-
-    p: Floats = 2 * stdtr(degrees_of_freedom, -np.abs(t))
-    return p
+    return two_sided_t_p(u.sum(0) / np.sqrt((u**2).sum(0) * n / (n - 1)), n - 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from energy_lens.analysis.significance import benjamini_hochberg, t_quantile, two_sided_p
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.runs import gradient_column
 
 Floats = NDArray[np.float64]
 
@@ -79,12 +80,7 @@ def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mappi
 def count_cells(warehouse: Warehouse, run_id: int, layer: int, energy: str, context_length: int) -> None:
     """Fill histogram_cells for one layer and energy, from stored activations and feature_histograms."""
     place = {"run": run_id, "layer": layer, "energy": energy, "context_length": context_length}
-    warehouse.run_formatted("finish/histogram_cells", {"gradient": _gradient_column(energy)}, **place)
-
-
-def _gradient_column(energy: str) -> str:
-    """Quoted name of the column of activations that holds an energy's decoder gradient."""
-    return '"' + f"g_{energy}".replace('"', '""') + '"'
+    warehouse.run_formatted("finish/histogram_cells", {"gradient": gradient_column(energy)}, **place)
 
 
 def _read_run(warehouse: Warehouse, run_id: int) -> _Run:
@@ -119,7 +115,7 @@ def _decoder_statistics(
     counted: Mapping[str, NDArray[np.generic]],
 ) -> Iterator[pl.DataFrame]:
     """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
-    column = {"gradient": _gradient_column(energy)}
+    column = {"gradient": gradient_column(energy)}
     active = warehouse.run_formatted("finish/active_sums", column, **_place(run, layer)).numpy()
     n_tokens, gradients = _document_gradients(warehouse, run, layer, energy, rows.shape[1])
     moments = _Moments(warehouse.run("finish/moments", run=run.run_id, layer=layer, energy=energy).numpy())
@@ -146,13 +142,13 @@ def _discrete_statistics(
     warehouse: Warehouse, run: _Run, layer: int, energy: str, d_sae: int
 ) -> Iterator[pl.DataFrame]:
     """The same for the discrete gradient, whose sums all come from stored tables."""
-    place = {**_place(run, layer), "energy": energy}
-    active = _Sparse(warehouse.run("finish/active_sums_discrete", **place).numpy(), run)
-    sums = warehouse.run("finish/document_sums_discrete", **place).numpy()
-    n_tokens, sum_g, sum_g2 = (_by_document(sums, name, run) for name in ("n_tokens", "sum_g", "sum_g2"))
-    warehouse.run("finish/centre_discrete", **place)
-    within_sums = _Sparse(warehouse.run("finish/within_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
-    sum_gc2 = _by_document(warehouse.run("finish/counted_discrete", run=run.run_id).numpy(), "sum_gc2", run)
+    warehouse.run("finish/centre_discrete", **_place(run, layer), energy=energy)
+    active = _Sparse(warehouse.run("finish/active_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
+    sums = warehouse.run("finish/document_sums_discrete", run=run.run_id).numpy()
+    n_tokens, sum_g, sum_g2, sum_gc2 = (np.zeros(len(run.document_ids)) for _ in range(4))
+    where = np.searchsorted(run.document_ids, sums["document_id"])
+    for target, name in ((n_tokens, "n_tokens"), (sum_g, "sum_g"), (sum_g2, "sum_g2"), (sum_gc2, "sum_gc2")):
+        target[where] = sums[name]
     for cell in run.cells:
         parts = []
         for features in _chunks(d_sae, len(run.document_ids)):
@@ -162,10 +158,9 @@ def _discrete_statistics(
             statistics = _cell_statistics(cell, dense, n_tokens, total)
             # A derivative along the text says nothing about adding the feature.
             statistics["sum_v2"] = np.full(len(total), np.nan)
-            within = within_sums.dense(features)
-            own = {name: values[cell.documents].sum(0) for name, values in within.items()}
-            own["n_counted_documents"] = (within["n_counted"][cell.documents] > 0).sum(0).astype(np.float64)
-            statistics |= {name: own[name] for name in _WITHIN_DISCRETE}
+            statistics |= {name: dense[name][cell.documents].sum(0) for name in _WITHIN_DISCRETE}
+            counted_documents = (dense["n_counted"][cell.documents] > 0).sum(0)
+            statistics["n_counted_documents"] = counted_documents.astype(np.float64)
             statistics["sum_gc2"] = np.full(len(total), sum_gc2[cell.documents].sum())
             statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
@@ -174,17 +169,8 @@ def _discrete_statistics(
         yield _frame(run, layer, energy, "discrete", cell, whole)
 
 
-#: What the within-context test of the discrete gradient sums, from finish/within_sums_discrete.
-_WITHIN_DISCRETE = (
-    "n_counted", "n_counted_contexts", "n_counted_documents", "sum_s", "sum_s2", "null_s", "null_s2", "sum_ac2",
-)  # fmt: skip
-
-
-def _by_document(columns: Mapping[str, NDArray[np.generic]], name: str, run: _Run) -> Floats:
-    """One column of a query that has a row for some documents, as [document]; 0 for the others."""
-    values = np.zeros(len(run.document_ids))
-    values[np.searchsorted(run.document_ids, columns["document_id"])] = columns[name]
-    return values
+#: What the within-context test of the discrete gradient sums, of finish/active_sums_discrete.
+_WITHIN_DISCRETE = ("n_counted", "n_counted_contexts", "sum_s", "sum_s2", "null_s", "null_s2", "sum_ac2")
 
 
 def _document_gradients(

@@ -28,6 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.statistics import MIN_MATES, centred_by_context
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -184,17 +186,16 @@ def look_up(sums: Tensor, pairings: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(cells, sums.reshape(n_documents**2, -1), mode="sum")
 
 
-def within_rows(gradients: Tensor, included: Tensor, rows: list[Integers], min_mates: int) -> Tensor:
+def within_rows(gradients: Tensor, included: Tensor, rows: list[Integers]) -> Tensor:
     """∇̃ [context, position, d_model]: what `ingest.statistics` tests, 0 where not counted.
 
     gradients: s_t·∂E/∂x, changed in place. included: [context, position]. rows: places of the contexts of each row of
-    the plan: mates. A position counts with at least min_mates other contexts included there.
+    the plan: mates. A position counts with at least MIN_MATES other contexts included there.
     """
     for places in map(torch.from_numpy, rows):
         own = included[places][..., None].to(gradients.dtype)
-        g = gradients[places] * own
-        g = (g - g.sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp_min(1)) * own
+        g = centred_by_context(gradients[places] * own, own)
         mates = own.sum(0) - own
         g -= (g.sum(0) - g) / mates.clamp_min(1)
-        gradients[places] = g * own * (mates >= min_mates)
+        gradients[places] = g * own * (mates >= MIN_MATES)
     return gradients

@@ -185,7 +185,7 @@ class CurrentRun:
             )
             yield Inputs(
                 layer, energy, tested, self._paired(layer, tested["feature"]),
-                within_rows(gradients, included, self.used.rows, MIN_MATES),
+                within_rows(gradients, included, self.used.rows),
                 self.saes[layer].W_dec[torch.from_numpy(tested["feature"].astype(np.int64))],
             )  # fmt: skip
 

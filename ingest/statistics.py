@@ -99,7 +99,7 @@ class LayerStatistics:
         vectors = []
         for energy in self.energies:
             gradient = row.gradients[energy] * inc
-            centred = (gradient - gradient.sum(1, keepdim=True) / inc.sum(1, keepdim=True).clamp_min(1)) * inc
+            centred = centred_by_context(gradient, inc)
             total = centred.sum(0)
             tested = (centred - (total - centred) / mates.clamp_min(1)) * counted[..., None]
             shifted = centred.roll(-1, 0)
@@ -169,6 +169,14 @@ class LayerStatistics:
             "null_s": moments.null_s.numpy(),
             "null_s2": moments.null_s2.numpy(),
         }
+
+
+def centred_by_context(gradient: Tensor, included: Tensor) -> Tensor:
+    """Gradients [context, position, d_model], 0 where not included, minus their context's mean; 0 there again.
+
+    included: [context, position, 1], 0 or 1.
+    """
+    return (gradient - gradient.sum(1, keepdim=True) / included.sum(1, keepdim=True).clamp_min(1)) * included
 
 
 def _outer(vectors: Tensor) -> Tensor:

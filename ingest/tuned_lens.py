@@ -19,13 +19,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from energy_lens.ingest.activation_store import MEDIAN_TOKENS
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import included_tokens
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
@@ -34,9 +35,6 @@ from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: What the file's header says that it is.
 FORMAT = "elw tuned lens 1"
-
-#: Tokens from which each layer's norm median is taken.
-MEDIAN_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Translators:
     model_name: str
     sha256: str = ""  #: of the file; empty for maps that were not saved
     source: str = ""  #: where they were loaded from
-    metadata: Mapping[str, Any] | None = None  #: how they were fitted, and figures on held-out documents
+    metadata: Mapping[str, Any] = field(default_factory=dict)  #: how they were fitted, and held-out figures
 
     def of(self, layer: int) -> Translator:
         return self.by_layer[layer]
@@ -187,6 +185,7 @@ def fit_translators(
     Documents are split as for SAEs, by content. on_progress: what is done, and the share of it that is.
     Raises UsageError for layers that the model lacks, the last one among them, and for a corpus that is too short.
     """
+    # Not at the top: what trains SAEs reads energies, which read this module.
     from energy_lens.ingest.sae_training import TrainingConfig, cut_contexts, shuffled_contexts, split_documents
 
     model.check_layers(layers)
@@ -200,9 +199,10 @@ def fit_translators(
     medians = norm_medians(model, (batch.numpy() for batch in first), [*layers, model.n_layers - 1])
 
     def batches(contexts: Tensor, what: str) -> Iterator[_Batch]:
-        for done, tokens in enumerate(parts_ := contexts.split(options.batch_contexts)):
+        pieces = contexts.split(options.batch_contexts)
+        for done, tokens in enumerate(pieces, 1):
             yield _read(model, tokens.long(), layers, medians)
-            on_progress(what, (done + 1) / len(parts_))
+            on_progress(what, done / len(pieces))
 
     translators = _regressed(model, layers, batches(contexts, "regression"), options.ridge)
     if options.learning_rate:

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.output import identifier
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
 from energy_lens.warehouse.quality import insert_saes
 
@@ -121,10 +122,15 @@ def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozen
     return groups, frozenset(group_id for group_id, _, _, committed in head if committed), len(plan)
 
 
+def gradient_column(energy: str) -> str:
+    """Quoted name of the column of activations that holds an energy's decoder gradient."""
+    return identifier(f"g_{energy}")
+
+
 def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:
     """Give `activations` a column g_<energy> for each energy from outside the package. Call within a transaction."""
     for energy in energies:
-        column = f'"g_{energy}"'
+        column = gradient_column(energy)
         comment = f"The same for the energy {energy}, which is not of this package; NULL in a run without it."
         warehouse.sql(f"ALTER TABLE activations ADD COLUMN IF NOT EXISTS {column} FLOAT")
         warehouse.sql(f"COMMENT ON COLUMN activations.{column} IS '{comment}'")

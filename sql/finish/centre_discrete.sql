@@ -11,6 +11,7 @@ WITH centred AS (
         p.row,
         p.lane,
         g.token_id % $context_length AS position,
+        g.discrete,
         g.discrete - avg(g.discrete) OVER (PARTITION BY p.context_id) AS g
     FROM gradients AS g
     JOIN plan AS p ON p.run_id = $run AND p.context_id = g.token_id // $context_length
@@ -26,6 +27,7 @@ paired AS (
     SELECT
         own.token_id,
         own.context_id,
+        own.discrete,
         own.g,
         following.g AS next_g,
         sum(own.g) OVER beside AS total,
@@ -43,6 +45,7 @@ paired AS (
 SELECT
     token_id,
     context_id,
+    discrete,
     CASE WHEN n_beside > 3 THEN g - (total - g) / (n_beside - 1) END AS tested,
     CASE WHEN n_beside > 3 THEN next_g - (total - g - next_g) / (n_beside - 2) END AS control
 FROM paired

@@ -1,11 +1,12 @@
--- Tokens with a discrete gradient, and its sums, by document, for one layer and energy.
+-- Tokens with a discrete gradient, its sums, and that of the centred one, squared, over counted tokens, by document, for
+-- the layer and energy that finish/centre_discrete prepared.
 SELECT
     c.document_id,
     count(*) AS n_tokens,
-    fsum(g.discrete) AS sum_g,
-    fsum(g.discrete::DOUBLE * g.discrete) AS sum_g2
-FROM gradients AS g
-JOIN contexts AS c ON c.run_id = $run AND c.context_id = g.token_id // $context_length
-WHERE g.run_id = $run AND g.layer = $layer AND g.energy = $energy AND g.discrete IS NOT NULL
+    fsum(d.discrete) AS sum_g,
+    fsum(d.discrete::DOUBLE * d.discrete) AS sum_g2,
+    coalesce(fsum(d.tested * d.tested), 0) AS sum_gc2
+FROM centred_discrete AS d
+JOIN contexts AS c ON c.run_id = $run AND c.context_id = d.context_id
 GROUP BY c.document_id
 ORDER BY c.document_id
