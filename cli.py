@@ -174,12 +174,7 @@ def ingest(
     db: Database = None,
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
-    sae: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
-        ),
-    ] = None,
+    sae: Saes = None,
     energies: Annotated[
         str,
         typer.Option(
@@ -609,12 +604,7 @@ class _TrainingBar:
 @sae_app.command("evaluate")
 def sae_evaluate(
     paths: Paths,
-    sae: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
-        ),
-    ] = None,
+    sae: Saes = None,
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
     max_tokens: Annotated[
@@ -825,7 +815,7 @@ def lens_train(
     documents = discover(paths, tuple(exclude or ()))
     language_model = load_model(model, getattr(torch, dtype.value))
     every = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=1.0, bar_format="{desc}: {percentage:.1f}% [{elapsed}<{remaining}]", mininterval=every) as bar:
+    with tqdm(total=1.0, bar_format="{desc}{percentage:.1f}% [{elapsed}<{remaining}]", mininterval=every) as bar:
 
         def show(what: str, share: float) -> None:
             if what != bar.desc.removesuffix(": "):
