@@ -77,6 +77,10 @@ def _share(heading: str, column: str) -> Column:
 
 _ENERGY = Column("Energy", lambda row: Foreign(row["energy"]), is_text=True)
 _LAYER = Column("Layer", lambda row: "all" if row["layer"] is None else str(row["layer"]))
+#: As _LAYER, in a query that says where a lens is worse than a uniform guess.
+_CALIBRATED_LAYER = Column(
+    "Layer", lambda row: f"{row['layer']} (uncalibrated)" if row["is_uncalibrated"] else _LAYER.cell(row)
+)
 _CATEGORY = Column("Category", lambda row: "all" if row["category"] is None else Foreign(row["category"]), is_text=True)
 
 
@@ -193,7 +197,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             answers["alignment_by_layer"],
             [
                 _ENERGY,
-                _LAYER,
+                _CALIBRATED_LAYER,
                 _counted("Firing", "n_firing"),
                 _counted("Tested", "n_tested"),
                 _counted("q < 0.05", "n_significant"),
@@ -223,6 +227,21 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _counted("tested in B", "n_retested"),
                 _counted("same sign in B", "n_same_sign"),
                 _counted("and p < 0.05 in B", "n_confirmed"),
+            ],
+            total=_all_layers,
+        ),
+        "mutual_information": _table(
+            answers["mutual_information"],
+            [
+                _ENERGY,
+                _LAYER,
+                _counted("Features", "n_features"),
+                _decimal("Bits, mean", "mean", 4),
+                _decimal("of the mates", "mates_mean", 4),
+                _decimal("Excess, mean", "excess_mean", 4),
+                _decimal("Excess, 95 %", "excess_q95", 4),
+                _decimal("Largest excess", "excess_largest", 4),
+                _decimal("Spearman with |score|", "spearman", 2),
             ],
             total=_all_layers,
         ),

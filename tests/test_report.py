@@ -18,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,8 @@ SHOWN = {
     "q < 0.05 in A": ("n_found",), "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
     "and p < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",), "Median": ("median",),
     "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "KL to output": ("kl_to_output",),
+    "Bits, mean": ("mean",), "of the mates": ("mates_mean",), "Excess, mean": ("excess_mean",),
+    "Excess, 95 %": ("excess_q95",), "Largest excess": ("excess_largest",), "Spearman with |score|": ("spearman",),
     "|z_null| > 1.96": ("share_rejected",),
     "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
@@ -270,15 +273,33 @@ def test_every_query_runs_says_what_it_answers_and_is_used(name: str, report: Pa
         assert name in (report / f"research_report.{kind}").read_text(encoding="utf-8")
 
 
+def uncalibrated_layers(db: Path) -> set[tuple[str, int]]:
+    """(energy, layer) at which a lens costs more than a uniform guess over the 512 words of the tiny models."""
+    with Warehouse(db) as warehouse:
+        means = warehouse.sql(
+            "SELECT energy, layer, avg(value) FROM energies WHERE energy LIKE '%_lens' GROUP BY ALL"
+        ).fetchall()
+    return {(energy, layer) for energy, layer, mean in means if mean > math.log(512)}
+
+
+def of_layer(frame: pl.DataFrame, row: dict[str, Any], uncalibrated: set[tuple[str, int]]) -> pl.DataFrame:
+    """The part of a frame of one energy that a row of the report is about: a layer, or all calibrated ones."""
+    if row["layer"] is not None:
+        return frame.filter(pl.col("layer") == row["layer"])
+    return frame.filter(~pl.col("layer").is_in([layer for energy, layer in uncalibrated if energy == row["energy"]]))
+
+
 def test_alignment_is_recounted_from_efas(report: Path, tiny_warehouse: Path) -> None:
     """Counts and quantiles by layer equal those taken from efas with numpy."""
     answers = answers_of(report)["reports/alignment_by_layer"]
+    uncalibrated = uncalibrated_layers(tiny_warehouse)
     with Warehouse(tiny_warehouse) as warehouse:
         efas = warehouse.sql("SELECT * FROM efas WHERE category = 'all'").pl()
-    assert answers
+    assert {row["energy"] for row in answers} == set(efas["energy"])
     for row in answers:
         own = efas.filter((efas["energy"] == row["energy"]) & (efas["gradient"] == row["gradient"]))
-        own = own if row["layer"] is None else own.filter(own["layer"] == row["layer"])
+        own = of_layer(own, row, uncalibrated)
+        assert row["is_uncalibrated"] == ((row["energy"], row["layer"]) in uncalibrated)
         score = own["score"].drop_nulls().to_numpy()
         q = own["q_value"].drop_nulls().to_numpy()
         assert row["n_firing"] == (own["n_active"] > 0).sum()
@@ -306,11 +327,11 @@ def test_replication_is_scipys_rank_correlation(report: Path, tiny_warehouse: Pa
     """Spearman between halves equals scipy's, and the found and confirmed features are recounted."""
     with Warehouse(tiny_warehouse) as warehouse:
         halves = warehouse.sql("SELECT * FROM efas_halves WHERE gradient = 'decoder' AND category = 'all'").pl()
+    uncalibrated = uncalibrated_layers(tiny_warehouse)
     rows = answers_of(report)["reports/replication"]
     assert {row["layer"] for row in rows} == {None, 1, 2}
     for row in rows:
-        own = halves.filter(halves["energy"] == row["energy"])
-        own = own if row["layer"] is None else own.filter(own["layer"] == row["layer"])
+        own = of_layer(halves.filter(halves["energy"] == row["energy"]), row, uncalibrated)
         a = own.filter(own["half"] == "A").sort("layer", "feature")
         b = own.filter(own["half"] == "B").sort("layer", "feature")
         both = a.join(b, on=["layer", "feature"], suffix="_b")
@@ -592,3 +613,43 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert "No space left on device" in refusal(ElwError, tiny_warehouse, output)
     assert contents(tmp_path) == before
     assert (tmp_path / "out").exists() != is_new
+
+
+def test_an_uncalibrated_layer_is_shown_and_counted_in_no_total(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """Where a lens is made to cost more than a uniform guess, the layer says so and leaves every total and list."""
+    db = copied("UPDATE energies SET value = value + 100 WHERE energy = 'logit_lens' AND layer = 1")
+    render(db, tmp_path / "out", ("md",))
+    answers = answers_of(tmp_path / "out")
+    lens = [
+        row for row in answers["reports/alignment_by_layer"]
+        if row["energy"] == "logit_lens" and row["gradient"] == "decoder"
+    ]  # fmt: skip
+    by_layer = {row["layer"]: row for row in lens}
+    calibrated = [row for layer, row in by_layer.items() if layer is not None and not row["is_uncalibrated"]]
+    assert by_layer[1]["is_uncalibrated"]
+    assert by_layer.get(None, {"n_tested": 0})["n_tested"] == sum(row["n_tested"] for row in calibrated)
+    top = answers["reports/top_features"]
+    assert not any(row["energy"] == "logit_lens" and row["layer"] == 1 for row in top)
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    assert "| 1 (uncalibrated) |" in text
+    assert "Uncalibrated, with a mean above the uniform guess:" in text
+
+
+def test_mutual_information_by_layer_is_the_views(report: Path, tiny_warehouse: Path) -> None:
+    """Means and rank correlation are numpy's and scipy's of the view's rows."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        frame = warehouse.sql(
+            "SELECT m.*, abs(score) AS strength FROM mutual_information AS m "
+            "JOIN efas AS e USING (run_id, layer, feature, energy, category) "
+            "WHERE category = 'all' AND e.gradient = 'decoder' AND m.n_active >= 50 AND mi_excess IS NOT NULL"
+        ).pl()
+    uncalibrated = uncalibrated_layers(tiny_warehouse)
+    rows = answers_of(report)["reports/mutual_information"]
+    assert rows
+    for row in rows:
+        own = of_layer(frame.filter(pl.col("energy") == row["energy"]), row, uncalibrated)
+        assert row["n_features"] == len(own)
+        assert row["excess_mean"] == pytest.approx(own["mi_excess"].mean(), abs=1e-12)
+        ranked = own.drop_nulls("strength")
+        expected = stats.spearmanr(ranked["mi_excess"], ranked["strength"]).statistic
+        assert row["spearman"] == pytest.approx(expected, abs=1e-9)

@@ -1,10 +1,23 @@
 -- How scores are distributed over features, and how many survive a test, by energy, gradient and layer.
--- The row without a layer holds all layers. Roles come from the interval of attribution, never from score.
+-- The row without a layer holds all layers at which the energy is calibrated. Roles come from the interval of
+-- attribution, never from score.
+WITH scored AS (
+    SELECT e.*, u.layer IS NOT NULL AS is_uncalibrated
+    FROM efas AS e
+    LEFT JOIN uncalibrated_layers AS u USING (energy, layer)
+    WHERE category = 'all'
+),
+cells AS (
+    SELECT * FROM scored
+    UNION ALL
+    SELECT * REPLACE (NULL AS layer) FROM scored WHERE NOT is_uncalibrated
+)
 SELECT
     energy,
     energy = 'hopfield' AS is_control,
     gradient,
     layer,
+    is_uncalibrated,
     count(*) AS n_features,
     count(*) FILTER (n_active > 0) AS n_firing,
     count(q_value) AS n_tested,
@@ -27,7 +40,6 @@ SELECT
     count(*) FILTER (role = 'attractor') AS n_attractors,
     count(*) FILTER (role = 'repulsor') AS n_repulsors,
     count(*) FILTER (role IS NOT NULL) / nullif(count(attribution_low) FILTER (n_active > 0), 0) AS share_with_role
-FROM efas
-WHERE category = 'all'
-GROUP BY GROUPING SETS ((energy, gradient, layer), (energy, gradient))
+FROM cells
+GROUP BY energy, gradient, layer, is_uncalibrated
 ORDER BY is_control, energy, gradient, layer NULLS LAST

@@ -1,6 +1,6 @@
 -- Does a score found on half of the documents hold on the other half? Rank correlation of the two scores over features
 -- active at 50 tokens or more of both halves; and of the features with q < 0.05 in half A, how many keep their sign and
--- reach p < 0.05 in half B. The row without a layer holds all layers.
+-- reach p < 0.05 in half B. The row without a layer holds all layers at which the energy is calibrated.
 WITH pairs AS (
     SELECT
         energy,
@@ -20,6 +20,7 @@ cells AS (
     SELECT * FROM pairs
     UNION ALL
     SELECT * REPLACE (NULL AS layer) FROM pairs
+    WHERE (energy, layer) NOT IN (SELECT (energy, layer) FROM uncalibrated_layers)
 ),
 ranked AS (
     SELECT

@@ -10,9 +10,7 @@ WITH tested AS (
         bool_or(q_value < 0.05) OVER (PARTITION BY energy) AS has_significant
     FROM efas
     WHERE gradient = 'decoder' AND category = 'all' AND q_value IS NOT NULL
-        AND (energy, layer) NOT IN (
-            SELECT (energy, layer) FROM layer_energy WHERE category = 'all' AND layer IS NOT NULL AND uncalibrated
-        )
+        AND (energy, layer) NOT IN (SELECT (energy, layer) FROM uncalibrated_layers)
 ),
 ranked AS (
     SELECT
