@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from energy_lens import Warehouse
+from energy_lens.ingest.models import harvest_residuals, load_model
+from energy_lens.ingest.pipeline import IngestOptions, ingest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,6 +68,49 @@ def test_commands_exist(line: str) -> None:
     for word in words:
         if re.match(r"--?[a-z]", word):
             assert word.split("=")[0] in known, f"{word} in {line}"
+
+
+def test_the_worked_energy_is_stored_and_its_gradient_is_one(
+    tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class of add-an-energy.md, ingested as the page says: entropies, and a gradient of central differences."""
+    ((_, code),) = [found for found in blocks("python") if found[0].endswith("add-an-energy.md")]
+    (tmp_path / "my_energies.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tiny("llama")
+    db = tmp_path / "entropy.duckdb"
+    ingest(
+        [small_corpus],
+        IngestOptions(
+            db=db, model=str(own.folder), saes=(own.saes,), dtype="float32", context_length=32, store_gradients=True,
+            energies=("nll", "my_energies:LensEntropy", "hopfield"), max_tokens=1,
+        ),
+    )  # fmt: skip
+    with Warehouse(db) as warehouse:
+        low, high = warehouse.sql(
+            "SELECT min(value), max(value) FROM energies WHERE energy = 'lens_entropy'"
+        ).fetchall()[0]
+        token, layer, vector = warehouse.sql(
+            "SELECT token_id, layer, vector FROM gradients WHERE energy = 'lens_entropy' ORDER BY ALL LIMIT 1"
+        ).fetchall()[0]
+        scored = warehouse.sql("SELECT count(score) FROM efas WHERE energy = 'lens_entropy'").value()
+        ids = warehouse.sql(
+            "SELECT vocabulary_id FROM tokens WHERE token_id // 32 = $context ORDER BY token_id", context=token // 32
+        ).pl()["vocabulary_id"]
+    assert 0 < low < high < math.log(512)
+    assert scored > 50
+    model = load_model(str(own.folder), torch.float64)
+    x = harvest_residuals(model, torch.tensor([ids.to_list()]), [layer])[layer][0, token % 32]
+
+    def entropy(at: torch.Tensor) -> float:
+        log_p = model.unembedding(model.final_norm(at[None])).log_softmax(-1)
+        return float(-(log_p.exp() * log_p).sum())
+
+    gradient = torch.tensor(vector, dtype=torch.float64)
+    step = 1e-2 * gradient / gradient.norm()
+    with torch.no_grad():
+        along = (entropy(x + step) - entropy(x - step)) / (2 * step.norm())
+    assert float(along) == pytest.approx(float(gradient.norm()), rel=1e-3)
 
 
 def test_links_lead_somewhere() -> None:
