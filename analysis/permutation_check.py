@@ -7,12 +7,11 @@ and so do the tokens that the model is run on: no text has to be there any more.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
 from energy_lens.analysis.significance import benjamini_hochberg
 from energy_lens.ingest.energies import ENERGIES, make_energies
-from energy_lens.ingest.models import load_model, locate
-from energy_lens.ingest.pipeline import DTYPES, IngestOptions, choose_translators
+from energy_lens.ingest.pipeline import IngestOptions, choose_translators
 from energy_lens.ingest.reading import Reader
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae, shipped_folder
 from energy_lens.ingest.statistics import MIN_MATES
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError, UsageError
-from energy_lens.warehouse.plan import Context
-from energy_lens.warehouse.query import announce_state
+from energy_lens.warehouse.errors import UsageError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -90,20 +85,6 @@ class LayerOutcome:
 
 
 @dataclass(frozen=True)
-class _Run:
-    run_id: int
-    model: str
-    model_sha256: str
-    context_length: int
-    d_model: int
-    dtype: str
-    store_gradients: bool
-    layers: list[int]
-    energies: list[str]
-    settings: str
-
-
-@dataclass(frozen=True)
 class _Used:
     """The contexts used, row by row of the plan."""
 
@@ -132,7 +113,7 @@ def check_run(path: Path | None, options: PermutationOptions) -> list[LayerOutco
     Raises UsageError when there is no run, nothing that efas tests, a layer, energy or category that is not there, or
     when the model or an SAE is needed and is no longer what it was.
     """
-    return [_outcome(inputs, options) for inputs in CurrentRun(path, options).inputs()]
+    return [_outcome(inputs, options) for inputs in PermutationInputs(path, options).inputs()]
 
 
 def _outcome(inputs: Inputs, options: PermutationOptions) -> LayerOutcome:
@@ -152,25 +133,21 @@ def _outcome(inputs: Inputs, options: PermutationOptions) -> LayerOutcome:
     )
 
 
-class CurrentRun:
-    """The current run of a warehouse, as far as the test needs it."""
+class PermutationInputs:
+    """What the test takes from the current run of a warehouse."""
 
     def __init__(self, path: Path | None, options: PermutationOptions) -> None:
         """Raises UsageError as `check_run` does."""
         if options.permutations < FEWEST_PERMUTATIONS:
             raise UsageError(f"--permutations is {options.permutations}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
         self.path, self.options = path, options
+        self._current = CurrentRun(path)
+        self.run = self._current.facts
+        self.layers = self._current.chosen(options.layers, self.run.layers, "layer")
+        self.energies = self._current.chosen(options.energies, self.run.energies, "energy")
         with Warehouse(path) as warehouse:
-            announce_state(warehouse)
-            row = warehouse.run("permutation/run").fetchone()
-            if row is None:
-                raise UsageError(f"There is no run in {warehouse.path}: make one with elw ingest.")
-            self.run = _Run(*row)
-            self.layers = self._chosen(options.layers, self.run.layers, "layer")
-            self.energies = self._chosen(options.energies, self.run.energies, "energy")
             self.tested = self._tested(warehouse)
-            saes = warehouse.run("permutation/saes", run=self.run.run_id).fetchall()
-            self.saes = {layer: self._sae(layer, *place) for layer, *place in saes if layer in self.layers}
+            self.saes = {layer: self._current.sae(layer) for layer in self.layers}
             # A normalised SAE's gradients need each token's scale, which is not stored.
             self.stored = self.run.store_gradients and all(s.normalisation == "none" for s in self.saes.values())
             self.used = self._sample(warehouse)
@@ -190,12 +167,6 @@ class CurrentRun:
             )  # fmt: skip
 
     # -- what is asked
-
-    def _chosen(self, wanted: Sequence[Any] | None, known: Sequence[Any], what: str) -> list[Any]:
-        if missing := [name for name in wanted or () if name not in known]:
-            has = ", ".join(map(str, known))
-            raise UsageError(f"Run {self.run.run_id} has no {what} {missing[0]}: choose among {has} (--{what}).")
-        return [name for name in known if wanted is None or name in wanted]
 
     def _tested(self, warehouse: Warehouse) -> dict[tuple[int, str], dict[str, NDArray[Any]]]:
         """What efas says of the features it tests, by layer and energy."""
@@ -311,13 +282,8 @@ class CurrentRun:
     def _computed(self) -> dict[tuple[int, str], Tensor]:
         """s_t·∂E/∂x [context, position, d_model] by layer and energy, from the model run again."""
         run = self.run
-        _, sha256 = locate(run.model)
-        if sha256 != run.model_sha256:
-            raise UsageError(
-                f"{run.model} is another model now than the one of run {run.run_id}: bring that one back, or ingest "
-                "anew."
-            )
-        versions: Mapping[str, int | str] = json.loads(run.settings)["energies"]
+        self._current.check_model()
+        versions: Mapping[str, int | str] = self._current.settings["energies"]
         if outside := [name for name in self.energies if name not in ENERGIES]:
             raise UsageError(
                 f"The energy {outside[0]} is not of this package, so its gradients cannot be taken again: ingest with "
@@ -331,20 +297,10 @@ class CurrentRun:
             raise UsageError(
                 f"This version of elw computes {changed[0]} in another way than run {run.run_id} did: ingest anew."
             )
-        model = load_model(run.model, DTYPES[run.dtype])
         shape = (len(self.used.ids), run.context_length, run.d_model)
         gradients = {(layer, energy): torch.zeros(shape) for layer in self.layers for energy in self.energies}
-        with Warehouse(self.path) as warehouse:
-            tokens = warehouse.run(
-                "permutation/tokens", run=run.run_id, context_length=run.context_length, contexts=self.used.ids.tolist()
-            ).numpy()
-        starts = np.searchsorted(tokens["context_id"], self.used.ids)
-        ends = np.searchsorted(tokens["context_id"], self.used.ids, side="right")
-        contexts = [
-            (Context(int(id_), 0, 0, 0, int(end - start)), tokens["vocabulary_id"][start:end])
-            for id_, start, end in zip(self.used.ids, starts, ends, strict=True)
-        ]
-        readings = Reader(model, self.saes, energies, batch_size=8).read(contexts)
+        contexts = self._current.contexts(self.used.ids.tolist())
+        readings = Reader(self._current.load_model(), self.saes, energies, batch_size=8).read(contexts)
         every = 0.5 if sys.stderr.isatty() else 30
         bar = tqdm(readings, total=len(contexts), unit="context", mininterval=every, desc="Gradients")
         for i, reading in enumerate(bar):
@@ -353,25 +309,6 @@ class CurrentRun:
                     vectors = own.decoder_gradients(energy)
                     gradients[layer, energy][i, : len(vectors)] = vectors
         return gradients
-
-    def _sae(self, layer: int, sha256: str, source: str, norm_median: float) -> SparseAutoencoder:
-        """The SAE of a layer of the run. Raises UsageError when it is not where it was, or is another."""
-        folder = Path(source)
-        if source.startswith("shipped/"):
-            folder = shipped_folder(source.split("/")[1], layer)
-        try:
-            sae = load_sae(folder)
-        except ElwError as error:
-            raise UsageError(
-                f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "
-                "ingest anew."
-            ) from error
-        if sae.sha256 != sha256:
-            raise UsageError(
-                f"The SAE of layer {layer}, {source}, is another now than in run {self.run.run_id}: bring that one "
-                "back, or ingest anew."
-            )
-        return replace(sae, norm_median=norm_median)
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from energy_lens.analysis import permutation_check
 from energy_lens.analysis.permutation import Block, PairedContexts, look_up, pair_sums, paired_tokens, permutation_test
-from energy_lens.analysis.permutation_check import CurrentRun, Inputs, PermutationOptions, check_run, summaries
+from energy_lens.analysis.permutation_check import Inputs, PermutationInputs, PermutationOptions, check_run, summaries
 from energy_lens.cli import main
 from energy_lens.ingest.models import DEFAULT_MODEL
 from energy_lens.ingest.sae_files import shipped_folder
@@ -93,7 +93,7 @@ def read(db: Path, layer: int, energy: str, decoder: Floats) -> Stored:
 
 
 def inputs_of(db: Path, **options: Any) -> list[Inputs]:
-    return list(CurrentRun(db, PermutationOptions(**options)).inputs())
+    return list(PermutationInputs(db, PermutationOptions(**options)).inputs())
 
 
 def block_of(inputs: Inputs, category: str) -> tuple[Block, list[int]]:
@@ -181,7 +181,7 @@ def test_a_sample_takes_whole_rows_in_turn_from_each_category(
     tiny_warehouse: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As many contexts as asked for, up to a row; equal seeds take equal ones; the user is told."""
-    runs = [CurrentRun(tiny_warehouse, PermutationOptions(contexts=60, seed=seed)) for seed in (0, 0, 1)]
+    runs = [PermutationInputs(tiny_warehouse, PermutationOptions(contexts=60, seed=seed)) for seed in (0, 0, 1)]
     for run in runs:
         used = run.used
         assert 60 <= len(used.ids) < 76
@@ -200,7 +200,7 @@ def test_what_does_not_fit_into_memory_is_sampled(
     tiny_warehouse: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(permutation_check, "MAX_GRADIENT_NUMBERS", 40 * 32 * 32)
-    assert 40 <= len(CurrentRun(tiny_warehouse, PermutationOptions()).used.ids) < 56
+    assert 40 <= len(PermutationInputs(tiny_warehouse, PermutationOptions()).used.ids) < 56
     assert "for want of memory" in capsys.readouterr().err
 
 

@@ -1,0 +1,140 @@
+"""The current run of a warehouse, brought back: its model, its SAEs and the tokens of its contexts.
+
+Analyses that run the model again begin here. Everything is checked against what the run stored, so that a number is
+never taken on another model or SAE than the ones it is put beside; and tokens come from the warehouse, so that no text
+has to be there any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_lens.ingest.models import LanguageModel, load_model, locate
+from energy_lens.ingest.pipeline import DTYPES
+from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae_files import load_sae, shipped_folder
+from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.warehouse.plan import Context
+from energy_lens.warehouse.query import announce_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the table `runs` says of it."""
+
+    run_id: int
+    model: str
+    model_sha256: str
+    context_length: int
+    d_model: int
+    dtype: str
+    store_gradients: bool
+    layers: list[int]
+    energies: list[str]
+    settings: str  #: JSON
+
+
+@dataclass(frozen=True)
+class _StoredSae:
+    sha256: str
+    source: str
+    norm_median: float
+
+
+class CurrentRun:
+    """The current run of a warehouse; its model and SAEs are loaded when they are asked for."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises UsageError when the warehouse holds no run."""
+        self.path = path
+        with Warehouse(path) as warehouse:
+            announce_state(warehouse)
+            row = warehouse.run("current_run/facts").fetchone()
+            if row is None:
+                raise UsageError(f"There is no run in {warehouse.path}: make one with elw ingest.")
+            self.facts = RunFacts(*row)
+            saes = warehouse.run("current_run/saes", run=self.run_id).fetchall()
+        self._saes = {layer: _StoredSae(*place) for layer, *place in saes}
+
+    @property
+    def run_id(self) -> int:
+        return self.facts.run_id
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the run's identity covers."""
+        settings: Mapping[str, Any] = json.loads(self.facts.settings)
+        return settings
+
+    def chosen(self, wanted: Sequence[T] | None, known: Sequence[T], what: str) -> list[T]:
+        """The known ones that are wanted, all when nothing is. Raises UsageError for one that is not there."""
+        if missing := [name for name in wanted or () if name not in known]:
+            has = ", ".join(map(str, known))
+            raise UsageError(f"Run {self.run_id} has no {what} {missing[0]}: choose among {has} (--{what}).")
+        return [name for name in known if wanted is None or name in wanted]
+
+    def sae(self, layer: int) -> SparseAutoencoder:
+        """The SAE of a hooked layer, with the run's norm median.
+
+        Raises UsageError when the run has none there, and when it is not where it was, or is another.
+        """
+        self.chosen([layer], list(self._saes), "layer")
+        stored = self._saes[layer]
+        folder = Path(stored.source)
+        if stored.source.startswith("shipped/"):
+            folder = shipped_folder(stored.source.split("/")[1], layer)
+        try:
+            sae = load_sae(folder)
+        except ElwError as error:
+            raise UsageError(
+                f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "
+                "ingest anew."
+            ) from error
+        if sae.sha256 != stored.sha256:
+            raise UsageError(
+                f"The SAE of layer {layer}, {stored.source}, is another now than in run {self.run_id}: bring that one "
+                "back, or ingest anew."
+            )
+        return replace(sae, norm_median=stored.norm_median)
+
+    def load_model(self, dtype: str | None = None) -> LanguageModel:
+        """The run's model, in its precision or in another of pipeline.DTYPES. Raises UsageError when it is another."""
+        self.check_model()
+        return load_model(self.facts.model, DTYPES[dtype or self.facts.dtype])
+
+    def check_model(self) -> None:
+        """Raises UsageError when the run's model is another now."""
+        _, sha256 = locate(self.facts.model)
+        if sha256 != self.facts.model_sha256:
+            raise UsageError(
+                f"{self.facts.model} is another model now than the one of run {self.run_id}: bring that one back, or "
+                "ingest anew."
+            )
+
+    def contexts(self, ids: Iterable[int]) -> list[tuple[Context, NDArray[np.int32]]]:
+        """The contexts of these ids with their vocabulary ids, in the order given; all must be committed.
+
+        Of a Context only its id and its number of tokens mean anything here.
+        """
+        wanted = np.array(list(ids), dtype=np.int64)
+        with Warehouse(self.path) as warehouse:
+            tokens = warehouse.run(
+                "current_run/tokens", run=self.run_id, context_length=self.facts.context_length,
+                contexts=wanted.tolist(),
+            ).numpy()  # fmt: skip
+        starts = np.searchsorted(tokens["context_id"], wanted)
+        ends = np.searchsorted(tokens["context_id"], wanted, side="right")
+        return [
+            (Context(int(id_), 0, 0, 0, int(end - start)), tokens["vocabulary_id"][start:end])
+            for id_, start, end in zip(wanted, starts, ends, strict=True)
+        ]
