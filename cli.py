@@ -202,6 +202,12 @@ def ingest(
     store_gradients: Annotated[
         bool, typer.Option("--store-gradients", help="Keep every token's gradient vector, which makes a large file.")
     ] = False,
+    probes: Annotated[
+        int,
+        typer.Option(
+            "--probes", metavar="N", help="Backward passes for attribution_curvature; 3 predict an ablation well."
+        ),
+    ] = 0,
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Start afresh although a run with equal settings exists.")
     ] = False,
@@ -228,6 +234,7 @@ def ingest(
         max_tokens=max_tokens,
         seed=seed,
         store_gradients=store_gradients,
+        probes=probes,
         new_run=new_run,
         exclude=tuple(exclude or ()),
     )

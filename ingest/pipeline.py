@@ -101,6 +101,7 @@ class IngestOptions:
     max_tokens: int | None = None  #: stop at the first group end at or after so many tokens of the run
     seed: int = 0
     store_gradients: bool = False
+    probes: int = 0  #: curvature probes, for attribution_curvature
     new_run: bool = False  #: start afresh although a run with equal settings exists
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
 
@@ -112,6 +113,11 @@ class IngestOptions:
             (
                 self.max_tokens is None or self.max_tokens >= 1,
                 f"--max-tokens is {self.max_tokens}; it must be positive",
+            ),
+            (self.probes >= 0, f"--probes is {self.probes}; it must not be negative"),
+            (
+                not self.probes or "nll" in self.energies,
+                "--probes measure the curvature of nll, which is not among the energies; add it (--energies)",
             ),
             (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
             (self.dtype in ("auto", *DTYPES), f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}"),
@@ -245,6 +251,7 @@ class _Ingest:
             dtype=self.options.dtype,
             seed=self.options.seed,
             store_gradients=self.options.store_gradients,
+            probes=self.options.probes,
         )
         self.settings, run = self._settle(wanted)
         new = self._new_documents(run)
@@ -464,7 +471,9 @@ class _Ingest:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self.model, self.saes, self.energies, self.options.batch_size)
+        return Reader(
+            self.model, self.saes, self.energies, self.options.batch_size, self.options.probes, self.options.seed
+        )
 
     def _carry_out(self, run: StoredRun) -> IngestSummary:
         """Process and commit what is left of the plan, then finish."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies import Energy, discrete_gradient, run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
@@ -30,11 +31,18 @@ class LayerReading:
     gradients: dict[str, Tensor]  #: energy: ∂E/∂x [n, d_model]
     discrete: dict[str, NDArray[np.float64]]  #: energy: −derivative of E along the text [n], NaN where undefined
     scales: Tensor | None = None  #: s_t [n]: one unit of feature j adds s_t·d_j to x; None: all 1
+    probes: Tensor | None = None  #: gradients of curvature probes [probe, n, d_model]; None: none were asked for
 
     def decoder_gradients(self, energy: str) -> Tensor:
         """s_t·∂E/∂x [n, d_model], whose product with a decoder row d_j is −g_{t,j}."""
-        gradients = self.gradients[energy]
-        return gradients if self.scales is None else gradients * self.scales[:, None]
+        return self._scaled(self.gradients[energy])
+
+    def decoder_probes(self) -> Tensor | None:
+        """s_t times the probes [probe, n, d_model], whose products with d_j are −h_{t,j}."""
+        return None if self.probes is None else self._scaled(self.probes)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return vectors if self.scales is None else vectors * self.scales[:, None]
 
     @property
     def included(self) -> NDArray[np.bool_]:
@@ -62,6 +70,8 @@ class Reader:
     saes: Mapping[int, SparseAutoencoder]
     energies: Sequence[Energy]
     batch_size: int
+    n_probes: int = 0  #: curvature probes of each context
+    seed: int = 0  #: of their signs
 
     def __post_init__(self) -> None:
         self._special_ids = special_ids(self.model)
@@ -84,6 +94,10 @@ class Reader:
             return torch.from_numpy(reasons[layer] == INCLUDED)
 
         forward = run_forward(self.model, self.saes, tokens, lengths, included)
+        probes: dict[int, Tensor] = {}
+        if self.n_probes:  # before the energies, which use up the graph
+            generators = [probe_generator(self.seed, context.context_id) for context, _ in batch]
+            probes = read_probes(forward, self.n_probes, generators)
         readings = {energy.name: energy.read(forward) for energy in self.energies}
         results = []
         for i, (context, ids) in enumerate(batch):
@@ -98,6 +112,7 @@ class Reader:
                     {name: reading.gradients[layer][i, :n] for name, reading in readings.items()},
                     {},
                     None if (scales := forward.scales[layer]) is None else scales[i, :n],
+                    probes[layer][:, i, :n] if probes else None,
                 )
                 for layer in self.saes
             }
@@ -176,6 +191,7 @@ def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
             stacked[i, : len(part)] = part
         return stacked
 
+    probes = [own_probes for r in own if (own_probes := r.decoder_probes()) is not None]
     return LayerRow(
         included=stack([torch.from_numpy(reading.included) for reading in own]),
         activations=SparseActivations(
@@ -183,4 +199,5 @@ def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
             stack([indices for _, indices in activations]),
         ),
         gradients={energy: stack([r.decoder_gradients(energy) for r in own]) for energy in own[0].gradients},
+        probes=tuple(stack(list(parts)) for parts in zip(*probes, strict=True)),
     )

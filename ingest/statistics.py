@@ -12,6 +12,8 @@ The within-context test asks whether a and g go together inside contexts, beyond
   null the same with the centred g of the row's next context (cyclic), minus the mean of the mates other than both:
        the run's own negative control.
 
+Curvature probes (`curvature`) add Σa²h² over active tokens, the mean of the probes.
+
 A position with fewer than MIN_MATES mates is not counted. Centring is linear, so it is done on ∇, not on g.
 """
 
@@ -45,6 +47,7 @@ class LayerRow:
     included: Tensor  #: [context, position] bool
     activations: SparseActivations  #: [context, position, K]; empty where not included
     gradients: Mapping[str, Tensor]  #: energy: s_t·∂E/∂x [context, position, d_model] float32
+    probes: Sequence[Tensor] = ()  #: s_t times each curvature probe [context, position, d_model]
 
 
 class RowGradients(NamedTuple):
@@ -81,6 +84,7 @@ class LayerStatistics:
         self.n_tokens = 0
         self.n_contexts = torch.zeros(m, dtype=torch.int64)
         self.n_counted = torch.zeros(m, dtype=torch.int64)
+        self.sum_a2h2 = torch.full((m,), torch.nan, dtype=torch.float64)  #: NaN until a row comes with probes
         for energy in self.energies:
             shapes = ((d,), (d, d), (d, d), (m,), (m,), (m,), (m,))
             self.moments[energy] = Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
@@ -111,11 +115,12 @@ class LayerStatistics:
             vectors += [gradient, tested, null, gradient.roll(-1, 0)]
         self.n_tokens += int(row.included.sum())
 
-        # [context·position, 4·energies, d_model]: the four vectors of each energy share the gathered decoder rows.
+        # [context·position, 4·energies + probes, d_model]: all vectors share the gathered decoder rows.
+        vectors += row.probes
         stacked = torch.stack([vector.reshape(-1, d_model) for vector in vectors], 1)
         values = row.activations.values.flatten(0, 1)
         indices = row.activations.indices.flatten(0, 1)
-        g = -self._decoder_products(indices, stacked)  # [token, K, 4·energies]
+        g = -self._decoder_products(indices, stacked)  # [token, K, 4·energies + probes]
         context = torch.arange(n_contexts).repeat_interleave(row.included.shape[1])[:, None].expand_as(indices)
         active = values > 0
         self._count(active & counted.reshape(-1, 1), context, indices, n_contexts)
@@ -126,6 +131,10 @@ class LayerStatistics:
                 by_context = self._by_context(products[active], context[active], indices[active], n_contexts)
                 s += by_context.sum(0)
                 s2 += by_context.square().sum(0)
+        if row.probes:
+            h2 = g[..., 4 * len(self.energies) :].double().square().mean(-1)
+            a2h2 = (values.double().square() * h2)[active]
+            self.sum_a2h2.nan_to_num_(0).index_add_(0, indices[active], a2h2)
         shape = row.activations.values.shape
         own, following_g = (
             {energy: g[..., 4 * i + offset].reshape(shape) for i, energy in enumerate(self.energies)}
@@ -168,6 +177,8 @@ class LayerStatistics:
             "sum_s2": moments.s2.numpy(),
             "null_s": moments.null_s.numpy(),
             "null_s2": moments.null_s2.numpy(),
+            # Probes are of the model's own output, so their curvature is that of nll.
+            "sum_a2h2": (self.sum_a2h2 if energy == "nll" else torch.full_like(self.sum_a2h2, torch.nan)).numpy(),
         }
 
 

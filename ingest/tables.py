@@ -200,7 +200,7 @@ class GroupBuilder:
             data[name] = column.tolist() if column.dtype == object else column
         frame = pl.DataFrame(data)
         return frame.with_columns(
-            pl.col(name).fill_nan(None) for name in ("discrete", "kl_to_output") if name in frame.columns
+            pl.col(name).fill_nan(None) for name in ("discrete", "kl_to_output", "sum_a2h2") if name in frame.columns
         )
 
 

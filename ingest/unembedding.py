@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,31 @@ def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice,
         logits = torch.nn.functional.linear(hidden[chunk], model.unembedding.weight, model.unembedding.bias)
         logits = logits.float() if logits.dtype == torch.bfloat16 else logits
         yield chunk, logits, logits.logsumexp(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def curvature_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> Tensor:
+    """W_Uᵀu [draw, n, d_model] for h [n, d_model], u = √p⊙ε − p·⟨√p, ε⟩ with random signs ε over the vocabulary.
+
+    E[u uᵀ] = diag p − ppᵀ, the curvature of the loss by the logits (`curvature`).
+    """
+    W_U = model.unembedding.weight
+    draws = hidden.new_empty(n_draws, *hidden.shape)
+    for chunk, logits, normaliser in _logit_chunks(model, hidden):
+        p = logits.sub_(normaliser).exp_()
+        root = p.sqrt()
+        for draw in draws:
+            u = root * _signs(p.shape, generator)
+            u.sub_(p * u.sum(-1, keepdim=True))
+            draw[chunk] = u.to(W_U.dtype) @ W_U
+    return draws
+
+
+def _signs(shape: torch.Size, generator: np.random.Generator) -> Tensor:
+    """Independent −1 and 1 with equal chances, float32; of a random bit each, since bytes take eight times as long."""
+    n = shape.numel()
+    bits = np.unpackbits(np.frombuffer(generator.bytes(-(-n // 8)), dtype=np.uint8), count=n)
+    return torch.from_numpy(bits).float().mul_(2).sub_(1).view(shape)
 
 
 @torch.no_grad()

@@ -1,0 +1,47 @@
+"""Curvature probes: what a first-order prediction of an intervention misses, for every feature at a fixed cost.
+
+An edit δ of the residual changes the model's output, and the loss with it, even where the gradient is 0. To second
+order, without the curvature of the network itself (Gauss–Newton):
+
+  ΔE ≈ ⟨∇E, δ⟩ + ½ δᵀHδ,  H = Σ_s J_sᵀ W_Uᵀ (diag p_s − p_s p_sᵀ) W_U J_s
+
+J_s maps a change of the residual to one of the final norm's output at token s. A probe draws signs ε over the
+vocabulary at every token, puts u_s = √p_s⊙ε − p_s·⟨√p_s, ε⟩ in place of the loss's gradient by the logits, and goes
+back once. E[u uᵀ] = diag p − ppᵀ, so h = −⟨probe's gradient, d⟩ has E[h²] = dᵀHd for every decoder row d at once.
+Signs are a lower-variance draw than labels sampled from the model, whose second moment is the same (the Fisher
+information).
+
+Sources: optimal brain damage, LeCun et al. 1989; Fisher pruning, Theis et al. 2018 (arXiv 1801.05787); Gauss–Newton
+by random signs, Hutchinson 1989.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from energy_lens.ingest.energies import ForwardPass
+from energy_lens.ingest.unembedding import curvature_draws
+
+
+def probe_generator(seed: int, context_id: int) -> np.random.Generator:
+    """The source of a context's signs: the same ones whatever else is in its batch."""
+    return np.random.default_rng([seed, context_id])
+
+
+def read_probes(forward: ForwardPass, n_probes: int, generators: Sequence[np.random.Generator]) -> dict[int, Tensor]:
+    """Gradients of probes by layer, [probe, batch, position, d_model] float32; the graph of `forward` stays.
+
+    generators: of each context of the batch.
+    """
+    layers = list(forward.residuals)
+    draws = torch.zeros(n_probes, *forward.hidden.shape, dtype=forward.hidden.dtype)
+    for i, generator in enumerate(generators):
+        has_next = forward.has_next[i]
+        draws[:, i, has_next] = curvature_draws(forward.model, forward.hidden[i, has_next], n_probes, generator)
+    residuals = [forward.residuals[layer] for layer in layers]
+    probes = [torch.autograd.grad(forward.hidden, residuals, draw, retain_graph=True) for draw in draws]
+    return {layer: torch.stack([probe[i].float() for probe in probes]) for i, layer in enumerate(layers)}
