@@ -17,14 +17,20 @@ by random signs, Hutchinson 1989.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from energy_lens.ingest.energies import ForwardPass
-from energy_lens.ingest.unembedding import curvature_draws
+from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.unembedding import label_draws, sign_draws
+
+#: (model, h [n, d_model], draws, generator) → gradients by h [draw, n, d_model].
+Draws = Callable[[LanguageModel, Tensor, int, np.random.Generator], Tensor]
+
+__all__ = ["Draws", "label_draws", "probe_generator", "read_probes", "sign_draws"]
 
 
 def probe_generator(seed: int, context_id: int) -> np.random.Generator:
@@ -32,16 +38,18 @@ def probe_generator(seed: int, context_id: int) -> np.random.Generator:
     return np.random.default_rng([seed, context_id])
 
 
-def read_probes(forward: ForwardPass, n_probes: int, generators: Sequence[np.random.Generator]) -> dict[int, Tensor]:
+def read_probes(
+    forward: ForwardPass, n_probes: int, generators: Sequence[np.random.Generator], draw: Draws = sign_draws
+) -> dict[int, Tensor]:
     """Gradients of probes by layer, [probe, batch, position, d_model] float32; the graph of `forward` stays.
 
-    generators: of each context of the batch.
+    generators: of each context of the batch; draw: sign_draws, or label_draws.
     """
     layers = list(forward.residuals)
-    draws = torch.zeros(n_probes, *forward.hidden.shape, dtype=forward.hidden.dtype)
+    drawn = torch.zeros(n_probes, *forward.hidden.shape, dtype=forward.hidden.dtype)
     for i, generator in enumerate(generators):
         has_next = forward.has_next[i]
-        draws[:, i, has_next] = curvature_draws(forward.model, forward.hidden[i, has_next], n_probes, generator)
+        drawn[:, i, has_next] = draw(forward.model, forward.hidden[i, has_next], n_probes, generator)
     residuals = [forward.residuals[layer] for layer in layers]
-    probes = [torch.autograd.grad(forward.hidden, residuals, draw, retain_graph=True) for draw in draws]
+    probes = [torch.autograd.grad(forward.hidden, residuals, at_hidden, retain_graph=True) for at_hidden in drawn]
     return {layer: torch.stack([probe[i].float() for probe in probes]) for i, layer in enumerate(layers)}

@@ -42,6 +42,16 @@ def next_token_losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> 
     return losses
 
 
+@torch.no_grad()
+def next_token_outcomes(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """−log p[target] [n], nats, and the likeliest next token [n] int64, for h [n, d_model]."""
+    losses, top = _empty_losses(hidden), torch.empty(len(hidden), dtype=torch.int64)
+    for chunk, logits, normaliser in _logit_chunks(model, hidden):
+        losses[chunk] = (normaliser - logits.gather(1, targets[chunk, None]))[:, 0]
+        top[chunk] = logits.argmax(-1)
+    return losses, top
+
+
 def _empty_losses(hidden: Tensor) -> Tensor:
     """[n] for losses of h [n, d_model]: at least float32, whatever the model's precision."""
     return torch.empty(len(hidden), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
@@ -57,7 +67,7 @@ def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice,
 
 
 @torch.no_grad()
-def curvature_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> Tensor:
+def sign_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> Tensor:
     """W_Uᵀu [draw, n, d_model] for h [n, d_model], u = √p⊙ε − p·⟨√p, ε⟩ with random signs ε over the vocabulary.
 
     E[u uᵀ] = diag p − ppᵀ, the curvature of the loss by the logits (`curvature`).
@@ -71,6 +81,22 @@ def curvature_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generato
             u = root * _signs(p.shape, generator)
             u.sub_(p * u.sum(-1, keepdim=True))
             draw[chunk] = u.to(W_U.dtype) @ W_U
+    return draws
+
+
+@torch.no_grad()
+def label_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> Tensor:
+    """The same with u = p − onehot(v), v a next token that is drawn from the model."""
+    W_U = model.unembedding.weight
+    draws = hidden.new_empty(n_draws, *hidden.shape)
+    for chunk, logits, normaliser in _logit_chunks(model, hidden):
+        p = logits.sub_(normaliser).exp_()
+        cumulative = p.cumsum(-1)
+        expected = p.to(W_U.dtype) @ W_U
+        for draw in draws:
+            chance = torch.from_numpy(generator.random((len(p), 1))).to(p.dtype) * cumulative[:, -1:]
+            drawn = torch.searchsorted(cumulative, chance).clamp_max(p.shape[1] - 1)
+            draw[chunk] = expected - W_U[drawn[:, 0]]
     return draws
 
 

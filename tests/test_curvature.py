@@ -18,7 +18,7 @@ from energy_lens.ingest.energies import ForwardPass, run_forward
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.reading import padded
 from energy_lens.ingest.sae_files import load_sae
-from energy_lens.ingest.unembedding import curvature_draws
+from energy_lens.ingest.unembedding import sign_draws
 from energy_lens.warehouse.errors import UsageError
 
 LAYER = 1
@@ -36,7 +36,7 @@ def test_draws_have_the_curvature_of_the_loss(tiny: Callable[..., Any]) -> None:
     """Mean of (W_Uᵀu)(W_Uᵀu)ᵀ over many draws is W_Uᵀ(diag p − ppᵀ)W_U, within its standard error."""
     model = tiny("llama").load(torch.float64)
     hidden = torch.randn(1, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    draws = curvature_draws(model, hidden, 20_000, np.random.default_rng(0))[:, 0]
+    draws = sign_draws(model, hidden, 20_000, np.random.default_rng(0))[:, 0]
     W_U = model.unembedding.weight
     p = torch.softmax(model.unembedding(hidden)[0], -1)
     exact = W_U.T @ (torch.diag(p) - torch.outer(p, p)) @ W_U

@@ -1,0 +1,297 @@
+"""Single-feature interventions: contexts and edits in, measured and predicted changes of the loss out.
+
+  x_t ← x_t + (a' − a)·s_t·d_j
+
+a is the feature's activation in the unpatched pass, a' what the edit makes of it; the SAE's error term stays, since
+only the difference is added. Excluded tokens are never edited. Blocks up to the hooked one are not run again.
+
+Measured, over every token s of the context that has a next one: ΔE_s = E_s(patched) − E_s, KL(p_s‖p'_s), and whether
+the likeliest next token is another. Tokens before the first edited one cannot change and are not looked at.
+
+Predicted on the same tokens, with δ_t = (a' − a)·s_t and g = −⟨∇E, d⟩, h = −⟨probe's gradient, d⟩ (`curvature`):
+
+  first_order         −Σ_t δ·g                                          attribution patching (Nanda 2023)
+  curvature           first_order + ½ Σ_t δ²·h², the mean of the probes; `_context`: ½ (Σ_t δ·h)² instead
+  labels              the same with labels sampled from the model in place of signs (Fisher information); `_context`
+  empirical_fisher    ½ (Σ_t δ·g)²                                      Fisher pruning (Theis et al. 2018)
+  integrated          −Σ_t δ·ḡ, ḡ the mean gradient while all features are taken away together (for ablations)
+  hessian             first_order + ½ δᵀ(∂²E/∂x²)δ, a Hessian-vector product for each patch
+  own_path            −Σ_t δ·ḡ, ḡ the mean gradient along this patch's own path: as dear as the patch itself
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energy_lens.ingest.curvature import Draws, label_draws, probe_generator, read_probes, sign_draws
+from energy_lens.ingest.energies import run_forward
+from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
+from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.reading import padded, special_ids
+from energy_lens.ingest.sae import SparseAutoencoder, weighted_rows
+from energy_lens.ingest.unembedding import divergence, next_token_nll, next_token_outcomes
+from energy_lens.warehouse.errors import UsageError
+
+KINDS = ("ablate", "scale", "clamp", "add")
+PLACES = ("active", "all")
+
+#: Points of the joint path along which `integrated` takes its mean gradient, and its backward passes.
+JOINT_POINTS = 3
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a feature's activation, and where."""
+
+    kind: str  #: ablate: a' = 0; scale: a' = value·a; clamp: a' = value; add: a' = a + value
+    value: float | None = None
+    where: str = "active"  #: included tokens at which the feature is active, or all included ones
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"There is no intervention {self.kind!r}: choose {', '.join(KINDS)} (--kind).")
+        if self.where not in PLACES:
+            raise UsageError(f"--where is {self.where!r}; choose {' or '.join(PLACES)}.")
+        if (self.value is None) != (self.kind == "ablate"):
+            needs = "takes no value" if self.kind == "ablate" else "needs one"
+            raise UsageError(f"{self.kind} {needs} (--value).")
+        if self.value is not None and not math.isfinite(self.value):
+            raise UsageError(f"--value is {self.value}; a finite number is needed.")
+        if self.where == "all" and self.kind in ("ablate", "scale"):
+            raise UsageError(
+                f"{self.kind} changes nothing where a feature is inactive: leave out --where all, or add or clamp."
+            )
+
+    def apply(self, a: Tensor, included: Tensor) -> tuple[Tensor, Tensor]:
+        """a' − a, 0 where nothing is edited, and the mask of edited tokens, for a and included of one shape."""
+        edited = included & (a > 0) if self.where == "active" else included
+        value = self.value if self.value is not None else 0.0
+        target = {"ablate": torch.zeros_like(a), "scale": value * a, "add": a + value}.get(
+            self.kind, torch.full_like(a, value)
+        )
+        return torch.where(edited, target - a, 0), edited
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Edits of a batch's contexts, n of them, along any directions."""
+
+    context: Tensor  #: place in the batch [n] int64
+    direction: Tensor  #: what one unit adds to x, [n, d_model]
+    change: Tensor  #: δ [n, position]: units added, token scales included
+    edited: Tensor  #: [n, position] bool
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def split(self, size: int) -> Iterator[Patches]:
+        """Patches in order, at most `size` at a time."""
+        parts = (part.split(size) for part in (self.context, self.direction, self.change, self.edited))
+        for own in zip(*parts, strict=True):
+            yield Patches(*own)
+
+    @property
+    def displacement(self) -> Tensor:
+        """What is added to x, [n, position, d_model]."""
+        return self.change[..., None] * self.direction[:, None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What patches did, [n, position]; 0 where a token has no next one or comes before the first edited one."""
+
+    delta: Tensor  #: ΔE, nats
+    divergence: Tensor  #: KL(p‖p'), nats
+    top_changed: Tensor  #: bool
+    looked_at: Tensor  #: bool: tokens that have a next one, from the first edited one on
+
+
+class Baseline:
+    """A batch of contexts that ran unpatched, with everything that patches of it need."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sae: SparseAutoencoder,
+        contexts: Sequence[NDArray[np.int32]],
+        ids: Sequence[int],
+        n_probes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Run the contexts.
+
+        contexts: vocabulary ids; ids: of the contexts, which with the seed choose their probes' draws.
+        n_probes: probes of each kind.
+        """
+        assert sae.norm_median is not None
+        self.model, self.sae = model, sae
+        self.tokens, self.lengths = padded(contexts)
+        excluded = special_ids(model)
+
+        def included(_layer: int, norms: Tensor) -> Tensor:
+            reasons = exclusion_reasons(norms, sae.norm_median or 0.0, self.lengths, self.tokens, excluded)
+            return torch.from_numpy(reasons == INCLUDED)
+
+        forward = run_forward(model, {sae.layer: sae}, self.tokens, self.lengths, included)
+        self.has_next, self.next_tokens = forward.has_next, forward.next_tokens
+        self.included = forward.included[sae.layer]
+        self.activations = forward.activations[sae.layer]
+        self.scales = forward.scales[sae.layer]
+        self.probes = {
+            name: read_probes(forward, n_probes, [probe_generator(seed, id_) for id_ in ids], draw)[sae.layer]
+            for name, draw in _DRAWS.items()
+        } if n_probes else {}  # fmt: skip
+        self.losses, self.loss_gradients = forward.output.values, forward.output.gradients
+        (gradient,) = torch.autograd.grad(forward.hidden, forward.residuals[sae.layer], self.loss_gradients)
+        self.gradient = gradient.float()  #: ∂E/∂x [context, position, d_model]
+        self.hidden = forward.hidden.detach()
+        self.x = forward.residuals[sae.layer].detach()
+        self.top = self._outcomes(self.hidden, self.has_next)[1]
+
+    def _outcomes(self, hidden: Tensor, where: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Losses and likeliest next tokens, 0 but `where`, for h [n, position, d_model] of contexts (all, in order)."""
+        targets = self.next_tokens if context is None else self.next_tokens[context]
+        losses, top = torch.zeros(where.shape), torch.zeros(where.shape, dtype=torch.int64)
+        own_losses, top[where] = next_token_outcomes(self.model, hidden[where], targets[where])
+        losses[where] = own_losses.float()
+        return losses, top
+
+    def activation(self, feature: int) -> Tensor:
+        """a of a feature, [context, position]."""
+        values, indices = self.activations
+        return (values * (indices == feature)).sum(-1).view(self.tokens.shape)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """Σ_j a_j·s_t·d_j, what all features together add to x [context, position, d_model]."""
+        features = weighted_rows(self.activations, self.sae.W_dec).view(self.x.shape)
+        return features if self.scales is None else features * self.scales[..., None]
+
+    @cached_property
+    def joint_gradient(self) -> Tensor:
+        """Mean ∂E/∂x while all features are taken away together: at x − (1 − α)·reconstruction, midpoints of α."""
+        everywhere = torch.arange(len(self.tokens))
+        total = torch.zeros_like(self.gradient)
+        for alpha in midpoints(JOINT_POINTS):
+            total += self._gradient_at(self.x - ((1 - alpha) * self.reconstruction).to(self.x.dtype), everywhere)
+        return total / JOINT_POINTS
+
+    # -- patches
+
+    def patches(self, edit: Edit, feature: int, direction: Tensor | None = None) -> Patches:
+        """The patches of an edit in every context of the batch where it edits a token.
+
+        direction: [d_model] in place of the feature's decoder row.
+        """
+        change, edited = edit.apply(self.activation(feature), self.included)
+        if self.scales is not None:
+            change = change * self.scales
+        context = edited.any(1).nonzero()[:, 0]
+        row = self.sae.W_dec[feature] if direction is None else direction
+        return Patches(context, row.expand(len(context), -1), change[context], edited[context])
+
+    @torch.no_grad()
+    def measure(self, patches: Patches) -> Outcome:
+        """Run the blocks above the hooked layer on patched residuals."""
+        context = patches.context
+        hidden = self._hidden_above(self._patched(patches), context)
+        looked_at = self.has_next[context] & (patches.edited.cumsum(1) > 0)
+        losses, top = self._outcomes(hidden, looked_at, context)
+        own = (self.losses[context], self.hidden[context], self.loss_gradients[context])
+        kl = torch.zeros(looked_at.shape)
+        kl[looked_at] = divergence(
+            (losses[looked_at], hidden[looked_at]),
+            (own[0][looked_at], own[1][looked_at], own[2][looked_at]),
+        )
+        # The difference of two equal distributions may come out a rounding error below 0.
+        return Outcome(
+            torch.where(looked_at, losses - own[0], 0), kl.clamp_min(0), looked_at & (top != self.top[context]),
+            looked_at,
+        )  # fmt: skip
+
+    def _patched(self, patches: Patches, share: float = 1.0) -> Tensor:
+        """x with a share of the displacement, [n, position, d_model]."""
+        return self.x[patches.context] + (share * patches.displacement).to(self.x.dtype)
+
+    def _hidden_above(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.model.hidden_above(self.tokens[context], self.sae.layer, x)
+
+    def _gradient_at(self, x: Tensor, context: Tensor) -> Tensor:
+        """∂E/∂x [n, position, d_model] float32 at residuals of contexts."""
+        x = x.detach().requires_grad_(True)
+        has_next = self.has_next[context]
+        with torch.enable_grad():
+            hidden = self._hidden_above(x, context)
+        at_hidden = torch.zeros_like(hidden)
+        _, at_hidden[has_next] = next_token_nll(
+            self.model, hidden[has_next].detach(), self.next_tokens[context][has_next]
+        )
+        (gradient,) = torch.autograd.grad(hidden, x, at_hidden)
+        return gradient.float()
+
+    # -- predictions
+
+    @torch.no_grad()
+    def predict(self, patches: Patches) -> dict[str, Tensor]:
+        """Predicted ΔE of each patch by method, [n], nats, and what a prediction may be measured against."""
+        context, change = patches.context, patches.change.double()
+
+        def along(vectors: Tensor) -> Tensor:
+            """⟨v, direction⟩ [..., n, position] for v [..., context, position, d_model], float64."""
+            products = torch.einsum("...npd,nd->...np", vectors[..., context, :, :], patches.direction)
+            return products.double()
+
+        slope = along(self.gradient)
+        first = (change * slope).sum(-1)
+        found = {
+            "first_order": first,
+            "empirical_fisher": first.square() / 2,
+            "integrated": (change * along(self.joint_gradient)).sum(-1),
+            "change_times_gradient": (change * slope).abs().sum(-1),
+        }
+        for name, probes in self.probes.items():
+            moved = change * along(probes)  # [probe, n, position]
+            found[name] = first + moved.square().sum(-1).mean(0) / 2
+            found[f"{name}_context"] = first + moved.sum(-1).square().mean(0) / 2
+        return found
+
+    def predict_along_path(self, patches: Patches, points: int) -> Tensor:
+        """`own_path` [n], nats: a forward and a backward pass at each of `points` midpoints of the patch's path."""
+        total = torch.zeros(len(patches), dtype=torch.float64)
+        for share in midpoints(points):
+            gradient = self._gradient_at(self._patched(patches, share), patches.context)
+            total += (gradient.double() * patches.displacement.double()).sum((1, 2))
+        return total / points
+
+    def predict_by_hessian(self, patches: Patches) -> Tensor:
+        """`hessian` [n], nats: the exact second-order expansion, by one more backward pass through the gradient."""
+        context, displacement = patches.context, patches.displacement.to(self.x.dtype)
+        has_next = self.has_next[context]
+        with torch.enable_grad():
+            x = self.x[context].detach().requires_grad_(True)
+            hidden = self._hidden_above(x, context)
+            logits = self.model.unembedding(hidden[has_next])
+            loss = torch.nn.functional.cross_entropy(
+                logits.float(), self.next_tokens[context][has_next], reduction="sum"
+            )
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            (curved,) = torch.autograd.grad((gradient * displacement).sum(), x)
+        per_token = (gradient.detach() + curved / 2).double() * displacement.double()
+        return per_token.sum((1, 2))
+
+
+def midpoints(n: int) -> Iterator[float]:
+    """The midpoints of n equal parts of [0, 1]."""
+    return ((i + 0.5) / n for i in range(n))
+
+
+#: Kinds of probes, by the name of the prediction that they give.
+_DRAWS: dict[str, Draws] = {"curvature": sign_draws, "labels": label_draws}
