@@ -13,6 +13,9 @@ Predicted on the same tokens, with δ_t = (a' − a)·s_t and g = −⟨∇E, d�
   first_order         −Σ_t δ·g                                          attribution patching (Nanda 2023)
   curvature           first_order + ½ Σ_t δ²·h², the mean of the probes; `_context`: ½ (Σ_t δ·h)² instead
   labels              the same with labels sampled from the model in place of signs (Fisher information); `_context`
+  norm_curvature      as curvature, each token's term times exp(2·‖δd‖/‖x‖): the norms that follow see what is left
+  blended             −½ Σ_t δ·(g + g′) + ½ Σ_t δ²·h²·exp(‖δd‖/‖x‖), g′ the gradient where a third of all features'
+                      contribution is taken away, and one probe less: no more backward passes (for ablations)
   empirical_fisher    ½ (Σ_t δ·g)²                                      Fisher pruning (Theis et al. 2018)
   integrated          −Σ_t δ·ḡ, ḡ the mean gradient while all features are taken away together (for ablations)
   hessian             first_order + ½ δᵀ(∂²E/∂x²)δ, a Hessian-vector product for each patch
@@ -31,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.curvature import Draws, label_draws, probe_generator, read_probes, sign_draws
+from energy_lens.ingest.curvature import Draws, growth, label_draws, probe_generator, read_probes, sign_draws
 from energy_lens.ingest.energies import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
@@ -45,6 +48,9 @@ PLACES = ("active", "all")
 
 #: Points of the joint path along which `integrated` takes its mean gradient, and its backward passes.
 JOINT_POINTS = 3
+
+#: Of `blended`: the share of all features that is taken away for its second gradient, and the growth of its curvature.
+BLENDED_SHARE, BLENDED_GROWTH = 1 / 3, 1.0
 
 
 @dataclass(frozen=True)
@@ -177,12 +183,18 @@ class Baseline:
 
     @cached_property
     def joint_gradient(self) -> Tensor:
-        """Mean ∂E/∂x while all features are taken away together: at x − (1 − α)·reconstruction, midpoints of α."""
-        everywhere = torch.arange(len(self.tokens))
-        total = torch.zeros_like(self.gradient)
-        for alpha in midpoints(JOINT_POINTS):
-            total += self._gradient_at(self.x - ((1 - alpha) * self.reconstruction).to(self.x.dtype), everywhere)
-        return total / JOINT_POINTS
+        """Mean ∂E/∂x while all features are taken away together, at midpoints of the way."""
+        return sum((self._gradient_without(share) for share in midpoints(JOINT_POINTS)), 0 * self.x) / JOINT_POINTS
+
+    @cached_property
+    def blended_gradient(self) -> Tensor:
+        """Mean of ∂E/∂x at x and where a third of all features' contribution is taken away."""
+        return (self.gradient + self._gradient_without(BLENDED_SHARE)) / 2
+
+    def _gradient_without(self, share: float) -> Tensor:
+        """∂E/∂x with a share of what all features add to x taken away."""
+        x = self.x - (share * self.reconstruction).to(self.x.dtype)
+        return self._gradient_at(x, torch.arange(len(self.tokens)))
 
     # -- patches
 
@@ -261,6 +273,13 @@ class Baseline:
             moved = change * along(probes)  # [probe, n, position]
             found[name] = first + moved.square().sum(-1).mean(0) / 2
             found[f"{name}_context"] = first + moved.sum(-1).square().mean(0) / 2
+            if name == "curvature":
+                size = patches.direction.norm(dim=1)[:, None] * patches.change.abs() / self.x[context].norm(dim=-1)
+                squares, size = moved.square() / 2, size.double()
+                found["norm_curvature"] = first + (squares.mean(0) * growth(size)).sum(-1)
+                if len(probes) > 1:
+                    kept = squares[:-1].mean(0) * growth(size, BLENDED_GROWTH)
+                    found["blended"] = (change * along(self.blended_gradient) + kept).sum(-1)
         return found
 
     def predict_along_path(self, patches: Patches, points: int) -> Tensor:

@@ -200,4 +200,5 @@ def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
         ),
         gradients={energy: stack([r.decoder_gradients(energy) for r in own]) for energy in own[0].gradients},
         probes=tuple(stack(list(parts)) for parts in zip(*probes, strict=True)),
+        norms=stack([r.norms if r.scales is None else r.norms / r.scales for r in own]) if probes else None,
     )

@@ -12,7 +12,7 @@ The within-context test asks whether a and g go together inside contexts, beyond
   null the same with the centred g of the row's next context (cyclic), minus the mean of the mates other than both:
        the run's own negative control.
 
-Curvature probes (`curvature`) add Σa²h² over active tokens, the mean of the probes.
+Curvature probes (`curvature`) add Σa²h²·growth(a‖d‖/‖x‖) over active tokens, the mean of the probes.
 
 A position with fewer than MIN_MATES mates is not counted. Centring is linear, so it is done on ∇, not on g.
 """
@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.curvature import growth
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 
 #: Other contexts that must be included at a position for its mean to be subtracted.
@@ -48,6 +49,7 @@ class LayerRow:
     activations: SparseActivations  #: [context, position, K]; empty where not included
     gradients: Mapping[str, Tensor]  #: energy: s_t·∂E/∂x [context, position, d_model] float32
     probes: Sequence[Tensor] = ()  #: s_t times each curvature probe [context, position, d_model]
+    norms: Tensor | None = None  #: ‖x_t‖/s_t [context, position]; needed with probes
 
 
 class RowGradients(NamedTuple):
@@ -85,6 +87,7 @@ class LayerStatistics:
         self.n_contexts = torch.zeros(m, dtype=torch.int64)
         self.n_counted = torch.zeros(m, dtype=torch.int64)
         self.sum_a2h2 = torch.full((m,), torch.nan, dtype=torch.float64)  #: NaN until a row comes with probes
+        self._row_norms = self.sae.W_dec.norm(dim=1)
         for energy in self.energies:
             shapes = ((d,), (d, d), (d, d), (m,), (m,), (m,), (m,))
             self.moments[energy] = Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
@@ -133,7 +136,9 @@ class LayerStatistics:
                 s2 += by_context.square().sum(0)
         if row.probes:
             h2 = g[..., 4 * len(self.energies) :].double().square().mean(-1)
-            a2h2 = (values.double().square() * h2)[active]
+            assert row.norms is not None
+            relative = values * self._row_norms[indices] / row.norms.reshape(-1, 1)
+            a2h2 = (values.double().square() * h2 * growth(relative.double()))[active]
             self.sum_a2h2.nan_to_num_(0).index_add_(0, indices[active], a2h2)
         shape = row.activations.values.shape
         own, following_g = (

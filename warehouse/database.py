@@ -94,8 +94,8 @@ class Result:
 
     def value(self) -> Any:
         """The first column of the first row; None when there is no row."""
-        row = self.fetchone()
-        return row[0] if row else None
+        rows = self.fetchall()  # all: a result that is not read to its end keeps its connection from other work
+        return rows[0][0] if rows else None
 
     def numpy(self) -> dict[str, Any]:
         """Columns as numpy arrays (masked where there are NULLs)."""

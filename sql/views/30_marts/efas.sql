@@ -50,5 +50,5 @@ COMMENT ON COLUMN efas.z_null IS 'The same statistic with another context''s gra
 COMMENT ON COLUMN efas.attribution IS 'Sum of a g over included tokens: first-order prediction of the change of E when the feature is ablated (above 0: the model gets worse). NULL for discrete.';
 COMMENT ON COLUMN efas.attribution_low IS 'Lower end of its 95 % interval across documents; NULL below 10 documents.';
 COMMENT ON COLUMN efas.attribution_high IS 'Upper end of that interval.';
-COMMENT ON COLUMN efas.attribution_curvature IS 'Attribution plus half the Gauss-Newton curvature; NULL without probes.';
+COMMENT ON COLUMN efas.attribution_curvature IS 'Attribution plus half the Gauss-Newton curvature, which grows with the size of the edit: predicts an ablation far better. NULL without ingest --probes.';
 COMMENT ON COLUMN efas.role IS 'attractor when the interval of attribution lies above 0, repulsor when below; never taken from score.';
