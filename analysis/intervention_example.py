@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from energy_lens.analysis.interventions import Edit
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.reading import special_ids
-from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.output import Rows
 
@@ -35,6 +35,7 @@ class Example:
     n_tokens: int
     largest: float  #: activation in the text
     changes: list[tuple[str, float, float]]  #: next token, probability before and after, most changed first
+    strongest: list[tuple[int, float]]  #: the layer's features that are most active in the text, with their largest a
     before: str  #: greedy continuation
     after: str
 
@@ -54,6 +55,8 @@ class Example:
                 f"{where} was edited at {self.n_edited} of {self.n_tokens} tokens; its largest activation is "
                 f"{self.largest:.2f}."
             )
+        active = ", ".join(f"{self.layer}:{feature} ({a:.1f})" for feature, a in self.strongest)
+        yield f"Most active here: {active or 'nothing'}."
         if not self.changes:
             yield "No next-token probability changed."
         yield f"before: {self.before!r}"
@@ -62,6 +65,9 @@ class Example:
 
 #: Next tokens that are kept, most changed first; and the least change of a probability that counts as one.
 MOST_CHANGED, LEAST_CHANGE = 1_000, 5e-5
+
+#: Features of the layer that are named as most active.
+NAMED = 5
 
 
 def try_on_text(
@@ -91,25 +97,35 @@ def try_on_text(
         plain = _next_probabilities(model, tokens)
         with edited(model, sae, feature, edit) as seen:
             changed = _next_probabilities(model, tokens)
-            a, where = seen[-1]
+            activations, a, where = seen[-1]
             after = _continuation(model, tokens, n_tokens)
         before = _continuation(model, tokens, n_tokens)
     order = (changed - plain).abs().topk(min(MOST_CHANGED, len(plain))).indices.tolist()
     texts = [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in order]
     pairs = [(float(plain[token]), float(changed[token])) for token in order]
     changes = [(word, p, q) for word, (p, q) in zip(texts, pairs, strict=True) if abs(q - p) >= LEAST_CHANGE]
-    return Example(layer, feature, int(where.sum()), len(ids), float(a.max()), changes, before, after)
+    largest = torch.zeros(sae.d_sae).scatter_reduce(
+        0, activations.indices.flatten(), activations.values.flatten(), reduce="amax"
+    )
+    strongest = [(i, float(largest[i])) for i in largest.topk(min(NAMED, sae.d_sae)).indices.tolist() if largest[i] > 0]
+    return Example(layer, feature, int(where.sum()), len(ids), float(a.max()), changes, strongest, before, after)
+
+
+class Edited(NamedTuple):
+    """What an edited pass met and did."""
+
+    activations: SparseActivations  #: of the unedited residuals [batch·position, K]
+    a: Tensor  #: the feature's [batch, position]
+    where: Tensor  #: edited tokens [batch, position] bool
 
 
 @contextlib.contextmanager
-def edited(
-    model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edit
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, every pass of the model is edited; yields (a, edited tokens), each [batch, position], of each pass.
+def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edit) -> Iterator[list[Edited]]:
+    """Inside, every pass of the model is edited; yields what each pass met and did.
 
     All tokens of a pass must be text: there is no padding.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Edited] = []
     excluded = special_ids(model)
     tokens: list[Tensor] = []
 
@@ -126,13 +142,13 @@ def edited(
         assert sae.norm_median is not None
         reasons = exclusion_reasons(norms, sae.norm_median, torch.full((len(x),), n + 1), ids, excluded)
         included = torch.from_numpy(reasons[:, :n] == INCLUDED)
-        values, indices = sae.encode(flat, included.flatten())
-        a = (values * (indices == feature)).sum(-1).view(x.shape[:2])
+        activations = sae.encode(flat, included.flatten())
+        a = (activations.values * (activations.indices == feature)).sum(-1).view(x.shape[:2])
         change, where = edit.apply(a, included)
         scales = sae.token_scales(flat)
         if scales is not None:
             change = change * scales.view(change.shape)
-        seen.append((a, where))
+        seen.append(Edited(activations, a, where))
         moved = x + (change[..., None] * sae.W_dec[feature]).to(x.dtype)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 

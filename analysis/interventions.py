@@ -184,7 +184,7 @@ class Baseline:
     @cached_property
     def joint_gradient(self) -> Tensor:
         """Mean ∂E/∂x while all features are taken away together, at midpoints of the way."""
-        return sum((self._gradient_without(share) for share in midpoints(JOINT_POINTS)), 0 * self.x) / JOINT_POINTS
+        return torch.stack([self._gradient_without(share) for share in midpoints(JOINT_POINTS)]).mean(0)
 
     @cached_property
     def blended_gradient(self) -> Tensor:

@@ -1,0 +1,316 @@
+"""`elw intervene`: what it stores, that it goes on where it stood, and what it says of things that go wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from scipy import stats
+
+from energy_lens import Warehouse
+from energy_lens.analysis import intervention_run, validation
+from energy_lens.analysis.intervention_example import try_on_text
+from energy_lens.analysis.intervention_run import InterventionOptions, intervene
+from energy_lens.analysis.interventions import Edit
+from energy_lens.cli import main
+from energy_lens.warehouse.database import ingest_lock
+from energy_lens.warehouse.errors import UsageError
+
+OPTIONS = InterventionOptions(layers=(1,), features=("top:8", "random:8", "1:3"), contexts=20, probes=2)
+
+
+@pytest.fixture(scope="module")
+def intervened(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    db = tmp_path_factory.mktemp("intervened") / "tiny.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    assert intervene(db, OPTIONS)[0].n_new_patches > 0
+    return db
+
+
+def table(db: Path, query: str, **parameters: Any) -> pl.DataFrame:
+    with Warehouse(db) as warehouse:
+        return warehouse.sql(query, **parameters).pl()
+
+
+def stored(db: Path) -> dict[str, pl.DataFrame]:
+    """All that an intervention writes, without the times."""
+    orders = {
+        "intervention_settings": "intervention_id", "intervention_features": "feature",
+        "intervention_contexts": "context_id", "interventions": "feature, direction, context_id",
+        "effect_statistics": "feature, direction, category",
+        "predictor_statistics": "validation, target, predictor",
+    }  # fmt: skip
+    found = {name: table(db, f"SELECT * FROM {name} ORDER BY {order}") for name, order in orders.items()}
+    return {name: frame.drop([c for c in frame.columns if c.endswith("_at")]) for name, frame in found.items()}
+
+
+def test_edited_tokens_are_the_active_ones_of_the_run(intervened: Path) -> None:
+    """The run was float32 too, so that activations stored by ingest are those of the intervention."""
+    query = """
+        SELECT i.n_edited, i.sum_change, i.sum_change2, count(*) AS n, sum(a.activation) AS a, sum(a.activation^2) AS a2
+        FROM interventions AS i
+        JOIN activations AS a ON a.run_id = i.run_id AND a.layer = 1 AND a.feature = i.feature
+            AND a.token_id // 32 = i.context_id
+        WHERE direction = 0
+        GROUP BY ALL
+    """
+    found = table(intervened, query)
+    assert (found["n_edited"] == found["n"]).all()
+    np.testing.assert_allclose(found["sum_change"], -found["a"], rtol=1e-5)
+    np.testing.assert_allclose(found["sum_change2"], found["a2"], rtol=1e-5)
+    missing = """
+        SELECT count(*) AS n FROM activations AS a
+        JOIN intervention_contexts AS c ON c.context_id = a.token_id // 32
+        JOIN intervention_features AS f USING (feature)
+        WHERE a.layer = 1 AND NOT EXISTS (
+            SELECT 1 FROM interventions AS i WHERE i.feature = a.feature AND i.context_id = c.context_id
+        )
+    """
+    assert table(intervened, missing)["n"].item() == 0
+
+
+def test_effects_are_sums_with_controls_of_the_same_edits(intervened: Path) -> None:
+    effects = table(intervened, "SELECT * FROM intervention_effects ORDER BY feature, direction, category")
+    patches = table(intervened, "SELECT * FROM interventions")
+    assert set(effects["category"]) == {"all", "code", "natural"}
+    whole = effects.filter(pl.col("category") == "all")
+    summed = (
+        patches.group_by("feature", "direction")
+        .agg(pl.sum("delta_edited"), pl.sum("delta_later"), pl.sum("n_edited"), pl.sum("kl_edited"), pl.sum("kl_later"))
+        .sort("feature", "direction")
+    )
+    np.testing.assert_allclose(whole["delta"], summed["delta_edited"] + summed["delta_later"])
+    np.testing.assert_allclose(whole["delta_per_token"] * summed["n_edited"], whole["delta"])
+    np.testing.assert_allclose(whole["kl"], summed["kl_edited"] + summed["kl_later"])
+    assert (whole["kl"] >= 0).all()
+    categories = effects.filter(pl.col("category") != "all").group_by("feature", "direction").agg(pl.sum("delta"))
+    np.testing.assert_allclose(categories.sort("feature", "direction")["delta"], whole["delta"], atol=1e-9)
+    own, control = (whole.filter(pl.col("direction") == d) for d in (0, 1))
+    assert own["feature"].equals(control["feature"])
+    assert own["n_edited"].equals(control["n_edited"])
+    assert not np.allclose(own["delta"], control["delta"])
+    inside = whole.drop_nulls("delta_low")
+    assert (
+        (inside["delta_low"] <= inside["delta_per_token"]) & (inside["delta_per_token"] <= inside["delta_high"])
+    ).all()
+
+
+def test_validation_agrees_with_scipy(intervened: Path) -> None:
+    sums = table(
+        intervened,
+        """
+        SELECT feature, sum(delta_edited + delta_later) AS measured, sum(first_order) AS first_order,
+            sum(n_edited)::DOUBLE AS n_edited, sum(sum_change2) AS sum_change2
+        FROM interventions WHERE direction = 0 GROUP BY feature ORDER BY feature
+        """,
+    )
+    row = table(
+        intervened,
+        "SELECT * FROM predictor_validation WHERE validation = 'same' AND predictor = 'first_order' ORDER BY target",
+    )
+    partial, per_token, total = row.iter_rows(named=True)
+    measured, first = sums["measured"].to_numpy(), sums["first_order"].to_numpy()
+    n = sums["n_edited"].to_numpy()
+    assert total["spearman"] == pytest.approx(stats.spearmanr(first, measured).statistic)
+    assert total["pearson"] == pytest.approx(stats.pearsonr(first, measured).statistic)
+    assert per_token["spearman"] == pytest.approx(stats.spearmanr(first / n, measured / n).statistic)
+    ranks = np.stack([np.ones(len(n)), stats.rankdata(n), stats.rankdata(sums["sum_change2"])], 1)
+    left = [stats.rankdata(v) - ranks @ np.linalg.lstsq(ranks, stats.rankdata(v))[0] for v in (first, measured)]
+    assert partial["spearman"] == pytest.approx(stats.pearsonr(*left).statistic)
+    assert total["n_features"] == len(sums)
+    assert total["spearman_low"] <= total["spearman"] <= total["spearman_high"]
+
+
+def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
+    found = table(intervened, "SELECT DISTINCT validation, predictor, backward_passes FROM predictor_validation")
+    passes = {(v, p): n for v, p, n in found.iter_rows()}
+    cheap = {name for name in intervention_run.PREDICTORS if name not in ("hessian", "own_path")}
+    scores = {
+        "efas",
+        "abs_efas",
+        "efas_active",
+        "attribution_per_token",
+        "density",
+        "random",
+        "sum_change2",
+        "n_edited",
+    }
+    for name in ("same", "transfer"):
+        assert {p for v, p in passes if v == name} >= cheap | scores | {"sum_change2", "n_edited"}
+    assert ("transfer", "measured") in passes
+    assert ("same", "measured") not in passes
+    assert passes["same", "first_order"] == 1
+    assert passes["same", "curvature"] == passes["same", "blended"] == 3
+
+
+def test_random_features_fire_as_often(intervened: Path) -> None:
+    chosen = table(intervened, "SELECT * FROM intervention_features ORDER BY feature")
+    counts = {why: np.log(own["n_active"].to_numpy()) for (why,), own in chosen.group_by("chosen_by")}
+    assert {why: len(own) for why, own in counts.items()} == {"top": 8, "random": 8, "listed": 1}
+    assert abs(np.median(counts["random"]) - np.median(counts["top"])) < 0.5
+
+
+def test_stopped_halfway_it_goes_on_to_the_same_tables(
+    intervened: Path, tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = tmp_path / "stopped.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    measured = intervention_run._Work._measured
+    calls = []
+
+    def stopping(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(intervention_run._Work, "_measured", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            intervene(db, OPTIONS)
+    half = table(db, "SELECT count(DISTINCT context_id) AS n FROM interventions")["n"].item()
+    assert 0 < half <= intervention_run.BATCH_CONTEXTS
+    assert table(db, "SELECT * FROM predictor_validation").is_empty()
+    intervene(db, OPTIONS)
+    whole = stored(intervened)
+    for name, frame in stored(db).items():
+        assert_frame_equal(frame, whole[name], abs_tol=1e-6, rel_tol=1e-6)
+    assert intervene(db, OPTIONS)[0].n_new_patches == 0  # and then there is nothing to do
+
+
+def test_another_edit_is_another_intervention(tiny_warehouse: Path, tmp_path: Path) -> None:
+    db = tmp_path / "two.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    first = intervene(db, InterventionOptions(layers=(1,), features=("top:2",), contexts=8, probes=0, directions=0))
+    edit = Edit("add", 1.0, where="all")
+    second = intervene(
+        db,
+        InterventionOptions(edit, (1,), ("top:2",), contexts=8, probes=1, directions=0, hessian=True, path_points=4),
+    )
+    assert [own.intervention_id for own in (*first, *second)] == [1, 2]
+    found = table(db, "SELECT * FROM interventions WHERE intervention_id = 2")
+    assert found["integrated"].is_null().all()
+    assert found["blended"].is_null().all()
+    measured = (found["delta_edited"] + found["delta_later"]).to_numpy()
+    assert stats.pearsonr(found["own_path"], measured).statistic > 0.99
+    assert found["hessian"].is_not_null().all()
+    assert table(db, "SELECT curvature FROM interventions WHERE intervention_id = 1")["curvature"].is_null().all()
+
+
+def test_numbers_that_are_not_finite_are_recorded_as_a_failure(tiny_warehouse: Path, tmp_path: Path) -> None:
+    db = tmp_path / "nan.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    options = InterventionOptions(Edit("add", 3e38), (1,), ("top:2",), contexts=8, probes=1, directions=0)
+    (own,) = intervene(db, options)
+    found = table(db, "SELECT * FROM interventions")
+    assert found["failure"].str.contains("not finite").all()
+    assert found["delta_edited"].is_null().all()
+    assert found["curvature"].is_null().all()
+    assert table(db, "SELECT * FROM intervention_effects").is_empty()
+    with Warehouse(db) as warehouse:
+        assert any("not finite" in sentence for sentence in intervention_run.summaries(warehouse, [own]))
+
+
+def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Path) -> None:
+    db = tmp_path / "dead.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    with Warehouse(db, writable=True) as warehouse:
+        warehouse.sql("DELETE FROM feature_statistics WHERE layer = 1 AND feature = 7")
+    (own,) = intervene(db, InterventionOptions(layers=(1,), features=("1:7", "top:1"), contexts=4, probes=0))
+    notes = table(db, "SELECT feature, note FROM intervention_features ORDER BY feature").rows_by_key("feature")
+    assert "never fires" in notes[7][0][0]
+    with Warehouse(db) as warehouse:
+        assert any("never fires" in sentence for sentence in intervention_run.summaries(warehouse, [own]))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"features": ("best:3",)}, "top:50"),
+        ({"features": ("top:0",)}, "No feature was chosen"),
+        ({"features": ("9:3",)}, "no layer 9"),
+        ({"features": ("1:64",)}, "features are 0 to 63"),
+        ({"features": ("class:nonsense",), "layers": (1,)}, "of class nonsense"),
+        ({"layers": (3,)}, "no layer 3"),
+        ({"by": "attribution_curvature", "layers": (1,), "features": ("top:3",)}, "--probes 3"),
+        ({"by": "beauty"}, "--by is 'beauty'"),
+        ({"contexts": 0}, "--contexts is 0"),
+    ],
+)
+def test_bad_requests_get_a_sentence(tiny_warehouse: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        intervene(tiny_warehouse, InterventionOptions(**options))
+
+
+def test_a_locked_warehouse_is_left_alone(tiny_warehouse: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ingest_lock(tiny_warehouse):
+        assert main(["intervene", "--db", str(tiny_warehouse), "--layer", "1"]) == 3
+    assert "Another ingest" in capsys.readouterr().err
+
+
+def test_the_command_prints_effects_and_says_what_predicted_them(
+    intervened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--layer", "1", "--features", "top:8,random:8,1:3", "--contexts", "20", "--probes", "2"]
+    assert main(["intervene", "--db", str(intervened), *words, "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    rows = pl.read_json(out.encode())
+    assert len(rows) == table(intervened, "SELECT DISTINCT feature FROM interventions").height
+    assert rows["delta"].abs().is_sorted(descending=True)
+    assert "Spearman of sums" in err
+    assert "random directions" in err
+
+
+# ------------------------------------------------------------------------------------------------ one text
+
+
+def test_on_a_text_the_edit_is_that_of_the_hook(tiny_warehouse: Path, tiny: Callable[..., Any]) -> None:
+    text = "The quick brown fox jumps over the lazy dog"
+    plain = try_on_text(tiny_warehouse, text, ("1:0",), Edit("scale", 1.0), 5, "float32")
+    assert plain.changes == []
+    assert plain.before == plain.after
+    feature = plain.strongest[0][0]
+    example = try_on_text(tiny_warehouse, text, (f"1:{feature}",), Edit("clamp", 30.0, where="all"), 5, "float32")
+    assert example.changes
+    assert example.n_edited == example.n_tokens - 1
+    assert example.largest == pytest.approx(plain.strongest[0][1])
+    sizes = [abs(after - before) for _, before, after in example.changes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert any("after" in sentence for sentence in example.sentences())
+
+
+@pytest.mark.parametrize("features", [("top:3",), ("1:2", "1:3"), ("1:64",), ("3:1",)])
+def test_a_text_takes_one_feature_that_exists(tiny_warehouse: Path, features: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        try_on_text(tiny_warehouse, "one two three", features, Edit("ablate"), 2, "float32")
+
+
+@pytest.mark.parametrize("text", ["", "a", "word " * 300])
+def test_texts_of_impossible_length_are_refused(tiny_warehouse: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="tokens"):
+        try_on_text(tiny_warehouse, text, ("1:2",), Edit("ablate"), 2, "float32")
+
+
+# ------------------------------------------------------------------------------------------------ bootstrap
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_plain_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(1, 30, size=(3, 40)).astype(float)
+    delta = tokens * generator.normal(0.5, 0.2, size=(3, 40))
+    low, high = validation.ratio_interval(delta, tokens, seed=1)
+    for row in range(3):
+        drawn = []
+        for _ in range(2_000):
+            own = generator.integers(0, 40, size=40)
+            drawn.append(delta[row, own].sum() / tokens[row, own].sum())
+        expected = np.percentile(drawn, [2.5, 97.5])
+        np.testing.assert_allclose([low[row], high[row]], expected, atol=0.25 * np.ptp(expected))
+    tokens[0, 4:] = 0
+    assert np.isnan(validation.ratio_interval(delta * (tokens > 0), tokens, seed=1)[0][0])
