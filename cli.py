@@ -584,6 +584,39 @@ def intervene(
             _say(sentence)
 
 
+@app.command()
+def attractors(
+    db: Database = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", metavar="N,N,...", help="Layers; else all of the run.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of the sample.")] = 4_096,
+    perplexity: Annotated[
+        float,
+        typer.Option("--perplexity", metavar="X", help="Median number of decoder rows that a fixed point is made of."),
+    ] = 16.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample and the random dictionary.")] = 0,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Attractors a layer to show, 0: all.")] = 10,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Let residuals fall to the fixed points of a Hopfield network whose memories are the SAE's decoder rows.
+
+    Attractors, basins, a sweep of β and a random dictionary as a null go to the tables attractors, basins,
+    attractor_settings, attractor_sweeps and attractor_descents.
+    """
+    from energy_lens.analysis import attractor_run
+    from energy_lens.warehouse.database import Warehouse, warehouse_path
+
+    options = attractor_run.AttractorOptions(
+        layers=_numbers(layer, "--layer") if layer is not None else None, tokens=tokens, target=perplexity, seed=seed
+    )
+    layers = attractor_run.find_attractors(warehouse_path(db), options)
+    with Warehouse(db) as warehouse:
+        _print(attractor_run.listing(warehouse, layers, rows if form is TextFormat.table else 0), form)
+        for sentence in attractor_run.summaries(warehouse, layers):
+            _say(sentence)
+
+
 # ------------------------------------------------------------------------------------------------ SAEs
 
 

@@ -8,6 +8,7 @@ has to be there any more.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,20 @@ class CurrentRun:
                 f"{self.facts.model} is another model now than the one of run {self.run_id}: bring that one back, or "
                 "ingest anew."
             )
+
+    def sample(self, n_contexts: int, seed: int) -> list[int]:
+        """Ids of committed contexts, a seeded sample in turn from each category and half; fewer where there are."""
+        with Warehouse(self.path) as warehouse:
+            committed = warehouse.run("current_run/committed_contexts", run=self.run_id).fetchall()
+        cells: dict[tuple[str, str], list[int]] = {}
+        for category, half, context in committed:
+            cells.setdefault((category, half), []).append(context)
+        generator = np.random.default_rng(seed)
+        queues = [deque(generator.permutation(own).tolist()) for _, own in sorted(cells.items())]
+        sample: list[int] = []
+        while any(queues) and len(sample) < n_contexts:
+            sample += [queue.popleft() for queue in queues if queue]
+        return sample[:n_contexts]
 
     def contexts(self, ids: Iterable[int]) -> list[tuple[Context, NDArray[np.int32]]]:
         """The contexts of these ids with their vocabulary ids, in the order given; all must be committed.

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,11 +190,11 @@ class _Work:
             "path": options.path_points, "hessian": options.hessian, "dtype": options.dtype, "seed": options.seed,
         }  # fmt: skip
         identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        batches = self._batches()
         with Warehouse(path, writable=True) as warehouse:
             row = warehouse.run("interventions/find", run=current.run_id, identity=identity).fetchone()
             if row is None:
                 chosen = self._choose(warehouse, request)
-                batches = self._batches(warehouse)
                 with warehouse.transaction():
                     row = self._plan(warehouse, identity, words, chosen, batches), False
             self.intervention_id, self.is_finished = row
@@ -258,17 +257,9 @@ class _Work:
             del left[feature]
             yield feature
 
-    def _batches(self, warehouse: Warehouse) -> list[list[int]]:
-        """Context ids, in turn from each category and half, BATCH_CONTEXTS at a time."""
-        generator = np.random.default_rng(self.options.seed)
-        cells: dict[tuple[str, str], list[int]] = {}
-        for category, half, context in warehouse.run("interventions/contexts", run=self.current.run_id).fetchall():
-            cells.setdefault((category, half), []).append(context)
-        queues = [deque(generator.permutation(own).tolist()) for _, own in sorted(cells.items())]
-        sample: list[int] = []
-        while any(queues) and len(sample) < self.options.contexts:
-            sample += [queue.popleft() for queue in queues if queue]
-        sample = sample[: self.options.contexts]
+    def _batches(self) -> list[list[int]]:
+        """Context ids, BATCH_CONTEXTS at a time."""
+        sample = self.current.sample(self.options.contexts, self.options.seed)
         return [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
 
     def _plan(

@@ -165,6 +165,10 @@ class SparseAutoencoder:
             return centred / (_deviations(centred) + LAYER_NORM_EPSILON)
         return x
 
+    def centred(self, x: Tensor) -> Tensor:
+        """norm(x) − b_dec [n, d_model] for residuals x [n, d_model]: what the features are to make up."""
+        return self._normalised(x) - self.b_dec
+
     def token_scales(self, x: Tensor) -> Tensor | None:
         """s_t [n] for residuals x [n, d_model], or None where all are 1: one unit of feature j adds s_t·d_j to x_t.
 
