@@ -134,10 +134,10 @@ def test_beta_reaches_its_target_where_it_can() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "target", "says"),
-    [(torch.eye(4), 16.0, "No β"), (torch.eye(6)[:3], 2.6, "jumps from")],
+    [(torch.eye(4), 16.0, "No β"), (torch.eye(60), 30.0, "jumps from")],
 )
 def test_beta_that_cannot_reach_its_target_says_so(rows: torch.Tensor, target: float, says: str) -> None:
-    """Four memories can never be sixteen; and equal starts at a memory jump from its cell to the middle."""
+    """Four memories can never be sixteen; and what starts at one of sixty jumps from its cell to the middle of all."""
     memories = Memories.of(rows)
     found = calibrate(memories, rows[:1].repeat(5, 1), target)
     assert not found.reached
