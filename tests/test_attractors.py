@@ -132,17 +132,29 @@ def test_beta_reaches_its_target_where_it_can() -> None:
     assert swept[0].n_attractors <= swept[1].n_attractors <= swept[2].n_attractors
 
 
-@pytest.mark.parametrize(("n", "target", "says"), [(4, 16.0, "No β"), (60, 30.0, "jumps from")])
-def test_beta_that_cannot_reach_its_target_says_so(
-    n: int, target: float, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four memories can never be sixteen; and what starts at one of sixty jumps from its cell to the middle of all."""
-    monkeypatch.setattr(dynamics, "TOLERANCE", 1e-12)  # just past the jump the way is slow, which shall not end there
-    monkeypatch.setattr(dynamics, "MAX_STEPS", 100_000)
-    memories = Memories.of(torch.eye(n, dtype=torch.float64))
-    found = calibrate(memories, memories.rows[:1], target)
+def test_beta_that_cannot_reach_its_target_says_so() -> None:
+    """Four memories can never be sixteen."""
+    memories = Memories.of(torch.eye(4, dtype=torch.float64))
+    found = calibrate(memories, memories.rows[:1], 16.0)
     assert not found.reached
-    assert says in (found.note or "")
+    assert "No β" in (found.note or "")
+
+
+class Jumping(Memories):
+    """Fixed points that are made of a hundred memories below β = 10, and of two above."""
+
+    def at(self, beta: float) -> Jumping:
+        return Jumping(self.rows, beta)
+
+    def settle(self, start: torch.Tensor) -> Settled:
+        perplexity = torch.full((len(start),), 100.0 if self.beta < 10 else 2.0)
+        return Settled(start, torch.ones(len(start)), torch.ones(len(start)) > 0, perplexity)
+
+
+def test_beta_whose_perplexity_jumps_over_the_target_says_so() -> None:
+    found = calibrate(Jumping(torch.eye(3), 1.0), torch.eye(3), 16.0)
+    assert not found.reached
+    assert "jumps from 100 to 2 at β = 10" in (found.note or "")
 
 
 def test_labels_are_chosen_on_one_half_and_tested_on_the_other() -> None:
