@@ -212,8 +212,8 @@ def calibrate(memories: Memories, start: Tensor, target: float) -> Calibration:
     beta, value = min(tried, key=lambda pair: abs(math.log(pair[1] / target)))
     reached = 1 / NEAR < value / target < NEAR
     if not reached and note is None:
-        below = max((pair for pair in tried if pair[1] < target), key=lambda pair: pair[1])
-        above = min((pair for pair in tried if pair[1] >= target), key=lambda pair: pair[1])
+        below = min((pair for pair in tried if pair[1] < target), key=lambda pair: pair[0])
+        above = max((pair for pair in tried if pair[1] >= target), key=lambda pair: pair[0])
         note = (
             f"The median perplexity jumps from {above[1]:.3g} to {below[1]:.3g} at β = {below[0]:.4g}, over the "
             f"target of {target:g}."
