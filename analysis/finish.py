@@ -1,4 +1,4 @@
-"""Finish: stored rows and stream sums in, `feature_statistics` and `histogram_cells` out, in one transaction.
+"""Finish: stored rows and stream sums in, `feature_statistics`, `histogram_cells` and `feature_classes` out, at once.
 
 Sums come from SQL, by feature and document; here they are laid out densely over documents, a chunk of features at a
 time, and combined for all documents, each category, and each half. What is left, from sums to scores and intervals,
@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.analysis.concept_classes import class_tokens, fill_feature_classes
 from energy_lens.analysis.significance import benjamini_hochberg, t_quantile, two_sided_p
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import gradient_column
@@ -57,16 +58,18 @@ class _Run:
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
-    """Fill feature_statistics and histogram_cells for a run.
+    """Fill feature_statistics, histogram_cells and feature_classes for a run.
 
     decoders: layer: decoder rows [d_sae, d_model]. Everything or nothing is replaced.
     """
     with open_warehouse() as warehouse, warehouse.transaction():
         run = _read_run(warehouse, run_id)
-        for table in ("feature_statistics", "histogram_cells"):
+        for table in ("feature_statistics", "histogram_cells", "feature_classes"):
             warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run", run=run_id)
+        class_tokens(warehouse, run_id, run.context_length)
         for layer in run.layers:
             rows = decoders[layer].numpy()
+            fill_feature_classes(warehouse, run_id, layer, run.context_length, len(rows))
             counted = warehouse.run("finish/counted_activations", **_place(run, layer)).numpy()
             for energy in run.energies:
                 for frame in _decoder_statistics(warehouse, run, layer, energy, rows, counted):

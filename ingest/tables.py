@@ -16,6 +16,7 @@ from energy_lens.ingest.histograms import HistogramPlan, LayerHistograms
 from energy_lens.ingest.inclusion import REASONS
 from energy_lens.ingest.reading import ContextReading, Reader, layer_row
 from energy_lens.ingest.statistics import LayerStatistics, products, quadratic_form
+from energy_lens.ingest.token_classes import token_classes
 from energy_lens.warehouse.plan import Group
 
 #: Physical order of a group's rows, which is what a look-up by layer and feature profits from.
@@ -106,12 +107,14 @@ class GroupBuilder:
 
     def _context_rows(self, columns: dict[str, list[dict[str, Any]]], reading: ContextReading) -> None:
         token_ids = self._token_ids(reading)
+        texts = [self._text(int(token)) for token in reading.tokens]
         columns["tokens"].append(
             {
                 "token_id": token_ids,
                 "position": np.arange(len(token_ids), dtype=np.int16),
                 "vocabulary_id": reading.tokens.astype(np.int32),
-                "text": np.array([self._text(int(token)) for token in reading.tokens], dtype=object),
+                "text": np.array(texts, dtype=object),
+                "class": np.array(token_classes(texts), dtype=object),
             }
         )
         for (energy, layer), values in reading.energies.items():
