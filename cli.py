@@ -596,6 +596,14 @@ def attractors(
         typer.Option("--perplexity", metavar="X", help="Median number of decoder rows that a fixed point is made of."),
     ] = 16.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample and the random dictionary.")] = 0,
+    patch: Annotated[
+        str | None,
+        typer.Option(
+            "--patch",
+            metavar="LAYER:FEATURE",
+            help="Find how far this feature must be scaled to change the basin at the next hooked layer instead.",
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Attractors a layer to show, 0: all.")] = 10,
     form: ListingFormat = TextFormat.table,
 ) -> None:
@@ -607,6 +615,17 @@ def attractors(
     from energy_lens.analysis import attractor_run
     from energy_lens.warehouse.database import Warehouse, warehouse_path
 
+    if patch is not None:
+        from energy_lens.analysis import attractor_shift
+
+        words = patch.split(":")
+        if len(words) != 2 or not all(word.isdecimal() for word in words):
+            raise UsageError(f"--patch is {patch!r}; say layer and feature, as in 15:656.")
+        dose = attractor_shift.DoseOptions(int(words[0]), int(words[1]), min(tokens, 32), seed)
+        attractor_shift.critical_doses(warehouse_path(db), dose)
+        with Warehouse(db) as warehouse:
+            _print(attractor_shift.doses(warehouse, dose), form)
+        return
     options = attractor_run.AttractorOptions(
         layers=_numbers(layer, "--layer") if layer is not None else None, tokens=tokens, target=perplexity, seed=seed
     )

@@ -143,6 +143,14 @@ def _samples(
     }  # fmt: skip
 
 
+def firing_rows(warehouse: Warehouse, run_id: int, sae: SparseAutoencoder) -> tuple[Tensor, NDArray[np.int32]]:
+    """Decoder rows [m, d_model] of the features that fire in a run, and which they are: dead rows are no memories."""
+    firing = warehouse.run("attractors/firing_features", run=run_id, layer=sae.layer).numpy()["feature"]
+    rows = sae.W_dec[torch.from_numpy(firing.astype(np.int64))]
+    alive = rows.norm(dim=1) > 0
+    return rows[alive], firing[alive.numpy()]
+
+
 def start_of(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     """z0 [n, d_model] for residuals x [n, d_model]."""
     return torch.nn.functional.normalize(sae.centred(x), dim=1)
@@ -156,10 +164,9 @@ def _frames(
 ) -> dict[str, pl.DataFrame]:
     """Rows of every table, without run and layer."""
     with Warehouse(current.path) as warehouse:
-        firing = warehouse.run("attractors/firing_features", run=current.run_id, layer=sae.layer).numpy()["feature"]
-    firing = firing[(sae.W_dec[torch.from_numpy(firing.astype(np.int64))].norm(dim=1) > 0).numpy()]
+        rows, firing = firing_rows(warehouse, current.run_id, sae)
     part = sample.start[:: max(1, len(sample.start) // CALIBRATION_TOKENS)][:CALIBRATION_TOKENS]
-    own = Memories.of(sae.W_dec[torch.from_numpy(firing.astype(np.int64))])
+    own = Memories.of(rows)
     settings, sweeps, frames = [], [], {}
     for dictionary in ("decoder", "random"):
         memories = own if dictionary == "decoder" else Memories.of(random_rows(own.rows, options.seed))
