@@ -538,6 +538,12 @@ def intervene(
         int,
         typer.Option("--path", metavar="N", help="Also integrate gradients along each path, at N points; slow."),
     ] = 0,
+    shift: Annotated[
+        int,
+        typer.Option(
+            "--shift", metavar="N", help="Also read attractors of later layers, at edited and N later tokens; slow."
+        ),
+    ] = 0,
     dtype: Annotated[TrainingDtype, typer.Option("--dtype", help="Precision of the passes.")] = TrainingDtype.float32,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Patches in a forward pass.")] = 16,
     seed: Annotated[
@@ -573,7 +579,8 @@ def intervene(
 
     options = InterventionOptions(
         edit=edit, layers=_numbers(layer, "--layer") if layer is not None else None, features=words, by=by,
-        contexts=contexts, probes=probes, directions=directions, path_points=path, hessian=hessian, dtype=dtype.value,
+        contexts=contexts, probes=probes, directions=directions, path_points=path, hessian=hessian, shift=shift,
+        dtype=dtype.value,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     done = intervene(warehouse_path(db), options)

@@ -27,8 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from energy_lens import __version__
+from energy_lens.analysis.attractor_shift import Landscape, ShiftReader
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.interventions import JOINT_POINTS, Baseline, Edit, Patches
+from energy_lens.analysis.interventions import JOINT_POINTS, Baseline, Edit, Outcome, Patches, alignment
 from energy_lens.analysis.validation import (
     bootstrap,
     drawn_scores,
@@ -62,10 +63,16 @@ BATCH_CONTEXTS = 8
 #: Patches whose Hessian or path is computed at once: their graphs reach up to the vocabulary.
 GRAPH_PATCHES = 4
 
+#: Parts of the predictions `aligned` and `blended`, which need a sum over all contexts.
+PARTS = ("aligned_scale", "aligned_share", "blended_gradient", "blended_scale", "blended_share")
+
+#: Predictions that take features away, so that they are of ablations alone.
+ABLATIONS = ("integrated", "blended_gradient", "blended_scale", "blended_share")
+
 #: Names of predictions in the order of the table; the last two are asked for.
 PREDICTORS = (
-    "first_order", "blended", "norm_curvature", "curvature", "curvature_context", "labels", "labels_context",
-    "empirical_fisher", "integrated", "change_times_gradient", "hessian", "own_path",
+    "first_order", "norm_curvature", "curvature", "curvature_context", "labels", "labels_context", "empirical_fisher",
+    "integrated", "change_times_gradient", "hessian", "own_path",
 )  # fmt: skip
 
 
@@ -82,6 +89,7 @@ class InterventionOptions:
     directions: int = 1
     path_points: int = 0
     hessian: bool = False
+    shift: int = 0  #: later tokens of each patch at which attractors of later layers are read; 0: none are
     dtype: str = "float32"
     batch_size: int = 16
     seed: int = 0
@@ -93,10 +101,10 @@ class InterventionOptions:
             (self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed"),
             (self.dtype in DTYPES, f"--dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}"),
             *(
-                (value >= 0, f"--{name} is {value}; it must not be negative")
-                for name, value in (("probes", self.probes), ("directions", self.directions), ("seed", self.seed),
-                                    ("path", self.path_points))
+                (getattr(self, name) >= 0, f"--{name} is {getattr(self, name)}; it must not be negative")
+                for name in ("probes", "directions", "seed", "shift")
             ),
+            (self.path_points >= 0, f"--path is {self.path_points}; it must not be negative"),
         ]  # fmt: skip
         for ok, message in checks:
             if not ok:
@@ -165,11 +173,15 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     with ingest_lock(path):
         with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
             pass
+        landscapes = {}
+        if options.shift:
+            landscapes = {layer: Landscape.load(current, layer) for layer in current.facts.layers if layer > layers[0]}
         works = [_Work(path, current, options, request, layer) for layer in layers]
         if any(not work.is_finished for work in works):
             model = current.load_model(options.dtype)
             for work in works:
-                work.carry_out(model, saes[work.layer])
+                later = [landscape for layer, landscape in landscapes.items() if layer > work.layer]
+                work.carry_out(model, saes[work.layer], later)
     return [Intervened(current.run_id, work.intervention_id, work.layer, work.n_new_patches) for work in works]
 
 
@@ -187,7 +199,8 @@ class _Work:
             "layer": layer, "edit": [options.edit.kind, options.edit.value, options.edit.where], "by": options.by,
             "features": words,
             "contexts": options.contexts, "probes": options.probes, "directions": options.directions,
-            "path": options.path_points, "hessian": options.hessian, "dtype": options.dtype, "seed": options.seed,
+            "path": options.path_points, "hessian": options.hessian, "shift": options.shift,
+            "dtype": options.dtype, "seed": options.seed,
         }  # fmt: skip
         identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         batches = self._batches()
@@ -277,7 +290,7 @@ class _Work:
             kind=options.edit.kind, value=options.edit.value, edited=options.edit.where, features=list(features),
             dtype=options.dtype, seed=options.seed, n_contexts=sum(map(len, batches)), n_probes=options.probes,
             n_directions=options.directions, path_points=options.path_points, hessian=options.hessian,
-            version=__version__,
+            shift=options.shift, version=__version__,
         )  # fmt: skip
         place = {"run_id": self.current.run_id, "intervention_id": key}
         schema = {"note": pl.String}
@@ -290,8 +303,8 @@ class _Work:
 
     # -- measuring
 
-    def carry_out(self, model: LanguageModel, sae: SparseAutoencoder) -> None:
-        """Measure what is left, then finish."""
+    def carry_out(self, model: LanguageModel, sae: SparseAutoencoder, later: Sequence[Landscape]) -> None:
+        """Measure what is left, then finish; `later` are the layers whose attractors are read."""
         if self.is_finished:
             return
         with Warehouse(self.path) as warehouse:
@@ -302,24 +315,31 @@ class _Work:
         bars = {"total": total, "unit": "context", "mininterval": every, "disable": not total}
         with tqdm(desc=f"Layer {self.layer}", **bars) as bar:
             for batch, ids in pending:
-                frame = self._measured(model, sae, features, ids)
+                frames = self._measured(model, sae, features, ids, later)
                 with Warehouse(self.path, writable=True) as warehouse, warehouse.transaction():
-                    if frame is not None:
-                        warehouse.append("interventions", frame, ("feature", "direction", "context_id"))
+                    for table, frame in frames.items():
+                        warehouse.append(table, frame, ("feature", "direction", "context_id"))
                     warehouse.run("interventions/commit_batch", **self._key, batch=batch)
-                self.n_new_patches += 0 if frame is None else len(frame)
+                self.n_new_patches += len(frames.get("interventions", ()))
                 bar.set_postfix_str(f"{self.n_new_patches:,} patches", refresh=False)
                 bar.update(len(ids))
         with Warehouse(self.path, writable=True) as warehouse, warehouse.transaction():
             finish(warehouse, self.current.run_id, self.intervention_id, self.layer, self.options.seed)
 
     def _measured(
-        self, model: LanguageModel, sae: SparseAutoencoder, features: Sequence[int], ids: Sequence[int]
-    ) -> pl.DataFrame | None:
-        """Rows of `interventions` for a batch of contexts; None when nothing is edited in it."""
+        self,
+        model: LanguageModel,
+        sae: SparseAutoencoder,
+        features: Sequence[int],
+        ids: Sequence[int],
+        later: Sequence[Landscape],
+    ) -> dict[str, pl.DataFrame]:
+        """Rows of `interventions` and `attractor_shifts` for a batch of contexts; none when nothing is edited in it."""
         options = self.options
         contexts = self.current.contexts(ids)
-        baseline = Baseline(model, sae, [tokens for _, tokens in contexts], ids, options.probes, options.seed)
+        layers = [landscape.layer for landscape in later]
+        texts = [tokens for _, tokens in contexts]
+        baseline = Baseline(model, sae, texts, ids, options.probes, options.seed, layers)
         labels: list[tuple[int, int]] = []  # (feature, direction) of each patch
         parts: list[Patches] = []
         for feature in features:
@@ -330,16 +350,31 @@ class _Work:
                 parts.append(own)
         patches = Patches(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
         if not len(patches):
-            return None
-        frames = [self._rows(baseline, own) for own in patches.split(options.batch_size)]
-        columns = {name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]}
-        frame = pl.DataFrame(columns).with_columns(
-            run_id=pl.lit(self.current.run_id), intervention_id=pl.lit(self.intervention_id),
-            feature=pl.Series([feature for feature, _ in labels], dtype=pl.Int32),
-            direction=pl.Series([direction for _, direction in labels], dtype=pl.Int32),
-            context_id=pl.Series(np.array(ids, dtype=np.int32)[patches.context.numpy()]),
-        )  # fmt: skip
-        return _with_failures(self._with_dear_predictions(frame, baseline, patches))
+            return {}
+        shifts = ShiftReader(baseline, later, options.shift, options.seed) if later else None
+        rows, shifted = [], []
+        for own in patches.split(options.batch_size):
+            outcome = baseline.measure(own)
+            rows.append(self._rows(baseline, own, outcome))
+            shifted += [] if shifts is None else shifts.read(own, outcome)
+        keys = pl.DataFrame(
+            {
+                "feature": pl.Series([feature for feature, _ in labels], dtype=pl.Int32),
+                "direction": pl.Series([direction for _, direction in labels], dtype=pl.Int32),
+                "context_id": np.array(ids, dtype=np.int32)[patches.context.numpy()],
+            }
+        ).with_columns(run_id=pl.lit(self.current.run_id), intervention_id=pl.lit(self.intervention_id))
+        columns = {name: np.concatenate([own[name] for own in rows]) for name in rows[0]}
+        frame = pl.concat([keys, pl.DataFrame(columns)], how="horizontal")
+        frames = {"interventions": _with_failures(self._with_dear_predictions(frame, baseline, patches))}
+        if shifted:
+            own_keys = keys.with_row_index("patch")
+            frames["attractor_shifts"] = (
+                pl.DataFrame(shifted)
+                .join(own_keys, left_on="patch", right_on="patch", how="inner", maintain_order="left")
+                .drop("patch")
+            )
+        return frames
 
     def _random_direction(self, sae: SparseAutoencoder, feature: int, number: int) -> Tensor:
         """A direction of the norm of the feature's decoder row, the same in every batch."""
@@ -348,8 +383,7 @@ class _Work:
         length = float(sae.W_dec[feature].norm() / direction.norm())
         return direction * length
 
-    def _rows(self, baseline: Baseline, patches: Patches) -> dict[str, NDArray[Any]]:
-        outcome = baseline.measure(patches)
+    def _rows(self, baseline: Baseline, patches: Patches, outcome: Outcome) -> dict[str, NDArray[Any]]:
         later = outcome.looked_at & ~patches.edited
         integer = np.int32
         columns: dict[str, NDArray[Any]] = {
@@ -364,7 +398,7 @@ class _Work:
             columns[f"top_changed_{suffix}"] = (outcome.top_changed & where).sum(1).numpy().astype(integer)
         predicted = baseline.predict(patches)
         if self.options.edit.kind != "ablate":  # they take features away
-            predicted = {name: own for name, own in predicted.items() if name not in ("integrated", "blended")}
+            predicted = {name: own for name, own in predicted.items() if name not in ABLATIONS}
         return columns | {name: values.numpy() for name, values in predicted.items()}
 
     def _with_dear_predictions(self, frame: pl.DataFrame, baseline: Baseline, patches: Patches) -> pl.DataFrame:
@@ -393,7 +427,7 @@ def _with_failures(frame: pl.DataFrame) -> pl.DataFrame:
     measured = [name for name in frame.columns if name.startswith(("delta_", "kl_", "top_changed_"))]
     numbers = [name for name, kind in frame.schema.items() if kind == pl.Float64]
     finite = pl.all_horizontal(pl.col(name).is_finite().fill_null(True) for name in numbers)
-    kept = [*measured, *(name for name in frame.columns if name in PREDICTORS)]
+    kept = [*measured, *(name for name in frame.columns if name in (*PREDICTORS, *PARTS))]
     return frame.with_columns(
         *(pl.when(finite).then(pl.col(name)) for name in kept),
         failure=pl.when(~finite).then(pl.lit("The patch gave numbers that are not finite.")),
@@ -457,9 +491,8 @@ def _passes(n_probes: int) -> dict[str, int]:
         "random": 0, "density": 0, "n_edited": 0, "sum_change2": 0, "efas": 1, "abs_efas": 1, "efas_active": 1,
         "attribution_per_token": 1, "mi_excess": 1, "first_order": 1, "empirical_fisher": 1,
         "change_times_gradient": 1, "integrated": JOINT_POINTS,
-        **dict.fromkeys(
-            ("blended", "norm_curvature", "curvature", "curvature_context", "labels", "labels_context"), probed
-        ),
+        **dict.fromkeys(("aligned", "blended", "norm_curvature", "curvature", "curvature_context"), probed),
+        **dict.fromkeys(("labels", "labels_context"), probed),
     }  # fmt: skip
 
 
@@ -503,6 +536,10 @@ def _validation(
     given = {"n_edited": edited_before, "sum_change2": sums(0, "sum_change2")}
     known = [column for column in PREDICTORS if column in predicted_on.columns and predicted_on[column].count()]
     predictors = {column: sums(0, column) for column in (*known, "sum_change2", "n_edited")}
+    for combined, gradient in (("aligned", "first_order"), ("blended", "blended_gradient")):
+        if predicted_on[f"{combined}_scale"].count():
+            rho = alignment(sums(0, f"{combined}_share"), edited_before)
+            predictors[combined] = sums(0, gradient) + rho * sums(0, f"{combined}_scale")
     if name == "transfer":
         predictors["measured"] = sums(0, "measured")
     by_feature = {

@@ -14,8 +14,12 @@ Predicted on the same tokens, with δ_t = (a' − a)·s_t and g = −⟨∇E, d�
   curvature           first_order + ½ Σ_t δ²·h², the mean of the probes; `_context`: ½ (Σ_t δ·h)² instead
   labels              the same with labels sampled from the model in place of signs (Fisher information); `_context`
   norm_curvature      as curvature, each token's term times exp(2·‖δd‖/‖x‖): the norms that follow see what is left
-  blended             −½ Σ_t δ·(g + g′) + ½ Σ_t δ²·h²·exp(‖δd‖/‖x‖), g′ the gradient where a third of all features'
-                      contribution is taken away, and one probe less: no more backward passes (for ablations)
+  aligned             first_order + ρ·½ Σ_t δ²·‖∇h‖²·exp(‖δd‖/‖x‖), ‖∇h‖ the length of the probe's gradient and
+                      ρ the feature's mean share of it, h²/‖∇h‖². That mean does not hang on the few tokens of largest
+                      curvature, so it is far less noisy than Σ δ²·h²; it is taken over all contexts, drawn towards the
+                      mean of all features as by PRIOR_TOKENS tokens (`alignment`)
+  blended             as aligned, with half of first_order taken where a third of what all features add is taken away,
+                      and one probe less: no more backward passes (for ablations)
   empirical_fisher    ½ (Σ_t δ·g)²                                      Fisher pruning (Theis et al. 2018)
   integrated          −Σ_t δ·ḡ, ḡ the mean gradient while all features are taken away together (for ablations)
   hessian             first_order + ½ δᵀ(∂²E/∂x²)δ, a Hessian-vector product for each patch
@@ -25,7 +29,7 @@ Predicted on the same tokens, with δ_t = (a' − a)·s_t and g = −⟨∇E, d�
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +41,7 @@ from torch import Tensor
 from energy_lens.ingest.curvature import Draws, growth, label_draws, probe_generator, read_probes, sign_draws
 from energy_lens.ingest.energies import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.models import LanguageModel, residual_stream
 from energy_lens.ingest.reading import padded, special_ids
 from energy_lens.ingest.sae import SparseAutoencoder, weighted_rows
 from energy_lens.ingest.unembedding import divergence, next_token_nll, next_token_outcomes
@@ -49,8 +53,11 @@ PLACES = ("active", "all")
 #: Points of the joint path along which `integrated` takes its mean gradient, and its backward passes.
 JOINT_POINTS = 3
 
-#: Of `blended`: the share of all features that is taken away for its second gradient, and the growth of its curvature.
-BLENDED_SHARE, BLENDED_GROWTH = 1 / 3, 1.0
+#: Of `blended`: the share of what all features add that is taken away for its second gradient.
+BLENDED_SHARE = 1 / 3
+
+#: How fast the curvature of `aligned` and `blended` grows with ‖δ‖/‖x‖, and the weight of the mean of all features.
+ALIGNED_GROWTH, PRIOR_TOKENS = 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class Outcome:
     divergence: Tensor  #: KL(p‖p'), nats
     top_changed: Tensor  #: bool
     looked_at: Tensor  #: bool: tokens that have a next one, from the first edited one on
+    residuals: Mapping[int, Tensor]  #: later layer: patched x [n, position, d_model]
 
 
 class Baseline:
@@ -131,14 +139,15 @@ class Baseline:
         ids: Sequence[int],
         n_probes: int = 0,
         seed: int = 0,
+        later: Sequence[int] = (),
     ) -> None:
         """Run the contexts.
 
         contexts: vocabulary ids; ids: of the contexts, which with the seed choose their probes' draws.
-        n_probes: probes of each kind.
+        n_probes: probes of each kind. later: layers above whose residuals are kept, of the contexts and of patches.
         """
         assert sae.norm_median is not None
-        self.model, self.sae = model, sae
+        self.model, self.sae, self.later = model, sae, tuple(later)
         self.tokens, self.lengths = padded(contexts)
         excluded = special_ids(model)
 
@@ -161,6 +170,10 @@ class Baseline:
         self.hidden = forward.hidden.detach()
         self.x = forward.residuals[sae.layer].detach()
         self.top = self._outcomes(self.hidden, self.has_next)[1]
+        self.residuals: Mapping[int, Tensor] = {}  #: later layer: unpatched x [context, position, d_model]
+        if self.later:
+            with torch.no_grad():
+                _, self.residuals = self._hidden_and_later(self.x, torch.arange(len(self.tokens)))
 
     def _outcomes(self, hidden: Tensor, where: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Losses and likeliest next tokens, 0 but `where`, for h [n, position, d_model] of contexts (all, in order)."""
@@ -214,7 +227,7 @@ class Baseline:
     def measure(self, patches: Patches) -> Outcome:
         """Run the blocks above the hooked layer on patched residuals."""
         context = patches.context
-        hidden = self._hidden_above(self._patched(patches), context)
+        hidden, residuals = self._hidden_and_later(self._patched(patches), context)
         looked_at = self.has_next[context] & (patches.edited.cumsum(1) > 0)
         losses, top = self._outcomes(hidden, looked_at, context)
         own = (self.losses[context], self.hidden[context], self.loss_gradients[context])
@@ -226,7 +239,7 @@ class Baseline:
         # The difference of two equal distributions may come out a rounding error below 0.
         return Outcome(
             torch.where(looked_at, losses - own[0], 0), kl.clamp_min(0), looked_at & (top != self.top[context]),
-            looked_at,
+            looked_at, residuals,
         )  # fmt: skip
 
     def _patched(self, patches: Patches, share: float = 1.0) -> Tensor:
@@ -235,6 +248,13 @@ class Baseline:
 
     def _hidden_above(self, x: Tensor, context: Tensor) -> Tensor:
         return self.model.hidden_above(self.tokens[context], self.sae.layer, x)
+
+    def _hidden_and_later(self, x: Tensor, context: Tensor) -> tuple[Tensor, Mapping[int, Tensor]]:
+        """The final norm's output, and the residuals of the later layers that were asked for."""
+        if not self.later:
+            return self._hidden_above(x, context), {}
+        with residual_stream(self.model, self.later) as residuals:
+            return self._hidden_above(x, context), residuals
 
     def _gradient_at(self, x: Tensor, context: Tensor) -> Tensor:
         """∂E/∂x [n, position, d_model] float32 at residuals of contexts."""
@@ -275,12 +295,23 @@ class Baseline:
             found[f"{name}_context"] = first + moved.sum(-1).square().mean(0) / 2
             if name == "curvature":
                 size = patches.direction.norm(dim=1)[:, None] * patches.change.abs() / self.x[context].norm(dim=-1)
-                squares, size = moved.square() / 2, size.double()
-                found["norm_curvature"] = first + (squares.mean(0) * growth(size)).sum(-1)
+                grown = growth(size.double())
+                found["norm_curvature"] = first + (moved.square().mean(0) / 2 * grown).sum(-1)
+                found |= self._aligned("aligned", probes, patches, along(probes), size.double())
                 if len(probes) > 1:
-                    kept = squares[:-1].mean(0) * growth(size, BLENDED_GROWTH)
-                    found["blended"] = (change * along(self.blended_gradient) + kept).sum(-1)
+                    found["blended_gradient"] = (change * along(self.blended_gradient)).sum(-1)
+                    found |= self._aligned("blended", probes[:-1], patches, along(probes[:-1]), size.double())
         return found
+
+    def _aligned(self, name: str, probes: Tensor, patches: Patches, h: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """The parts of `aligned` and `blended` that add up over contexts, [n].
+
+        scale: ½ Σ δ²·‖∇h‖²·growth; share: Σ over edited tokens of h²/‖∇h‖², the mean of the probes.
+        """
+        squares = probes.double().square().sum(-1)[:, patches.context].clamp_min(1e-30)  # [probe, n, position]
+        terms = patches.change.double().square() * squares.mean(0) * growth(size, ALIGNED_GROWTH)
+        shares = (h.square() / squares).mean(0) * patches.edited
+        return {f"{name}_scale": terms.sum(-1) / 2, f"{name}_share": shares.sum(-1)}
 
     def predict_along_path(self, patches: Patches, points: int) -> Tensor:
         """`own_path` [n], nats: a forward and a backward pass at each of `points` midpoints of the patch's path."""
@@ -305,6 +336,13 @@ class Baseline:
             (curved,) = torch.autograd.grad((gradient * displacement).sum(), x)
         per_token = (gradient.detach() + curved / 2).double() * displacement.double()
         return per_token.sum((1, 2))
+
+
+def alignment(share: NDArray[np.float64], n_edited: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ρ of features from their sums [..., feature]: shares over edited tokens, drawn towards that of all features."""
+    mean = share.sum(-1, keepdims=True) / np.maximum(n_edited.sum(-1, keepdims=True), 1)
+    drawn: NDArray[np.float64] = (share + PRIOR_TOKENS * mean) / (n_edited + PRIOR_TOKENS)
+    return drawn
 
 
 def midpoints(n: int) -> Iterator[float]:

@@ -127,6 +127,20 @@ def test_validation_agrees_with_scipy(intervened: Path) -> None:
     assert total["spearman_low"] <= total["spearman"] <= total["spearman_high"]
 
 
+def test_effects_show_the_predictions_that_were_validated(intervened: Path) -> None:
+    effects = table(
+        intervened, "SELECT * FROM intervention_effects WHERE category = 'all' AND direction = 0 ORDER BY feature"
+    )
+    for name in ("first_order", "norm_curvature", "aligned", "blended"):
+        query = """
+            SELECT spearman, pearson FROM predictor_validation
+            WHERE predictor = $name AND validation = 'same' AND target = 'sum'
+        """
+        ((ranks, linear),) = table(intervened, query, name=name).rows()
+        assert ranks == pytest.approx(stats.spearmanr(effects[name], effects["delta"]).statistic)
+        assert linear == pytest.approx(stats.pearsonr(effects[name], effects["delta"]).statistic)
+
+
 def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
     found = table(intervened, "SELECT DISTINCT validation, predictor, backward_passes FROM predictor_validation")
     passes = {(v, p): n for v, p, n in found.iter_rows()}
@@ -142,7 +156,7 @@ def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
         "n_edited",
     }
     for name in ("same", "transfer"):
-        assert {p for v, p in passes if v == name} >= cheap | scores | {"sum_change2", "n_edited"}
+        assert {p for v, p in passes if v == name} >= cheap | scores | {"sum_change2", "n_edited", "aligned", "blended"}
     assert ("transfer", "measured") in passes
     assert ("same", "measured") not in passes
     assert passes["same", "first_order"] == 1
@@ -196,7 +210,7 @@ def test_another_edit_is_another_intervention(tiny_warehouse: Path, tmp_path: Pa
     assert [own.intervention_id for own in (*first, *second)] == [1, 2]
     found = table(db, "SELECT * FROM interventions WHERE intervention_id = 2")
     assert found["integrated"].is_null().all()
-    assert found["blended"].is_null().all()
+    assert found["blended_gradient"].is_null().all()
     measured = (found["delta_edited"] + found["delta_later"]).to_numpy()
     assert stats.pearsonr(found["own_path"], measured).statistic > 0.99
     assert found["hessian"].is_not_null().all()

@@ -2,5 +2,5 @@
 SELECT predictor, spearman
 FROM predictor_validation
 WHERE intervention_id = $intervention AND validation = 'same' AND target = 'sum' AND spearman IS NOT NULL
-    AND predictor IN ('blended', 'norm_curvature', 'curvature', 'first_order', 'efas', 'sum_change2')
+    AND predictor IN ('blended', 'aligned', 'norm_curvature', 'curvature', 'first_order', 'efas', 'sum_change2')
 ORDER BY spearman DESC

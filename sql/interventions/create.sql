@@ -15,5 +15,6 @@ SELECT
     $n_directions AS n_directions,
     $path_points AS path_points,
     $hessian AS hessian,
+    $shift AS shift_tokens,
     $version AS elw_version,
     now() AT TIME ZONE 'UTC' AS created_at

@@ -12,7 +12,7 @@ SELECT
     e.n_edited,
     round(e.delta, 3) AS delta,
     round(e.first_order, 3) AS first_order,
-    round(coalesce(e.blended, e.norm_curvature), 3) AS predicted,
+    round(coalesce(e.blended, e.aligned), 3) AS predicted,
     round(e.delta_per_token, 4) AS per_token,
     round(e.delta_low, 4) AS low,
     round(e.delta_high, 4) AS high,

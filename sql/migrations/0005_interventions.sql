@@ -87,8 +87,12 @@ CREATE TABLE IF NOT EXISTS interventions (
     top_changed_edited    INTEGER,
     top_changed_later     INTEGER,
     first_order           DOUBLE,
-    blended               DOUBLE,
     norm_curvature        DOUBLE,
+    aligned_scale         DOUBLE,
+    aligned_share         DOUBLE,
+    blended_gradient      DOUBLE,
+    blended_scale         DOUBLE,
+    blended_share         DOUBLE,
     curvature             DOUBLE,
     curvature_context     DOUBLE,
     labels                DOUBLE,
@@ -117,8 +121,12 @@ COMMENT ON COLUMN interventions.kl_later IS 'The same over the later tokens.';
 COMMENT ON COLUMN interventions.top_changed_edited IS 'Edited tokens at which the likeliest next token is another one.';
 COMMENT ON COLUMN interventions.top_changed_later IS 'The same among the later tokens.';
 COMMENT ON COLUMN interventions.first_order IS 'Predicted delta_edited + delta_later: inner product of the gradient and the edit (attribution patching).';
-COMMENT ON COLUMN interventions.blended IS 'Mean of first_order at the model and where a third of all features is taken away, plus curvature that grows with the edit; for ablations with at least 2 probes, NULL otherwise.';
 COMMENT ON COLUMN interventions.norm_curvature IS 'As curvature, each token''s term times exp(2 |edit| / |x|); NULL without probes.';
+COMMENT ON COLUMN interventions.aligned_scale IS 'Half the sum of squared edits times squared lengths of the probes'' gradients, growing with the edit: what the prediction aligned multiplies by the feature''s share.';
+COMMENT ON COLUMN interventions.aligned_share IS 'Sum over edited tokens of the share of the probes'' squared gradients that lies along the direction.';
+COMMENT ON COLUMN interventions.blended_gradient IS 'As first_order, with the mean of two gradients: the model''s and that where a third of what all features add is taken away; for ablations.';
+COMMENT ON COLUMN interventions.blended_scale IS 'aligned_scale with one probe less.';
+COMMENT ON COLUMN interventions.blended_share IS 'aligned_share with one probe less.';
 COMMENT ON COLUMN interventions.curvature IS 'first_order plus half the Gauss-Newton curvature by random signs, token by token; NULL without probes.';
 COMMENT ON COLUMN interventions.curvature_context IS 'The same with the probe''s products summed over the context before squaring.';
 COMMENT ON COLUMN interventions.labels IS 'As curvature, with labels sampled from the model instead of signs (Fisher information).';

@@ -55,3 +55,6 @@ COMMENT ON COLUMN critical_doses.scale_down IS 'Largest factor below 1 at which 
 COMMENT ON COLUMN critical_doses.attractor_down IS 'The attractor there; NULL as above.';
 COMMENT ON COLUMN critical_doses.scale_up IS 'Smallest factor above 1, up to 16, at which it is another; NULL when none does.';
 COMMENT ON COLUMN critical_doses.attractor_up IS 'The attractor there.';
+
+ALTER TABLE intervention_settings ADD COLUMN IF NOT EXISTS shift_tokens INTEGER DEFAULT 0;
+COMMENT ON COLUMN intervention_settings.shift_tokens IS 'Later tokens of each patch at which attractors of later layers were read; 0: none were.';

@@ -27,9 +27,24 @@ sums AS (
         sum(top_changed_later) AS n_top_changed_later,
         fsum(first_order) AS first_order,
         fsum(norm_curvature) AS norm_curvature,
-        fsum(blended) AS blended
+        fsum(aligned_scale) AS aligned_scale,
+        fsum(aligned_share) AS aligned_share,
+        fsum(blended_gradient) AS blended_gradient,
+        fsum(blended_scale) AS blended_scale,
+        fsum(blended_share) AS blended_share
     FROM patches
     GROUP BY ALL
+),
+drawn AS (
+    -- A feature's share of the probes' gradients, drawn towards the mean of all features as by 10 tokens.
+    SELECT
+        *,
+        (aligned_share + 10 * sum(aligned_share) OVER features / sum(n_edited) OVER features) / (n_edited + 10)
+            AS aligned_rho,
+        (blended_share + 10 * sum(blended_share) OVER features / sum(n_edited) OVER features) / (n_edited + 10)
+            AS blended_rho
+    FROM sums
+    WINDOW features AS (PARTITION BY run_id, intervention_id, direction, category)
 )
 SELECT
     intervention_id,
@@ -40,7 +55,7 @@ SELECT
     feature,
     direction,
     category,
-    sums.n_contexts,
+    drawn.n_contexts,
     n_documents,
     n_edited,
     n_later,
@@ -56,8 +71,9 @@ SELECT
     n_top_changed_later / nullif(n_later, 0) AS top_changed_later,
     first_order,
     norm_curvature,
-    blended
-FROM sums
+    first_order + aligned_rho * aligned_scale AS aligned,
+    blended_gradient + blended_rho * blended_scale AS blended
+FROM drawn
 JOIN intervention_settings AS s USING (run_id, intervention_id)
 LEFT JOIN effect_statistics AS e USING (run_id, intervention_id, feature, direction, category);
 COMMENT ON VIEW intervention_effects IS 'Measured effects of interventions of the current run, by feature and category; direction 0 is the feature itself, others are random directions of the same norm.';
@@ -76,4 +92,5 @@ COMMENT ON COLUMN intervention_effects.top_changed_edited IS 'Share of edited to
 COMMENT ON COLUMN intervention_effects.top_changed_later IS 'Share of later tokens at which it is.';
 COMMENT ON COLUMN intervention_effects.first_order IS 'Predicted delta, to first order.';
 COMMENT ON COLUMN intervention_effects.norm_curvature IS 'Predicted delta with curvature that grows with the edit; NULL without probes.';
-COMMENT ON COLUMN intervention_effects.blended IS 'Predicted delta by two gradients and curvature; NULL without probes, and unless the edit is an ablation.';
+COMMENT ON COLUMN intervention_effects.aligned IS 'Predicted delta: first_order, and curvature by the feature''s mean share of the probes'' gradients; NULL without probes.';
+COMMENT ON COLUMN intervention_effects.blended IS 'As aligned, with the mean of two gradients; NULL without 2 probes, and unless the edit is an ablation.';
