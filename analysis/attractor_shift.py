@@ -102,7 +102,8 @@ class ShiftReader:
         """Rows of attractor_shifts, with the patch's number in place of its keys."""
         later = outcome.looked_at & ~patches.edited & self._baseline.included[patches.context]
         chance = torch.from_numpy(self._generator.random(later.shape)).where(later, torch.tensor(2.0))
-        drawn = later & (chance <= chance.sort(1).values[:, self._n_later - 1 : self._n_later])
+        kth = min(self._n_later, chance.shape[1]) - 1
+        drawn = later & (chance <= chance.sort(1).values[:, kth : kth + 1])
         rows = []
         for landscape in self._later:
             for place, where in (("edited", patches.edited), ("later", drawn)):

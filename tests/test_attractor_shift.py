@@ -1,0 +1,180 @@
+"""Attractor shift and critical dose: against passes of the whole model with the same edit, read from scratch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from energy_lens import Warehouse
+from energy_lens.analysis.attractor_run import AttractorOptions, find_attractors
+from energy_lens.analysis.attractor_shift import DoseOptions, Landscape, compare, critical_doses
+from energy_lens.analysis.attractors import Settled
+from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.intervention_run import InterventionOptions, intervene
+from energy_lens.analysis.interventions import Edit
+from energy_lens.cli import main
+from energy_lens.ingest.models import LanguageModel, residual_stream
+from energy_lens.warehouse.errors import UsageError
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def db(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shift") / "tiny.duckdb"
+    shutil.copy(tiny_warehouse, path)
+    find_attractors(path, AttractorOptions(tokens=400, target=3.0))
+    return path
+
+
+def table(db: Path, query: str, **parameters: Any) -> pl.DataFrame:
+    with Warehouse(db) as warehouse:
+        return warehouse.sql(query, **parameters).pl()
+
+
+def later_residuals(model: LanguageModel, tokens: Tensor, added: Tensor) -> Tensor:
+    """x after block 2 [position, d_model] of the whole model, with `added` on top of block 1's output."""
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    handle = model.blocks[1].register_forward_hook(hook)
+    try:
+        with torch.no_grad(), residual_stream(model, [2]) as residuals:
+            model.module(input_ids=tokens[None], use_cache=False)
+    finally:
+        handle.remove()
+    return residuals[2][0]
+
+
+def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
+    options = InterventionOptions(
+        Edit("scale", 4.0), (1,), ("top:3",), contexts=12, probes=0, directions=1, shift=1_000
+    )  # fmt: skip
+    (own,) = intervene(db, options)
+    rows = table(db, "SELECT * FROM attractor_shifts WHERE intervention_id = $id", id=own.intervention_id)
+    assert set(rows["direction"]) == {0, 1}
+    assert rows["n_changed"].sum() > 0
+    current = CurrentRun(db)
+    model, sae, landscape = current.load_model(), current.sae(1), Landscape.load(current, 2)
+    for row in rows.filter(pl.col("direction") == 0).iter_rows(named=True):
+        ((_, ids),) = current.contexts([row["context_id"]])
+        active = table(
+            db,
+            "SELECT token_id, activation FROM activations WHERE layer = 1 AND feature = $f AND token_id // 32 = $c",
+            f=row["feature"], c=row["context_id"],
+        )  # fmt: skip
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        added = torch.zeros(len(ids), sae.d_model)
+        positions = (active["token_id"] % LENGTH).to_numpy()
+        added[positions] = 3 * torch.from_numpy(active["activation"].to_numpy())[:, None] * sae.W_dec[row["feature"]]
+        before = landscape.settle(later_residuals(model, tokens, torch.zeros_like(added)))
+        after = landscape.settle(later_residuals(model, tokens, added))
+        shift = compare(landscape, before, after)
+        included = table(
+            db, "SELECT token_id FROM token_layers WHERE layer = 1 AND included AND token_id // 32 = $c",
+            c=row["context_id"],
+        )  # fmt: skip
+        others = np.setdiff1d((included["token_id"] % LENGTH).to_numpy(), positions)
+        where = positions if row["place"] == "edited" else others[others > positions.min()]
+        assert row["n_tokens"] == len(where)
+        assert row["n_settled"] == shift.settled[where].sum()
+        assert row["n_changed"] == pytest.approx(shift.changed[where].sum(), abs=1)  # one may lie on an edge
+        settled = shift.settled[where]
+        assert row["sum_distance"] == pytest.approx(shift.distance[where][settled].sum(), abs=0.02)
+        assert row["sum_hopfield"] == pytest.approx(shift.hopfield[where][settled].sum(), abs=0.02)
+    effects = table(db, "SELECT * FROM attractor_shift_effects")
+    assert effects["p_changed"].is_between(0, 1).all()
+    assert set(effects["place"]) == {"edited", "later"}
+
+
+def test_an_edit_that_changes_nothing_shifts_nothing(db: Path) -> None:
+    options = InterventionOptions(Edit("scale", 1.0), (1,), ("top:2",), contexts=6, probes=0, directions=0, shift=4)
+    (own,) = intervene(db, options)
+    rows = table(db, "SELECT * FROM attractor_shifts WHERE intervention_id = $id", id=own.intervention_id)
+    assert rows["n_changed"].sum() == 0
+    assert rows["sum_distance"].abs().max() < 1e-4
+    later = rows.filter(pl.col("place") == "later")
+    assert later["n_tokens"].max() == 4  # a sample of the later tokens
+
+
+def test_basins_are_compared_by_attractor_or_by_cosine(db: Path) -> None:
+    landscape = Landscape.load(CurrentRun(db), 2)
+    known = landscape.attractors.vectors[:2]
+    far = -landscape.attractors.vectors.mean(0, keepdim=True)
+    far = far / far.norm()
+    every = torch.ones(4, dtype=torch.bool)
+    before = Settled(torch.cat([known[:1], known[:1], far, far]), every, every, every)
+    after = Settled(torch.cat([known[:1], known[1:], far, known[:1]]), every, every, every)
+    shift = compare(landscape, before, after)
+    assert shift.changed.tolist() == [False, True, False, True]
+    assert not shift.new.any()
+    assert compare(landscape, after, before).new.tolist() == [False, False, False, True]
+
+
+def test_a_critical_dose_is_where_the_basin_changes(db: Path) -> None:
+    feature = table(
+        db, "SELECT feature FROM activations WHERE layer = 1 GROUP BY ALL ORDER BY count(*) DESC, 1 LIMIT 1"
+    )
+    number = feature["feature"].item()
+    assert critical_doses(db, DoseOptions(1, number, tokens=24)) == 2
+    rows = table(db, "SELECT * FROM critical_doses ORDER BY token_id")
+    assert len(rows) == 24
+    assert rows["scale_up"].count() > 0
+    current = CurrentRun(db)
+    model, sae, landscape = current.load_model(), current.sae(1), Landscape.load(current, 2)
+
+    def basin(token: int, activation: float, factor: float) -> Settled:
+        ((_, ids),) = current.contexts([token // LENGTH])
+        added = torch.zeros(len(ids), sae.d_model)
+        added[token % LENGTH] = (factor - 1) * activation * sae.W_dec[number]
+        x = later_residuals(model, torch.from_numpy(ids.astype(np.int64)), added)
+        return landscape.settle(x[token % LENGTH][None])
+
+    checked = 0
+    for row in rows.iter_rows(named=True):
+        before = basin(row["token_id"], row["activation"], 1.0)
+        for name, inwards in (("scale_down", 0.01), ("scale_up", -0.05)):
+            if row[name] is None:
+                continue
+            checked += 1
+            assert (row[name] < 1) == (name == "scale_down")
+            at = basin(row["token_id"], row["activation"], row[name])
+            inside = basin(row["token_id"], row["activation"], row[name] + inwards)
+            assert compare(landscape, before, at).changed.all()
+            if (row[name] + inwards - 1) * (row[name] - 1) > 0:
+                assert not compare(landscape, before, inside).changed.any()
+    assert checked > 5
+
+
+def test_the_command_lists_doses(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attractors", "--db", str(db), "--patch", "1:3", "--tokens", "4", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 4
+    assert {row["later_layer"] for row in rows} == {2}
+    assert main(["attractors", "--db", str(db), "--patch", "three"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "feature", "says"), [(2, 3, "last hooked"), (1, 64, "0 to 63"), (7, 1, "no layer 7")]
+)
+def test_doses_that_cannot_be_are_refused(db: Path, layer: int, feature: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        critical_doses(db, DoseOptions(layer, feature))
+
+
+def test_shifts_need_attractors(tiny_warehouse: Path, tmp_path: Path) -> None:
+    db = tmp_path / "none.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    with pytest.raises(UsageError, match="elw attractors first"):
+        intervene(db, InterventionOptions(layers=(1,), features=("top:1",), shift=2))
+    with pytest.raises(UsageError, match="elw attractors first"):
+        critical_doses(db, DoseOptions(1, 3))
