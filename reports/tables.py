@@ -84,6 +84,10 @@ _CALIBRATED_LAYER = Column(
 _CATEGORY = Column("Category", lambda row: "all" if row["category"] is None else Foreign(row["category"]), is_text=True)
 
 
+def _edit(row: Row) -> str:
+    return str(row["kind"]) if row["value"] is None else f"{row['kind']} {row['value']:g}"
+
+
 def _of_energy(energy: str) -> Callable[[Row], bool]:
     return lambda row: bool(row["energy"] == energy)
 
@@ -244,6 +248,99 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _decimal("Spearman with |score|", "spearman", 2),
             ],
             total=_all_layers,
+        ),
+        "concept_classes": _table(
+            answers["concept_classes"],
+            [
+                Column("Class", lambda row: row["class"], is_text=True),
+                _counted("Features", "n_features"),
+                _share("Share", "share_of_features"),
+                _counted("By other labels", "n_by_other_labels"),
+                _decimal("Mean EFAS", "mean_efas", 4),
+                _decimal("Mean |EFAS|", "mean_abs_efas", 4),
+                _counted("q < 0.05", "n_significant"),
+                _counted("Ablated", "n_ablated"),
+                _decimal("Mean shift (nats)", "mean_shift", 4),
+                _decimal("Mean KL (nats)", "mean_kl", 4),
+            ],
+        ),
+        "intervention_effects": _table(
+            answers["intervention_effects"],
+            [
+                Column("Edit", _edit, is_text=True),
+                Column("Feature", lambda row: f"{row['layer']}:{row['feature']}"),
+                Column("Class", lambda row: row["class"] or "–", is_text=True),
+                _counted("Edited", "n_edited"),
+                _decimal("ΔE (nats)", "delta", 2),
+                _decimal("First order", "first_order", 2),
+                _decimal("Predicted", "predicted", 2),
+                _decimal("ΔE a token", "delta_per_token", 3),
+                Column("95 % interval", lambda row: interval(row["delta_low"], row["delta_high"])),
+                _decimal("Random direction", "random_per_token", 3),
+                _decimal("KL a token", "kl_per_token", 3),
+                _share("Top changed", "top_changed_edited"),
+            ],
+        ),
+        "predictor_validation": _table(
+            answers["predictor_validation"],
+            [
+                _LAYER,
+                Column("Predictor", lambda row: row["predictor"], is_text=True),
+                _counted("Backward passes", "backward_passes"),
+                _counted("Features", "n_features"),
+                _decimal("Spearman", "spearman", 2),
+                Column("95 % interval", lambda row: interval(row["spearman_low"], row["spearman_high"])),
+                _decimal("Pearson", "pearson", 2),
+                _decimal("Per token", "per_token", 2),
+                _decimal("Partial", "partial", 2),
+                _decimal("Transfer", "transfer", 2),
+            ],
+        ),
+        "attractor_settings": _table(
+            answers["attractor_settings"],
+            [
+                _LAYER,
+                Column("Dictionary", lambda row: row["dictionary"], is_text=True),
+                _digits("β", "beta"),
+                _counted("Tokens", "n_tokens"),
+                _counted("Attractors", "n_attractors"),
+                _decimal("Entropy (nats)", "entropy", 2),
+                _share("Largest basin", "largest_share"),
+                _digits("Perplexity, start", "perplexity_start"),
+                _digits("and end", "perplexity"),
+                _share("Nearest row kept", "argmax_agreement"),
+                _share("Unconverged", "unconverged_share"),
+            ],
+        ),
+        "attractors": _table(
+            answers["attractors"],
+            [
+                _LAYER,
+                Column("Attractor", lambda row: str(row["attractor"])),
+                Column("Type", lambda row: row["type"], is_text=True),
+                _counted("Tokens", "n_tokens"),
+                _digits("Perplexity", "perplexity"),
+                Column("First feature", lambda row: str(row["feature"])),
+                _decimal("Weight", "weight", 2),
+                Column("fires most on", lambda row: Foreign(", ".join(row["top_tokens"] or [])), is_text=True),
+                Column("Label", lambda row: Foreign(row["label"]) if row["label"] else "–", is_text=True),
+                _decimal("Lift", "label_lift", 1),
+            ],
+        ),
+        "attractor_shifts": _table(
+            answers["attractor_shifts"],
+            [
+                Column("Patch", lambda row: row["kind"], is_text=True),
+                _LAYER,
+                Column("Read at", lambda row: str(row["later_layer"])),
+                Column("Place", lambda row: row["place"], is_text=True),
+                Column("Direction", lambda row: "random" if row["is_control"] else "feature", is_text=True),
+                _counted("Features", "n_features"),
+                _counted("Settled tokens", "n_settled"),
+                _share("Basin changed", "p_changed"),
+                _decimal("1 − cosine", "distance", 3),
+                _decimal("ΔE_H", "delta_hopfield", 4),
+            ],
         ),
         "energy": _table(
             answers["layer_energy"],

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from energy_lens import Warehouse
+from energy_lens.analysis.attractor_run import AttractorOptions, find_attractors
+from energy_lens.analysis.intervention_run import InterventionOptions, intervene
 from energy_lens.reports import formatting, queries
 from energy_lens.reports.render import render
 from energy_lens.sql import statement
@@ -40,7 +42,8 @@ SHOWN = {
     "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
     "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),
     "Dropped tails": ("dropped_tokens",), "Tokens": ("n_tokens",), "Included": ("n_included",),
-    "Share": ("share_included",), "First token": ("n_first_token",), "Massive norm": ("n_massive_norm",),
+    "Share": ("share_included", "share_of_features"),
+    "First token": ("n_first_token",), "Massive norm": ("n_massive_norm",),
     "Special token": ("n_special_token",), "No next token": ("n_no_next_token",), "Counted by the test": ("n_counted",),
     "Firing": ("n_firing",), "Tested": ("n_tested",), "q < 0.05": ("n_significant",),
     "Score, median": ("score_median",), "5 % to 95 %": ("score_q05", "score_q95"),
@@ -55,11 +58,39 @@ SHOWN = {
     "Excess, 95 %": ("excess_q95",), "Largest excess": ("excess_largest",), "Spearman with |score|": ("spearman",),
     "|z_null| > 1.96": ("share_rejected",),
     "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
+    "By other labels": ("n_by_other_labels",), "Mean EFAS": ("mean_efas",), "Mean |EFAS|": ("mean_abs_efas",),
+    "Ablated": ("n_ablated",), "Mean shift (nats)": ("mean_shift",), "Mean KL (nats)": ("mean_kl",),
+    "Edited": ("n_edited",), "ΔE (nats)": ("delta",), "First order": ("first_order",), "Predicted": ("predicted",),
+    "ΔE a token": ("delta_per_token",), "Random direction": ("random_per_token",), "KL a token": ("kl_per_token",),
+    "Top changed": ("top_changed_edited",), "Backward passes": ("backward_passes",), "Pearson": ("pearson",),
+    "Per token": ("per_token",), "Partial": ("partial",), "Transfer": ("transfer",), "β": ("beta",),
+    "Entropy (nats)": ("entropy",), "Largest basin": ("largest_share",), "Perplexity, start": ("perplexity_start",),
+    "and end": ("perplexity",), "Nearest row kept": ("argmax_agreement",), "Unconverged": ("unconverged_share",),
+    "Attractor": ("attractor",), "Perplexity": ("perplexity",), "First feature": ("feature",), "Weight": ("weight",),
+    "Lift": ("label_lift",), "Read at": ("later_layer",), "Settled tokens": ("n_settled",),
+    "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_hopfield",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
 TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256"}
+TEXTS |= {"Class", "Edit", "Predictor", "Dictionary", "Type", "fires most on", "Label", "Patch", "Place", "Direction"}
+
+#: Headings of figures with three significant digits.
+SIGNIFICANT = {"Mean", "SD", "5 %", "Median", "95 %", "β", "Perplexity", "Perplexity, start", "and end"}
+
+#: What an interval is of, by query.
+INTERVALS = {"reports/intervention_effects": ("delta",), "reports/predictor_validation": ("spearman",)}
 
 Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells
+
+
+@pytest.fixture(scope="module")
+def tiny_warehouse(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny warehouse with interventions and attractors, so that the report has every section."""
+    db = tmp_path_factory.mktemp("complete") / "tiny.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    find_attractors(db, AttractorOptions(tokens=300, target=3.0))
+    intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
+    return db
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +224,7 @@ def assert_cell_shows(heading: str, cell: str, row: dict[str, Any], place: tuple
     scale = 100 if cell.endswith("%") else 1
     for value, (number, half) in zip(values, shown, strict=heading not in ("Active tokens",)):
         # From a hundred on, three digits are significant.
-        is_rounded = heading in ("Mean", "SD", "5 %", "Median", "95 %") or place[0].startswith("attribution")
+        is_rounded = heading in SIGNIFICANT or place[0].startswith("attribution")
         slack = 0.005 * abs(value) if is_rounded else 0
         assert abs(number - scale * value) <= max(1.001 * half, slack), (heading, cell, value)
 
@@ -219,8 +250,8 @@ def test_every_number_of_a_table_is_its_querys(report: Path, kind: str) -> None:
     assert len(tables) >= 10
     n_checked = 0
     for table in tables:
-        _, headings, rows = table
-        interval_of = iter(("ci", "attribution") if "Role" in headings else ("attribution",))
+        query, headings, rows = table
+        interval_of = iter(INTERVALS.get(query, ("ci", "attribution") if "Role" in headings else ("attribution",)))
         places = {}
         for i, heading in enumerate(headings):
             if heading == "95 % interval":
