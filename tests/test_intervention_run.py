@@ -236,8 +236,10 @@ def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Pat
     shutil.copy(tiny_warehouse, db)
     with Warehouse(db, writable=True) as warehouse:
         warehouse.sql("DELETE FROM feature_statistics WHERE layer = 1 AND feature = 7")
+    (alone,) = intervene(db, InterventionOptions(features=("1:7",), contexts=4))
+    assert alone.n_new_patches == 0
     (own,) = intervene(db, InterventionOptions(layers=(1,), features=("1:7", "top:1"), contexts=4, probes=0))
-    notes = table(db, "SELECT feature, note FROM intervention_features ORDER BY feature").rows_by_key("feature")
+    notes = table(db, "SELECT feature, note FROM intervention_features").rows_by_key("feature")
     assert "never fires" in notes[7][0][0]
     with Warehouse(db) as warehouse:
         assert any("never fires" in sentence for sentence in intervention_run.summaries(warehouse, [own]))
