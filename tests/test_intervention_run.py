@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 from scipy import stats
 
 from energy_lens import Warehouse
 from energy_lens.analysis import intervention_run, validation
+from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.intervention_example import try_on_text
 from energy_lens.analysis.intervention_run import InterventionOptions, intervene
 from energy_lens.analysis.interventions import Edit
@@ -281,6 +283,41 @@ def test_the_command_prints_effects_and_says_what_predicted_them(
     assert rows["delta"].abs().is_sorted(descending=True)
     assert "Spearman of sums" in err
     assert "random directions" in err
+
+
+def test_on_smollm2_the_paths_integral_is_the_measured_ablation(real_warehouse: Path, tmp_path: Path) -> None:
+    """Over patches; and the patched pass is that of the whole model, edited by a hook."""
+    db = tmp_path / "real.duckdb"
+    shutil.copy(real_warehouse, db)
+    options = InterventionOptions(
+        layers=(20,), features=("top:4", "random:4"), contexts=12, probes=0, directions=0, path_points=4
+    )
+    intervene(db, options)
+    found = table(db, "SELECT own_path, delta_edited + delta_later AS delta, feature, context_id FROM interventions")
+    assert len(found) >= 20
+    assert stats.pearsonr(found["own_path"], found["delta"]).statistic > 0.99
+    assert stats.spearmanr(found["own_path"], found["delta"]).statistic > 0.98
+    current = CurrentRun(db)
+    model, sae = current.load_model(), current.sae(20)
+    for row in found.sort("delta")[[0, -1]].iter_rows(named=True):
+        ((_, ids),) = current.contexts([row["context_id"]])
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        active = table(
+            db,
+            "SELECT token_id, activation FROM activations WHERE layer = 20 AND feature = $f AND token_id // 128 = $c",
+            f=row["feature"], c=row["context_id"],
+        )  # fmt: skip
+        added = torch.zeros(len(ids), sae.d_model)
+        a = torch.from_numpy(active["activation"].to_numpy())
+        added[(active["token_id"] % 128).to_numpy()] = -a[:, None] * sae.W_dec[row["feature"]]
+        losses = []
+        for edit in (torch.zeros_like(added), added):
+            handle = model.blocks[20].register_forward_hook(lambda _m, _i, output, edit=edit: output + edit)
+            with torch.no_grad():
+                logits = model.module(input_ids=tokens, use_cache=False).logits[0, :-1]
+            handle.remove()
+            losses.append(torch.nn.functional.cross_entropy(logits.double(), tokens[0, 1:], reduction="sum"))
+        assert row["delta"] == pytest.approx(float(losses[1] - losses[0]), abs=1e-3)  # a sum over 127 tokens
 
 
 # ------------------------------------------------------------------------------------------------ one text
