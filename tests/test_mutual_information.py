@@ -372,7 +372,7 @@ def simulate(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., pl.DataF
                     {1: reading},
                 )  # fmt: skip
         groups = plan_groups(documents, 4, 0)
-        reader = SimulatedReader(model, {1: sae}, make_energies(["nll"]), 8, readings)
+        reader = SimulatedReader(model, {1: sae}, make_energies(["nll"]), 8, readings=readings)
         db = tmp_path / "simulated.duckdb"
         db.unlink(missing_ok=True)
         with Warehouse(db, writable=True) as warehouse:
