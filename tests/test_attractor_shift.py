@@ -75,7 +75,7 @@ def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
         tokens = torch.from_numpy(ids.astype(np.int64))
         added = torch.zeros(len(ids), sae.d_model)
         positions = (active["token_id"] % LENGTH).to_numpy()
-        added[positions] = 3 * torch.from_numpy(active["activation"].to_numpy())[:, None] * sae.W_dec[row["feature"]]
+        added[positions] = 3 * torch.tensor(active["activation"].to_list())[:, None] * sae.W_dec[row["feature"]]
         before = landscape.settle(later_residuals(model, tokens, torch.zeros_like(added)))
         after = landscape.settle(later_residuals(model, tokens, added))
         shift = compare(landscape, before, after)

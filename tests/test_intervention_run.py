@@ -308,7 +308,7 @@ def test_on_smollm2_the_paths_integral_is_the_measured_ablation(real_warehouse: 
             f=row["feature"], c=row["context_id"],
         )  # fmt: skip
         added = torch.zeros(len(ids), sae.d_model)
-        a = torch.from_numpy(active["activation"].to_numpy())
+        a = torch.tensor(active["activation"].to_list())
         added[(active["token_id"] % 128).to_numpy()] = -a[:, None] * sae.W_dec[row["feature"]]
         losses = []
         for edit in (torch.zeros_like(added), added):
