@@ -505,6 +505,7 @@ def intervene(
         str,
         typer.Option(
             "--features",
+            "--feature",
             metavar="WORD,...",
             help="top:N, random:N (firing as often as the others), LAYER:FEATURE, class:NAME; combined at will.",
         ),

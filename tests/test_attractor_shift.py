@@ -72,7 +72,7 @@ def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
             "SELECT token_id, activation FROM activations WHERE layer = 1 AND feature = $f AND token_id // 32 = $c",
             f=row["feature"], c=row["context_id"],
         )  # fmt: skip
-        tokens = torch.from_numpy(ids.astype(np.int64))
+        tokens = torch.tensor(ids, dtype=torch.int64)
         added = torch.zeros(len(ids), sae.d_model)
         positions = (active["token_id"] % LENGTH).to_numpy()
         added[positions] = 3 * torch.tensor(active["activation"].to_list())[:, None] * sae.W_dec[row["feature"]]
@@ -136,7 +136,7 @@ def test_a_critical_dose_is_where_the_basin_changes(db: Path) -> None:
         ((_, ids),) = current.contexts([token // LENGTH])
         added = torch.zeros(len(ids), sae.d_model)
         added[token % LENGTH] = (factor - 1) * activation * sae.W_dec[number]
-        x = later_residuals(model, torch.from_numpy(ids.astype(np.int64)), added)
+        x = later_residuals(model, torch.tensor(ids, dtype=torch.int64), added)
         return landscape.settle(x[token % LENGTH][None])
 
     checked = 0
