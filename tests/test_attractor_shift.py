@@ -74,7 +74,7 @@ def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
         )  # fmt: skip
         tokens = torch.tensor(ids, dtype=torch.int64)
         added = torch.zeros(len(ids), sae.d_model)
-        positions = (active["token_id"] % LENGTH).to_numpy()
+        positions = (active["token_id"] % LENGTH).to_numpy().copy()
         added[positions] = 3 * torch.tensor(active["activation"].to_list())[:, None] * sae.W_dec[row["feature"]]
         before = landscape.settle(later_residuals(model, tokens, torch.zeros_like(added)))
         after = landscape.settle(later_residuals(model, tokens, added))
