@@ -74,7 +74,7 @@ class Edit:
         if self.where not in PLACES:
             raise UsageError(f"--where is {self.where!r}; choose {' or '.join(PLACES)}.")
         if (self.value is None) != (self.kind == "ablate"):
-            needs = "takes no value" if self.kind == "ablate" else "needs one"
+            needs = "takes no value" if self.kind == "ablate" else "needs a value"
             raise UsageError(f"{self.kind} {needs} (--value).")
         if self.value is not None and not math.isfinite(self.value):
             raise UsageError(f"--value is {self.value}; a finite number is needed.")

@@ -309,7 +309,7 @@ def test_on_smollm2_the_paths_integral_is_the_measured_ablation(real_warehouse: 
         )  # fmt: skip
         added = torch.zeros(len(ids), sae.d_model)
         a = torch.tensor(active["activation"].to_list())
-        added[(active["token_id"] % 128).to_numpy()] = -a[:, None] * sae.W_dec[row["feature"]]
+        added[(active["token_id"] % 128).to_numpy().copy()] = -a[:, None] * sae.W_dec[row["feature"]]
         losses = []
         for edit in (torch.zeros_like(added), added):
             handle = model.blocks[20].register_forward_hook(lambda _m, _i, output, edit=edit: output + edit)
