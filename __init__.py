@@ -13,11 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from energy_lens.version import __version__
+
 if TYPE_CHECKING:
     from energy_lens.analysis.analyzer import EnergyLensAnalyzer, EnergyLensConfig
     from energy_lens.warehouse.database import Warehouse
 
-__version__ = "0.1.0"
 __all__ = ["EnergyLensAnalyzer", "EnergyLensConfig", "Warehouse", "__version__"]
 
 _HOMES = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError
 
 if TYPE_CHECKING:
     from energy_lens.ingest.sae_evaluation import Evaluation
@@ -137,7 +137,7 @@ def _discard_stdout() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from energy_lens import __version__
+        from energy_lens.version import __version__
 
         print(f"elw {__version__}")
         raise typer.Exit

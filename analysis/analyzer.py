@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy_lens.errors import UsageError
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import UsageError
 
 
 @dataclass(frozen=True)

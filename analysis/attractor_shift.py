@@ -21,11 +21,11 @@ from energy_lens.analysis.attractor_run import firing_rows, start_of, stored_att
 from energy_lens.analysis.attractors import MERGED, Attractors, Memories, Settled
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import Baseline, Outcome, Patches
+from energy_lens.errors import UsageError
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, residual_stream
 from energy_lens.ingest.reading import padded
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.warehouse.database import Warehouse, ingest_lock
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.output import Kind, Rows
 
 #: Factors tried on the way down and up before the interval that holds a change is halved so many times.

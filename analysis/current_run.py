@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.models import LanguageModel, load_model, locate
 from energy_lens.ingest.pipeline import DTYPES
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, shipped_folder
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError, UsageError
 from energy_lens.warehouse.plan import Context
 from energy_lens.warehouse.query import announce_state
 

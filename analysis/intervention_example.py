@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import Edit
+from energy_lens.errors import UsageError
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.reading import special_ids
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.output import Rows
 
 

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from energy_lens import __version__
 from energy_lens.analysis.attractor_shift import Landscape, ShiftReader
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import JOINT_POINTS, Baseline, Edit, Outcome, Patches, alignment
@@ -39,11 +38,12 @@ from energy_lens.analysis.validation import (
     ratio_interval,
     spearman,
 )
+from energy_lens.errors import UsageError
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.pipeline import DTYPES
 from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse, ingest_lock
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.output import Kind, Rows
 
 Floats = NDArray[np.float64]

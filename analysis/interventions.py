@@ -38,6 +38,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.curvature import Draws, growth, label_draws, probe_generator, read_probes, sign_draws
 from energy_lens.ingest.energies import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
@@ -45,7 +46,6 @@ from energy_lens.ingest.models import LanguageModel, residual_stream
 from energy_lens.ingest.reading import padded, special_ids
 from energy_lens.ingest.sae import SparseAutoencoder, weighted_rows
 from energy_lens.ingest.unembedding import divergence, next_token_nll, next_token_outcomes
-from energy_lens.warehouse.errors import UsageError
 
 KINDS = ("ablate", "scale", "clamp", "add")
 PLACES = ("active", "all")

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: Tokens from which each layer's norm median is taken.
 MEDIAN_TOKENS = 32_768

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from energy_lens.warehouse.errors import UsageError
+from energy_lens.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.models import AttentionInputs, LanguageModel, residual_stream
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.tuned_lens import Translators
 from energy_lens.ingest.unembedding import divergence, next_token_nll
-from energy_lens.warehouse.errors import UsageError
 
 
 @dataclass

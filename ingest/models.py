@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
 

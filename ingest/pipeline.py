@@ -30,8 +30,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from energy_lens import __version__
 from energy_lens.analysis.finish import finish
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.energies import ENERGIES, Energy, make_energies
 from energy_lens.ingest.histograms import quartile_rows, read_histogram_plan
@@ -53,8 +53,8 @@ from energy_lens.ingest.sae_files import load_sae, sae_folders, shipped_folder, 
 from energy_lens.ingest.statistics import MIN_MATES
 from energy_lens.ingest.tables import SORTED_BY, GroupBuilder, GroupTables, sample_moments
 from energy_lens.ingest.tuned_lens import Translators, load_translators, shipped_lens
+from energy_lens.version import __version__
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import (
     Context,
     Group,

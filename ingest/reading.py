@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies import Energy, discrete_gradient, run_forward
@@ -17,7 +18,6 @@ from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, widened
 from energy_lens.ingest.statistics import LayerRow
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
 
 

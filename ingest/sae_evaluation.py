@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians, residual_stream
@@ -41,7 +42,6 @@ from energy_lens.ingest.reading import check_saes, padded, planned_alone, specia
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import CONFIG, load_sae, sae_folders
 from energy_lens.ingest.unembedding import next_token_losses
-from energy_lens.warehouse.errors import ElwError, UsageError
 from energy_lens.warehouse.plan import Context, sample_contexts
 from energy_lens.warehouse.quality import COUNTS, STORED_FIGURES
 

@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"

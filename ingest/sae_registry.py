@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import NORM_MEDIAN_TOKENS, LanguageModel, cache_folder, load_model, norm_medians
 from energy_lens.ingest.reading import check_saes, planned_alone
@@ -29,7 +30,6 @@ from energy_lens.ingest.sae_files import (
     shipped_folder,
     shipped_layers,
 )
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import sample_contexts
 
 #: Contexts of the sample that a norm median is measured on, as long as those of an ingest.

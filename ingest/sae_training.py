@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.models import LanguageModel
@@ -35,7 +36,6 @@ from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.sae_polish import polish
 from energy_lens.ingest.sae_trainer import StepConfig, Trainer
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: Share of each category's documents held out for choosing (select) and for reporting (test).
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10

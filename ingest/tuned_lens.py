@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.activation_store import MEDIAN_TOKENS
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import included_tokens
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
 from energy_lens.ingest.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: What the file's header says that it is.
 FORMAT = "elw tuned lens 1"

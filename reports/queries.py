@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.sql import FOLDER, statement
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 Row = Mapping[str, Any]
 

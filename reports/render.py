@@ -18,9 +18,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import figures, formatting, tables
 from energy_lens.reports.queries import Answer, gather
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 FORMATS = ("md", "html")
 

@@ -12,3 +12,13 @@ FOLDER = Path(__file__).parent
 def statement(name: str) -> str:
     """The text of sql/<name>.sql."""
     return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def identifier(name: str) -> str:
+    """A name quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string quoted for SQL."""
+    return "'" + text.replace("'", "''") + "'"

@@ -21,8 +21,8 @@ from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.intervention_run import InterventionOptions, intervene
 from energy_lens.analysis.interventions import Edit
 from energy_lens.cli import main
+from energy_lens.errors import UsageError
 from energy_lens.ingest.models import LanguageModel, residual_stream
-from energy_lens.warehouse.errors import UsageError
 
 LENGTH = 32
 

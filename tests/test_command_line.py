@@ -18,8 +18,8 @@ import typer.main
 import energy_lens
 from energy_lens import cli
 from energy_lens.cli import app, main
+from energy_lens.errors import ElwError
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError
 
 PACKAGE_PARENT = Path(energy_lens.__file__).parent / ".types"
 ELW = [sys.executable, "-c", "import sys; from energy_lens.cli import main; sys.exit(main())"]

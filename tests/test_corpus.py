@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.warehouse.errors import UsageError
 
 
 def write(root: Path, files: dict[str, str | bytes]) -> Path:

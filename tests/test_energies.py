@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest import energies as energies_module
 from energy_lens.ingest import models, unembedding
 from energy_lens.ingest.energies import (
@@ -37,7 +38,6 @@ from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
 from energy_lens.ingest.tuned_lens import load_translators
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.plan import Context
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox")

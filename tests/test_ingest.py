@@ -24,10 +24,10 @@ import duckdb
 import numpy as np
 import pytest
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import pipeline
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 # ------------------------------------------------------------------------------------------------ whole warehouses
 

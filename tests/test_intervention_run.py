@@ -21,8 +21,8 @@ from energy_lens.analysis.intervention_example import try_on_text
 from energy_lens.analysis.intervention_run import InterventionOptions, intervene
 from energy_lens.analysis.interventions import Edit
 from energy_lens.cli import main
+from energy_lens.errors import UsageError
 from energy_lens.warehouse.database import ingest_lock
-from energy_lens.warehouse.errors import UsageError
 
 OPTIONS = InterventionOptions(layers=(1,), features=("top:8", "random:8", "1:3"), contexts=20, probes=2)
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from energy_lens.analysis.interventions import KINDS, Baseline, Edit, Outcome, Patches
+from energy_lens.errors import UsageError
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae
 from energy_lens.ingest.unembedding import label_draws, sign_draws
-from energy_lens.warehouse.errors import UsageError
 
 LAYER = 1
 CONTEXTS = [np.arange(5, 25, dtype=np.int32), np.array([7, 40, 7, 99, 3, 40, 8, 7, 7], dtype=np.int32)]

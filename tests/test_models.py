@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import models
 from energy_lens.ingest.models import (
     DEFAULT_MODEL,
@@ -30,7 +31,6 @@ from energy_lens.ingest.models import (
     residual_stream,
     resolve,
 )
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)

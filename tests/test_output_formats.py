@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energy_lens.cli import main
+from energy_lens.errors import UsageError
 from energy_lens.warehouse import output, query
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import UsageError
 from energy_lens.warehouse.query import Query
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -27,10 +27,10 @@ from scipy import stats
 from energy_lens import Warehouse
 from energy_lens.analysis.attractor_run import AttractorOptions, find_attractors
 from energy_lens.analysis.intervention_run import InterventionOptions, intervene
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import formatting, queries
 from energy_lens.reports.render import render
 from energy_lens.sql import statement
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_category", "negative_control")

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
 from energy_lens.ingest.sae_files import CONFIG, STATISTICS, WEIGHTS, load_sae, sae_folders, save_sae, shipped_layers
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 D_MODEL, D_SAE, K = 12, 40, 5
 PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from energy_lens.cli import main
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import sae_evaluation
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import LanguageModel, load_model
@@ -29,7 +30,6 @@ from energy_lens.ingest.sae_evaluation import Evaluation, EvaluationOptions, Fig
 from energy_lens.ingest.sae_files import load_sae, save_sae, shipped_folder
 from energy_lens.warehouse import migrations, quality
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError, UsageError
 from energy_lens.warehouse.plan import cut
 
 CORPUS = Path(__file__).parent.parent / "corpus"

@@ -27,6 +27,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from energy_lens.cli import main
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import pipeline
 from energy_lens.ingest import sae as sae_module
 from energy_lens.ingest.energies import Hopfield, run_forward
@@ -44,7 +45,6 @@ from energy_lens.ingest.sae_files import (
 )
 from energy_lens.ingest.sae_registry import registered_folder
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 Floats = NDArray[np.float64]
 

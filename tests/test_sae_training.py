@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import activation_store, models
 from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document, discover
@@ -36,7 +37,6 @@ from energy_lens.ingest.sae_training import (
     split_documents,
     train_saes,
 )
-from energy_lens.warehouse.errors import ElwError, UsageError
 
 #: Planted data: 48 unit directions in 32 dimensions, 3 of them active in a token, in residual units of about 60.
 WIDTH, DIRECTIONS, ACTIVE, FEATURES, UNIT = 32, 48, 3, 64, 30.0

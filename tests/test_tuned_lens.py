@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies import TunedLens
 from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
@@ -25,7 +26,6 @@ from energy_lens.ingest.tuned_lens import (
     shipped_lens,
 )
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.errors import UsageError
 
 LAYERS = (1, 2)
 

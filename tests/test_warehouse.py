@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import energy_lens
+from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import database
 from energy_lens.warehouse.database import LockedError, Warehouse
-from energy_lens.warehouse.errors import UsageError, WarehouseError
 
 PACKAGE_PARENT = Path(energy_lens.__file__).parent / ".types"
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{PACKAGE_PARENT}:{os.environ.get('PYTHONPATH', '')}"}

@@ -9,27 +9,26 @@ held waits for it.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import fcntl
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import migrations
-from energy_lens.warehouse.errors import ElwError, UsageError, WarehouseError
+from energy_lens.warehouse.interrupts import interruptibly, interrupts_noticed, translated_errors
+from energy_lens.warehouse.results import Result
 
 if TYPE_CHECKING:
     import polars
 
-T = TypeVar("T")
 
 DEFAULT_FILE = "elw.duckdb"
 
@@ -60,65 +59,6 @@ class Statement:
     text: str
     parameters: frozenset[str]  #: names of its $name parameters
     is_query: bool  #: it can stand in parentheses where a table can
-
-
-class Result:
-    """Rows of a query, fetched once by whichever accessor is called."""
-
-    def __init__(self, relation: duckdb.DuckDBPyConnection) -> None:
-        self._cursor = relation
-
-    @property
-    def columns(self) -> list[str]:
-        return [column[0] for column in self._cursor.description or []]
-
-    @property
-    def types(self) -> list[str]:
-        """DuckDB type names, by column."""
-        return [str(column[1]) for column in self._cursor.description or []]
-
-    @property
-    def kinds(self) -> list[Any]:
-        """DuckDB types, by column, as objects that know their children."""
-        return [column[1] for column in self._cursor.description or []]
-
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        return _interruptibly(self._cursor, self._cursor.fetchall)
-
-    def fetchmany(self, size: int) -> list[tuple[Any, ...]]:
-        return _interruptibly(self._cursor, lambda: self._cursor.fetchmany(size))
-
-    def fetchone(self) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = _interruptibly(self._cursor, self._cursor.fetchone)
-        return row
-
-    def value(self) -> Any:
-        """The first column of the first row; None when there is no row."""
-        rows = self.fetchall()  # all: a result that is not read to its end keeps its connection from other work
-        return rows[0][0] if rows else None
-
-    def numpy(self) -> dict[str, Any]:
-        """Columns as numpy arrays (masked where there are NULLs)."""
-        return _interruptibly(self._cursor, self._cursor.fetchnumpy)
-
-    def pl(self) -> polars.DataFrame:
-        """A polars frame; needs no pyarrow. A name that repeats becomes name_1, name_2, …
-
-        Numbers, strings, timestamps and lists of them travel as numpy arrays, millions of rows a second. A result
-        with any other type (HUGEINT, DECIMAL, structs, …), which numpy would round or lose, travels as Python objects.
-        """
-        import polars
-
-        names, kinds = _distinct(self.columns), self.kinds
-        if all(_travels_as_numpy(kind) for kind in kinds):
-            columns = list(self.numpy().values())
-            return polars.DataFrame([_series(*c) for c in zip(names, columns, kinds, strict=True)])
-        rows = self.fetchall()
-        cells = list(zip(*rows, strict=True)) or [()] * len(names)
-        types = [_polars_type(kind) for kind in kinds]
-        return polars.DataFrame(
-            [polars.Series(n, list(c), dtype=t) for n, c, t in zip(names, cells, types, strict=True)]
-        )
 
 
 class Warehouse:
@@ -157,7 +97,7 @@ class Warehouse:
             if not writable if restricted is None else restricted:
                 self._restrict(allowed_files)
             if writable:
-                with _interrupts_noticed():
+                with interrupts_noticed():
                     migrations.migrate(self._connection, self.path)
             self.behind = not writable and migrations.check(self._connection, self.path)
         except BaseException as error:
@@ -182,7 +122,7 @@ class Warehouse:
         """
         if self._restricted:
             self._refuse_files(query)
-        return Result(_interruptibly(self._connection, lambda: self._connection.execute(query, parameters or None)))
+        return Result(interruptibly(self._connection, lambda: self._connection.execute(query, parameters or None)))
 
     def statements(self, script: str) -> list[Statement]:
         """The statements of a script, in order; comments and empty statements are none.
@@ -223,7 +163,7 @@ class Warehouse:
         """
         target = str(file).replace("'", "''")
         statement = f"COPY (\n{query}\n) TO '{target}' ({options}, USE_TMP_FILE false)"
-        _interruptibly(self._connection, lambda: self._connection.execute(statement, parameters or None))
+        interruptibly(self._connection, lambda: self._connection.execute(statement, parameters or None))
 
     def append(self, table: str, frame: polars.DataFrame, order_by: Sequence[str] = ()) -> None:
         """Insert a frame's rows by column name, sorted by `order_by`; columns that are left out become NULL."""
@@ -322,7 +262,7 @@ def _create_if_missing(path: Path) -> None:
                 leftover.unlink(missing_ok=True)
             connection = _connect(new, True, 0.0, {})
             try:
-                with _interrupts_noticed():
+                with interrupts_noticed():
                     migrations.migrate(connection, path)
                     connection.execute("CHECKPOINT")
             finally:
@@ -396,80 +336,6 @@ def _opening_failure(path: Path, error: duckdb.Error) -> WarehouseError:
     return WarehouseError(f"{path} is not a readable warehouse ({text[:160]}): restore it from a copy or ingest anew.")
 
 
-def _interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> T:
-    """What `call` returns, with DuckDB's errors translated, on a thread of its own so that Ctrl-C can stop it.
-
-    DuckDB 2.0 looks for no signal while it runs a statement: on the main thread a long query could only be killed.
-    """
-    with translated_errors():
-        if threading.current_thread() is not threading.main_thread():
-            return call()
-        returned: list[T] = []
-        raised: list[BaseException] = []
-        begun = threading.Lock()  # taken by the thread as it begins, or by this one to have it not begin
-        done = threading.Event()
-
-        def work() -> None:
-            if not begun.acquire(blocking=False):
-                return
-            try:
-                returned.append(call())
-            except BaseException as error:
-                raised.append(error)
-            finally:
-                done.set()
-
-        try:
-            # Not a Thread: Ctrl-C inside its start() or join() leaves it stuck, or taken for finished (Python 3.11).
-            _thread.start_new_thread(work, ())
-            while not done.wait(0.1):  # a wait without end would miss a signal that comes just before it
-                pass
-        except KeyboardInterrupt:
-            if not begun.acquire(blocking=False):
-                while not done.is_set():  # again and again: an interrupt before the query began would be forgotten
-                    connection.interrupt()
-                    done.wait(0.05)
-            raised.clear()  # an error kept with the frame that keeps it would outlive the connection
-            raise
-        if raised:
-            raise raised.pop()
-        return returned.pop()
-
-
-@contextlib.contextmanager
-def _interrupts_noticed() -> Iterator[None]:
-    """DuckDB's binding says RuntimeError where it notices a Ctrl-C itself, between two statements."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "Query interrupted" in str(error):
-            raise KeyboardInterrupt from error
-        raise
-
-
-@contextlib.contextmanager
-def translated_errors() -> Iterator[None]:
-    """DuckDB's errors as ours: a bad statement is a usage error, a full disk and the rest are failures."""
-    try:
-        with _interrupts_noticed():
-            yield
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
-    except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
-        text = str(error).strip()
-        if "No space left" in text or ("disk" in text.lower() and "full" in text.lower()):
-            raise ElwError(
-                "The disk is full; nothing was half-written: make room and run the command again."
-            ) from error
-        raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
-    except duckdb.Error as error:
-        if "'pytz'" in str(error):
-            raise UsageError(
-                "A time with a time zone needs pytz in Python: cast it, as in now()::TIMESTAMP."
-            ) from error
-        raise UsageError(str(error).strip()) from error
-
-
 @contextlib.contextmanager
 def ingest_lock(path: Path) -> Iterator[None]:
     """Hold FILE.ingest.lock: one ingest (or compaction) per warehouse.
@@ -498,87 +364,3 @@ def ingest_lock(path: Path) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------ polars
-
-#: DuckDB types (by `.id`) whose numpy arrays hold the values exactly, and the polars type each becomes.
-_NUMPY_TYPES = {
-    "boolean": "Boolean", "tinyint": "Int8", "smallint": "Int16", "integer": "Int32", "bigint": "Int64",
-    "utinyint": "UInt8", "usmallint": "UInt16", "uinteger": "UInt32", "ubigint": "UInt64",
-    "float": "Float32", "double": "Float64", "varchar": "String", "date": "Date",
-}  # fmt: skip
-
-#: The same for types that travel as Python objects.
-_OBJECT_TYPES = {"hugeint": "Int128", "blob": "Binary", "time": "Time", "null": "Null"}
-
-_TIMESTAMP_UNITS = {"timestamp": "us", "timestamp_s": "us", "timestamp_ms": "us", "timestamp_ns": "ns"}
-
-
-def _travels_as_numpy(kind: Any) -> bool:
-    if kind.id == "list":
-        kind = kind.children[0][1]
-    return kind.id in _NUMPY_TYPES or kind.id in _TIMESTAMP_UNITS or kind.id == "timestamp with time zone"
-
-
-def _polars_type(kind: Any) -> Any:
-    """The polars type of a DuckDB type, so that an empty or all-NULL column keeps it; None where polars infers."""
-    import polars
-
-    if kind.id in _NUMPY_TYPES or kind.id in _OBJECT_TYPES:
-        return getattr(polars, (_NUMPY_TYPES | _OBJECT_TYPES)[kind.id])
-    if kind.id in _TIMESTAMP_UNITS:
-        return polars.Datetime(_TIMESTAMP_UNITS[kind.id])  # type: ignore[arg-type]
-    if kind.id == "timestamp with time zone":
-        return polars.Datetime("us", "UTC")
-    if kind.id == "decimal":
-        (_, precision), (_, scale) = kind.children
-        return polars.Decimal(precision, scale)
-    if kind.id == "list":
-        inner = _polars_type(kind.children[0][1])
-        return inner and polars.List(inner)
-    return None
-
-
-def _series(name: str, cells: Any, kind: Any) -> polars.Series:
-    """A polars column from a numpy array, masked where NULL."""
-    import numpy as np
-    import polars
-
-    null, values = np.ma.getmaskarray(cells), np.ma.getdata(cells)
-    if kind.id != "list":
-        return _flat_series(name, values, null, kind)
-    # Lists: one flat column of all their elements, gathered again by the number of the row they came from.
-    lengths = np.array([0 if missing else len(cell) for cell, missing in zip(values, null, strict=True)], dtype=int)
-    filled = [cell for cell, length in zip(values, lengths, strict=True) if length]
-    elements: Any = np.ma.concatenate(filled) if filled else np.array([])  # type: ignore[no-untyped-call]
-    inner = kind.children[0][1]
-    flat = _flat_series(name, np.ma.getdata(elements), np.ma.getmaskarray(elements), inner)
-    rows = polars.DataFrame({"row": np.repeat(np.arange(len(lengths)), lengths), name: flat})
-    return (
-        polars.DataFrame({"row": np.arange(len(lengths)), "empty": ~null & (lengths == 0)})
-        .join(rows.group_by("row", maintain_order=True).agg(name), on="row", how="left", maintain_order="left")
-        .select(polars.when("empty").then(polars.lit([], dtype=polars.List(flat.dtype))).otherwise(name).alias(name))
-        .to_series()
-    )
-
-
-def _flat_series(name: str, values: Any, null: Any, kind: Any) -> polars.Series:
-    import polars
-
-    dtype = _polars_type(kind)
-    if values.dtype == object:
-        cells = [None if missing else value for value, missing in zip(values, null, strict=True)]
-        return polars.Series(name, cells, dtype=dtype)
-    series = polars.Series(name, values).cast(polars.Datetime("us") if dtype == polars.Date else dtype)
-    series = series.cast(dtype)
-    return series.set(polars.Series(null), None) if null.any() else series
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, a repeated one with a number behind it."""
-    distinct: list[str] = []
-    for name in names:
-        candidate, number = name, 0
-        while candidate in distinct:
-            number += 1
-            candidate = f"{name}_{number}"
-        distinct.append(candidate)
-    return distinct

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import duckdb
 
+from energy_lens.errors import WarehouseError
 from energy_lens.sql import FOLDER
-from energy_lens.warehouse.errors import WarehouseError
 
 _COLUMNS_AS_IN = re.compile(r"^-- columns as in: (.+)$", re.MULTILINE)
 

@@ -14,24 +14,20 @@ the result.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import io
 import json
-import os
 import re
 import shutil
-import stat
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, islice, zip_longest
-from pathlib import Path
 from typing import Any, TextIO
 
-from energy_lens.warehouse.errors import ElwError, UsageError
+from energy_lens.sql import identifier
 
 FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
 
@@ -110,16 +106,6 @@ class Rows:
         return cls([name for name, _ in columns], [Kind(kind) for _, kind in columns], [rows])
 
 
-def identifier(name: str) -> str:
-    """A name quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """A string quoted for SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def projection(format: str, names: Sequence[str], kinds: Sequence[Kind]) -> str:
     """The select list over columns c0, c1, … that hands a result to a format without loss."""
     columns = [_expression(format, f"c{i}", kind) for i, kind in enumerate(kinds)]
@@ -159,53 +145,6 @@ def write(
 
 
 # ------------------------------------------------------------------------------------------------ where it goes
-
-
-def is_special(output: Path) -> bool:
-    """Something that is written to but never replaced: a device or a pipe."""
-    return os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
-
-
-@contextlib.contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A new file beside `output` that takes its place when all went well; else it is removed and the old one stays,
-    as it does when the new file is gone by then.
-
-    Raises UsageError when nothing can be written there.
-    """
-    target = Path(os.path.realpath(output))  # through a link to the file that it names
-    if os.path.isdir(target):
-        raise UsageError(f"{output} is a folder: name a file with --output.")
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        scratch.unlink(missing_ok=True)
-        os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written ({error.strerror}): name another file with --output.") from error
-    try:
-        yield scratch
-        if not scratch.exists():
-            return
-        try:
-            if target.exists():
-                scratch.chmod(stat.S_IMODE(target.stat().st_mode))
-            os.replace(scratch, target)
-        except OSError as error:
-            raise ElwError(f"{output} cannot be replaced ({error.strerror}): name another file.") from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def text_file(path: Path) -> Iterator[TextIO]:
-    """A file to write text to, as UTF-8; a full disk is a sentence."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise ElwError(
-            f"{path.parent} cannot take the output ({error.strerror}): make room or choose another."
-        ) from error
 
 
 def standard_output() -> TextIO:

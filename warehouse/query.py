@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy_lens.errors import UsageError, WarehouseError
+from energy_lens.sql import identifier, literal
 from energy_lens.warehouse import output
-from energy_lens.warehouse.database import Result, Statement, Warehouse, warehouse_path
-from energy_lens.warehouse.errors import UsageError, WarehouseError
+from energy_lens.warehouse.database import Statement, Warehouse, warehouse_path
+from energy_lens.warehouse.files import is_special, replacing, text_file
+from energy_lens.warehouse.results import Result
 
 #: Rows that are fetched at a time.
 BATCH_ROWS = 10_000
@@ -132,12 +135,12 @@ def run(db: Path | None, query: Query) -> list[str]:
             return _run_script(warehouse, query, form, None)
     if os.path.exists(query.output) and os.path.exists(path) and query.output.samefile(path):
         raise UsageError(f"{query.output} is the warehouse itself: name another file with --output.")
-    if output.is_special(query.output):
+    if is_special(query.output):
         if form == "parquet":
             raise UsageError(f"{query.output} is not a file, which Parquet needs: name one with --output.")
         with Warehouse(path, writable=query.write, restricted=True) as warehouse:
             return _run_script(warehouse, query, form, query.output)
-    with output.replacing(query.output) as scratch:
+    with replacing(query.output) as scratch:
         allowed = [scratch] if form == "parquet" else []
         with Warehouse(path, writable=query.write, restricted=True, allowed_files=allowed) as warehouse:
             return _run_script(warehouse, query, form, scratch)
@@ -179,11 +182,11 @@ def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form
         result = warehouse.sql(statement.text, **parameters)
         kinds = [output.Kind.of(kind) for kind in result.kinds]
         if (effect := _effect(result)) is not None:
-            if file and not output.is_special(file):
+            if file and not is_special(file):
                 file.unlink()  # nothing to write: `replacing` leaves an old file as it is
             return [effect]
     rows = output.Rows(result.columns, kinds, _batches(result))
-    with output.text_file(file) if file else contextlib.nullcontext(output.standard_output()) as stream:
+    with text_file(file) if file else contextlib.nullcontext(output.standard_output()) as stream:
         if form == "table" and result.columns == ["explain_key", "explain_value"]:
             stream.writelines(f"{plan}\n" for batch in rows.batches for _, plan in batch)
             return []
@@ -289,9 +292,7 @@ def tables(warehouse: Warehouse) -> output.Rows:
     """Every table, view and macro: kind, name, rows (of tables), comment."""
     found = warehouse.run("queries/catalogue").fetchall()
     names = [name for kind, name, _ in found if kind == "table"]
-    counts = [
-        f"SELECT {output.literal(name)} AS name, count(*) AS rows FROM {output.identifier(name)}" for name in names
-    ]
+    counts = [f"SELECT {literal(name)} AS name, count(*) AS rows FROM {identifier(name)}" for name in names]
     rows = dict(warehouse.sql(" UNION ALL ".join(counts)).fetchall()) if counts else {}
     columns = [("kind", "varchar"), ("name", "varchar"), ("rows", "bigint"), ("comment", "varchar")]
     return output.Rows.of(columns, [(kind, name, rows.get(name), comment) for kind, name, comment in found])

@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from energy_lens.sql import identifier
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.output import identifier
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
 from energy_lens.warehouse.quality import insert_saes
 
