@@ -22,7 +22,7 @@ from energy_lens.errors import ElwError, UsageError
 
 if TYPE_CHECKING:
     from energy_lens.ingest.sae_evaluation import Evaluation
-    from energy_lens.ingest.sae_training import Progress
+    from energy_lens.ingest.training.saes import Progress
     from energy_lens.warehouse.output import Rows
 
 #: As energy_lens.ingest.models has it, which would load torch.
@@ -699,7 +699,7 @@ def sae_train(
     from energy_lens.ingest import models
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.sae_files import save_sae
-    from energy_lens.ingest.sae_training import TrainingConfig, train_saes
+    from energy_lens.ingest.training.saes import TrainingConfig, train_saes
 
     chosen = _layers_to_train(layers, model)
     given = {
@@ -964,8 +964,9 @@ def lens_train(
     from tqdm import tqdm
 
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.energies.translators import save_translators
     from energy_lens.ingest.models import load_model
-    from energy_lens.ingest.tuned_lens import FitOptions, fit_translators, save_translators
+    from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 
     options = FitOptions(tokens=tokens, seed=seed)
     chosen = _layers_to_train(layers, model)

@@ -32,11 +32,11 @@ from energy_lens.analysis.attractors import (
     sweep,
 )
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.significance import benjamini_hochberg
 from energy_lens.errors import UsageError
 from energy_lens.ingest.models import LanguageModel, harvest_residuals
 from energy_lens.ingest.reading import padded
 from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.statistics.significance import benjamini_hochberg
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.output import Kind, Rows
 

@@ -21,9 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.analysis.finish import MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS, MIN_TEST_TOKENS
-from energy_lens.analysis.significance import two_sided_p, two_sided_t_p
-from energy_lens.ingest.statistics import MIN_MATES
+from energy_lens.ingest.statistics.significance import (
+    MIN_MATES,
+    MIN_TEST_CONTEXTS,
+    MIN_TEST_DOCUMENTS,
+    MIN_TEST_TOKENS,
+    two_sided_p,
+    two_sided_t_p,
+)
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.errors import UsageError
-from energy_lens.ingest.curvature import Draws, growth, label_draws, probe_generator, read_probes, sign_draws
-from energy_lens.ingest.energies import run_forward
+from energy_lens.ingest.energies.curvature import Draws, growth, label_draws, probe_generator, read_probes, sign_draws
+from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel, residual_stream
 from energy_lens.ingest.reading import padded, special_ids

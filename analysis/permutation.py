@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.statistics import MIN_MATES, centred_by_context
+from energy_lens.ingest.statistics.significance import MIN_MATES
+from energy_lens.ingest.statistics.stream import centred_by_context
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

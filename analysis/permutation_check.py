@@ -23,12 +23,11 @@ from tqdm import tqdm
 
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
-from energy_lens.analysis.significance import benjamini_hochberg
 from energy_lens.errors import UsageError
-from energy_lens.ingest.energies import ENERGIES, make_energies
+from energy_lens.ingest.energies.registry import ENERGIES, make_energies
 from energy_lens.ingest.pipeline import IngestOptions, choose_translators
 from energy_lens.ingest.reading import Reader
-from energy_lens.ingest.statistics import MIN_MATES
+from energy_lens.ingest.statistics.significance import MIN_MATES, benjamini_hochberg
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]

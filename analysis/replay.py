@@ -26,12 +26,12 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.analysis.significance import benjamini_hochberg, two_sided_t_p
 from energy_lens.errors import UsageError
-from energy_lens.ingest.energies import make_energies
+from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.models import LanguageModel, norm_medians
 from energy_lens.ingest.reading import LayerReading, Reader, check_saes
 from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.statistics.significance import benjamini_hochberg, two_sided_t_p
 from energy_lens.warehouse.plan import Context
 
 Floats = NDArray[np.float64]

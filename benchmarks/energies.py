@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.ingest import pipeline
-from energy_lens.ingest.energies import ENERGIES
-from energy_lens.ingest.histograms import LayerHistograms
+from energy_lens.ingest.energies.registry import ENERGIES
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
-from energy_lens.ingest.statistics import LayerStatistics
+from energy_lens.ingest.statistics.histograms import LayerHistograms
+from energy_lens.ingest.statistics.stream import LayerStatistics
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 

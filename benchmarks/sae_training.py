@@ -22,21 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.models import DEFAULT_MODEL, load_model
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae
-from energy_lens.ingest.sae_polish import polish
-from energy_lens.ingest.sae_trainer import StepConfig, Trainer
-from energy_lens.ingest.sae_training import (
-    POLISH_TOKENS,
-    TrainingConfig,
-    cut_contexts,
-    schedule,
-    shuffled_contexts,
-    split_documents,
-)
+from energy_lens.ingest.training.activation_store import ActivationStore
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.polish import polish
+from energy_lens.ingest.training.saes import POLISH_TOKENS, TrainingConfig, schedule
+from energy_lens.ingest.training.trainer import StepConfig, Trainer
 
 RESIDUALS = "residuals.safetensors"
 HELD_OUT_CONTEXTS = 256
@@ -67,7 +61,9 @@ def harvest(arguments: argparse.Namespace) -> None:
     model = load_model(DEFAULT_MODEL, torch.bfloat16)
     parts = split_documents(discover(arguments.paths))
     config = TrainingConfig(tokens=arguments.tokens)
-    contexts = shuffled_contexts(model, parts["train"], config)
+    contexts = shuffled_contexts(
+        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size
+    )
     store = ActivationStore(arguments.work, model, contexts, [arguments.layer])
     generator = torch.Generator().manual_seed(0)
 

@@ -43,9 +43,9 @@ from tqdm import tqdm
 
 from energy_lens import Warehouse
 from energy_lens.analysis.comparison import TESTS, Contexts, compare, enough_to_test
-from energy_lens.analysis.significance import benjamini_hochberg
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.pipeline import IngestOptions, choose_saes, ingest
+from energy_lens.ingest.statistics.significance import benjamini_hochberg
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 LAYER = 15

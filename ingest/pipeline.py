@@ -30,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from energy_lens.analysis.finish import finish
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.energies import ENERGIES, Energy, make_energies
-from energy_lens.ingest.histograms import quartile_rows, read_histogram_plan
+from energy_lens.ingest.energies.base import Energy
+from energy_lens.ingest.energies.registry import ENERGIES, make_energies
+from energy_lens.ingest.energies.translators import Translators, load_translators, shipped_lens
 from energy_lens.ingest.models import (
     DEFAULT_LAYERS,
     DEFAULT_MODEL,
@@ -50,9 +50,10 @@ from energy_lens.ingest.models import (
 from energy_lens.ingest.reading import Reader, check_saes
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, sae_folders, shipped_folder, shipped_layers
-from energy_lens.ingest.statistics import MIN_MATES
+from energy_lens.ingest.statistics.finish import finish
+from energy_lens.ingest.statistics.histograms import quartile_rows, read_histogram_plan
+from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.ingest.tables import SORTED_BY, GroupBuilder, GroupTables, sample_moments
-from energy_lens.ingest.tuned_lens import Translators, load_translators, shipped_lens
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
 from energy_lens.warehouse.plan import (

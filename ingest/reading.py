@@ -12,12 +12,13 @@ from torch import Tensor
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.curvature import probe_generator, read_probes
-from energy_lens.ingest.energies import Energy, discrete_gradient, run_forward
+from energy_lens.ingest.energies.base import Energy, discrete_gradient
+from energy_lens.ingest.energies.curvature import probe_generator, read_probes
+from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, widened
-from energy_lens.ingest.statistics import LayerRow
+from energy_lens.ingest.statistics.stream import LayerRow
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
+from energy_lens.ingest.shipped import FOLDER
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -569,7 +570,7 @@ def _write(
 
 def shipped_folder(model_name: str, layer: int) -> Path:
     """Where the package keeps its own SAE for a layer of a built-in model."""
-    return Path(__file__).parent / "shipped" / model_name / f"layer_{layer}"
+    return FOLDER / model_name / f"layer_{layer}"
 
 
 def shipped_layers(model_name: str) -> list[int]:

@@ -12,10 +12,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from energy_lens.ingest.histograms import HistogramPlan, LayerHistograms
 from energy_lens.ingest.inclusion import REASONS
 from energy_lens.ingest.reading import ContextReading, Reader, layer_row
-from energy_lens.ingest.statistics import LayerStatistics, products, quadratic_form
+from energy_lens.ingest.statistics.histograms import HistogramPlan, LayerHistograms
+from energy_lens.ingest.statistics.stream import LayerStatistics, products, quadratic_form
 from energy_lens.ingest.token_classes import token_classes
 from energy_lens.warehouse.plan import Group
 

@@ -101,9 +101,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from energy_lens.ingest.energies.translators import Translator, Translators, save_translators
         from energy_lens.ingest.sae import SparseAutoencoder
         from energy_lens.ingest.sae_files import save_sae
-        from energy_lens.ingest.tuned_lens import Translator, Translators, save_translators
 
         folder = tmp_path_factory.mktemp(architecture)
         torch.manual_seed(7)
@@ -140,7 +140,7 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished warehouse of the tiny Llama over the small corpus, every energy, gradients stored; only read it."""
-    from energy_lens.ingest.energies import ENERGIES
+    from energy_lens.ingest.energies.registry import ENERGIES
     from energy_lens.ingest.pipeline import IngestOptions, ingest
 
     model = tiny("llama")
@@ -156,7 +156,7 @@ def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_fac
 @pytest.fixture(scope="session")
 def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M with the shipped SAEs over a part of the sample corpus: every energy, float32, gradients stored."""
-    from energy_lens.ingest.energies import ENERGIES
+    from energy_lens.ingest.energies.registry import ENERGIES
     from energy_lens.ingest.pipeline import IngestOptions, ingest
 
     db = tmp_path_factory.mktemp("real") / "real.duckdb"

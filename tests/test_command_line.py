@@ -352,8 +352,8 @@ def test_report_prints_the_paths_that_it_wrote(
 def test_trained_saes_are_saved_by_layer(
     tiny: Any, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from energy_lens.ingest import sae_training
     from energy_lens.ingest.sae_files import load_sae
+    from energy_lens.ingest.training import saes as sae_training
 
     model = tiny("llama")
     seen: list[Any] = []
@@ -389,7 +389,7 @@ def test_trained_saes_are_saved_by_layer(
 
 def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL
-    from energy_lens.ingest.sae_training import TrainingConfig
+    from energy_lens.ingest.training.saes import TrainingConfig
 
     assert main(["sae", "train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())

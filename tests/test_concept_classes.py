@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from energy_lens import Warehouse
-from energy_lens.analysis.concept_classes import class_tokens, fill_feature_classes
+from energy_lens.ingest.statistics.feature_classes import class_tokens, fill_feature_classes
 from energy_lens.ingest.token_classes import CLASSES, token_classes
 
 LENGTH = 32  # of the tiny warehouse's contexts

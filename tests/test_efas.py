@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from energy_lens.analysis.finish import finish
-from energy_lens.ingest.energies import NegativeLogLikelihood, run_forward
+from energy_lens.ingest.energies.forward import run_forward
+from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.models import DEFAULT_MODEL, load_model
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
+from energy_lens.ingest.statistics.finish import finish
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import make_current
 

@@ -18,25 +18,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from energy_lens.errors import UsageError
-from energy_lens.ingest import energies as energies_module
 from energy_lens.ingest import models, unembedding
-from energy_lens.ingest.energies import (
-    AttentionEnergy,
-    Hopfield,
-    LogitLens,
-    NegativeLogLikelihood,
-    Reading,
-    TunedLens,
-    attention_scores,
-    discrete_gradient,
-    run_forward,
-)
+from energy_lens.ingest.energies import registry as energies_module
+from energy_lens.ingest.energies.attention import AttentionEnergy, attention_scores
+from energy_lens.ingest.energies.base import Reading, discrete_gradient
+from energy_lens.ingest.energies.forward import run_forward
+from energy_lens.ingest.energies.hopfield import Hopfield
+from energy_lens.ingest.energies.lenses import LogitLens, TunedLens
+from energy_lens.ingest.energies.nll import NegativeLogLikelihood
+from energy_lens.ingest.energies.translators import load_translators
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
-from energy_lens.ingest.tuned_lens import load_translators
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context
 

@@ -19,16 +19,16 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from energy_lens.analysis.finish import count_cells, finish
-from energy_lens.ingest import histograms
-from energy_lens.ingest.energies import make_energies
-from energy_lens.ingest.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan
+from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.inclusion import FIRST, INCLUDED, LAST
 from energy_lens.ingest.pipeline import store_group
 from energy_lens.ingest.reading import ContextReading, LayerReading, Reader
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae
-from energy_lens.ingest.statistics import LayerRow, LayerStatistics
+from energy_lens.ingest.statistics import histograms
+from energy_lens.ingest.statistics.finish import count_cells, finish
+from energy_lens.ingest.statistics.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan
+from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 from energy_lens.ingest.tables import GroupBuilder
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context, PlannedDocument, plan_groups

@@ -30,7 +30,8 @@ from energy_lens.cli import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import pipeline
 from energy_lens.ingest import sae as sae_module
-from energy_lens.ingest.energies import Hopfield, run_forward
+from energy_lens.ingest.energies.forward import run_forward
+from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae_files import (

@@ -20,23 +20,17 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import activation_store, models
-from energy_lens.ingest.activation_store import ActivationStore
+from energy_lens.ingest import models
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.models import LanguageModel, harvest_residuals
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_files import load_sae, save_sae
-from energy_lens.ingest.sae_polish import held_out_fvu, polish
-from energy_lens.ingest.sae_trainer import StepConfig, Support, Trainer, batch_top_k, geometric_median, top_k
-from energy_lens.ingest.sae_training import (
-    Progress,
-    TrainingConfig,
-    _add_quartiles,
-    cut_contexts,
-    schedule,
-    split_documents,
-    train_saes,
-)
+from energy_lens.ingest.training import activation_store
+from energy_lens.ingest.training.activation_store import ActivationStore
+from energy_lens.ingest.training.documents import cut_contexts, split_documents
+from energy_lens.ingest.training.polish import held_out_fvu, polish
+from energy_lens.ingest.training.saes import Progress, TrainingConfig, _add_quartiles, schedule, train_saes
+from energy_lens.ingest.training.trainer import StepConfig, Support, Trainer, batch_top_k, geometric_median, top_k
 
 #: Planted data: 48 unit directions in 32 dimensions, 3 of them active in a token, in residual units of about 60.
 WIDTH, DIRECTIONS, ACTIVE, FEATURES, UNIT = 32, 48, 3, 64, 30.0
@@ -600,7 +594,7 @@ def test_test_documents_decide_nothing(
     kept = [d for d in texts if d in split_documents(texts)["train"]]
     parts = {"train": kept, "select": [], "test": []}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("energy_lens.ingest.sae_training.split_documents", lambda _: parts)
+        patch.setattr("energy_lens.ingest.training.saes.split_documents", lambda _: parts)
         again = train_saes(model, kept, [1, 2, 1], TINY, tmp_path / "training")
     same_weights(saes[0], again)
     assert all("fvu" not in sae.metadata for sae in again)

@@ -13,18 +13,17 @@ from safetensors.torch import save_file
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.energies import TunedLens
-from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
-from energy_lens.ingest.pipeline import IngestOptions, choose_translators, ingest
-from energy_lens.ingest.tuned_lens import (
-    FitOptions,
+from energy_lens.ingest.energies.lenses import TunedLens
+from energy_lens.ingest.energies.translators import (
     Translator,
     Translators,
-    fit_translators,
     load_translators,
     save_translators,
     shipped_lens,
 )
+from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
+from energy_lens.ingest.pipeline import IngestOptions, choose_translators, ingest
+from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 from energy_lens.warehouse.database import Warehouse
 
 LAYERS = (1, 2)

@@ -1,1 +1,8 @@
-"""SAEs that come with the package: MODEL/layer_N/ in SAELens v6 format, read by `ingest.sae`."""
+"""What comes with the package for a model: MODEL/layer_N/, SAEs in SAELens v6 format, and MODEL/tuned_lens.safetensors.
+
+`ingest.sae.choosing` and `ingest.energies.translators` look here.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent

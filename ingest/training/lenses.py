@@ -1,4 +1,4 @@
-"""The tuned lens: residuals of a middle layer in, an affine map of them that the model's last steps can read out.
+"""Fitting a tuned lens: a corpus and a model in, an affine map of each layer's residuals out.
 
 The logit lens reads a middle layer as if it were the last one and is confidently wrong there. A tuned lens puts an
 affine map of each layer before it, fitted once on training documents (Belrose et al. 2023, arXiv 2303.08112):
@@ -15,121 +15,23 @@ The figures kept with the maps are measured on documents that neither step saw.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.activation_store import MEDIAN_TOKENS
+from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_tokens
 from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
+from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 
-#: What the file's header says that it is.
-FORMAT = "elw tuned lens 1"
-
-
-@dataclass(frozen=True)
-class Translator:
-    """x ↦ A·x + b of one layer."""
-
-    weight: Tensor  #: Aᵀ [d_model, d_model] float32
-    bias: Tensor  #: b [d_model] float32
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """A·x + b of residuals x [n, d_model], in their precision; the product is float32 at least."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return torch.addmm(self.bias.to(wide), x.to(wide), self.weight.to(wide)).to(x.dtype)
-
-
-@dataclass(frozen=True)
-class Translators:
-    """The maps of a model's layers."""
-
-    by_layer: Mapping[int, Translator]
-    model_name: str
-    sha256: str = ""  #: of the file; empty for maps that were not saved
-    source: str = ""  #: where they were loaded from
-    metadata: Mapping[str, Any] = field(default_factory=dict)  #: how they were fitted, and held-out figures
-
-    def of(self, layer: int) -> Translator:
-        return self.by_layer[layer]
-
-    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
-        """Raises UsageError unless there is a map of the model's width for every layer."""
-        for layer in layers:
-            if layer not in self.by_layer:
-                raise UsageError(
-                    f"{self.source} has no map for layer {layer}, only for {sorted(self.by_layer)}: fit one with "
-                    "elw lens train, or leave tuned_lens out (--energies)."
-                )
-            if len(self.of(layer).bias) != model.d_model:
-                raise UsageError(
-                    f"{self.source} maps residuals of width {len(self.of(layer).bias)}, and {model.name} has "
-                    f"{model.d_model}: give one that was fitted for this model (--lens)."
-                )
-
-
 # ------------------------------------------------------------------------------------------------ files
-
-
-def shipped_lens(model_name: str) -> Path:
-    """Where the package keeps its own tuned lens for a built-in model, if it has one."""
-    return Path(__file__).parent / "shipped" / Path(model_name).name / "tuned_lens.safetensors"
-
-
-def load_translators(path: Path) -> Translators:
-    """Read the maps of a file that `save_translators` wrote. Raises UsageError when it is none."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: give a tuned lens made by elw lens train (--lens).")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise UsageError(f"{path} is no tuned lens: give a file made by elw lens train (--lens).")
-            about = json.loads(header["about"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
-        by_layer = {
-            layer: Translator(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in about["layers"]
-        }
-        data = path.read_bytes()
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UsageError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): copy it again.") from error
-    for layer, own in by_layer.items():
-        d_model = len(own.bias)
-        if own.weight.shape != (d_model, d_model) or not own.weight.isfinite().all() or not own.bias.isfinite().all():
-            raise UsageError(f"{path} is damaged (the map of layer {layer}): copy it again.")
-    return Translators(by_layer, about["model_name"], hashlib.sha256(data).hexdigest(), str(path), about["metadata"])
-
-
-def save_translators(translators: Translators, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the maps to a file, whole or not at all, in `dtype`."""
-    from safetensors.torch import save
-
-    layers = sorted(translators.by_layer)
-    tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        own = translators.of(layer)
-        tensors |= {f"{layer}.weight": own.weight.to(dtype).contiguous(), f"{layer}.bias": own.bias.to(dtype)}
-    about = {"model_name": translators.model_name, "layers": layers, "metadata": translators.metadata}
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise ElwError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
 
 
 # ------------------------------------------------------------------------------------------------ fitting
@@ -185,16 +87,15 @@ def fit_translators(
     Documents are split as for SAEs, by content. on_progress: what is done, and the share of it that is.
     Raises UsageError for layers that the model lacks, the last one among them, and for a corpus that is too short.
     """
-    # Not at the top: what trains SAEs reads energies, which read this module.
-    from energy_lens.ingest.sae_training import TrainingConfig, cut_contexts, shuffled_contexts, split_documents
-
     model.check_layers(layers)
     if model.n_layers - 1 in layers:
         raise UsageError(f"Layer {model.n_layers - 1} is the last one of {model.name}, which needs no lens (--layers).")
     layers = sorted(set(layers))
     parts = split_documents(documents)
-    cutting = TrainingConfig(tokens=options.tokens, context_length=options.context_length, seed=options.seed)
-    contexts = shuffled_contexts(model, parts["train"], cutting)
+    step_tokens = options.batch_contexts * options.context_length
+    contexts = shuffled_contexts(
+        model, parts["train"], options.tokens, options.context_length, options.seed, step_tokens
+    )
     first = contexts[: max(1, MEDIAN_TOKENS // options.context_length)].split(options.batch_contexts)
     medians = norm_medians(model, (batch.numpy() for batch in first), [*layers, model.n_layers - 1])
 

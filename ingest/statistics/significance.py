@@ -1,4 +1,4 @@
-"""Normal and t distributions and the false discovery rate, through scipy."""
+"""What the tests of a feature share: how much they need, the normal and t distributions, the false discovery rate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+#: Other contexts that must be included at a position for its mean to be subtracted.
+MIN_MATES = 3
+
+#: The within-context test needs this many active counted tokens, contexts and documents.
+MIN_TEST_TOKENS, MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS = 50, 10, 5
 
 
 def two_sided_p(z: Floats) -> Floats:

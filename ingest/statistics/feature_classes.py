@@ -25,8 +25,14 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
-from energy_lens.analysis.significance import benjamini_hochberg, two_sided_p
-from energy_lens.ingest.statistics import MIN_MATES
+from energy_lens.ingest.statistics.significance import (
+    MIN_MATES,
+    MIN_TEST_CONTEXTS,
+    MIN_TEST_DOCUMENTS,
+    MIN_TEST_TOKENS,
+    benjamini_hochberg,
+    two_sided_p,
+)
 from energy_lens.ingest.token_classes import CLASSES, token_classes
 from energy_lens.warehouse.database import Warehouse
 
@@ -39,8 +45,6 @@ MIN_SHARE, RARE_SHARE = 0.5, 0.05
 #: Classes of so few tokens that a feature for them may have most of its activations elsewhere.
 RARE = ("regex", "number")
 
-#: What the test needs, as for gradients.
-MIN_TEST_TOKENS, MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS = 50, 10, 5
 
 #: Whose labels a token gets.
 LABELS = ("own", "mates")

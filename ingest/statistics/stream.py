@@ -28,11 +28,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.curvature import growth
+from energy_lens.ingest.energies.curvature import growth
 from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
-
-#: Other contexts that must be included at a position for its mean to be subtracted.
-MIN_MATES = 3
+from energy_lens.ingest.statistics.significance import MIN_MATES
 
 #: Decoder rows gathered at once, in numbers: 8 M float32 are 32 MB, whatever K and d_model are.
 GATHER_NUMBERS = 8_000_000

@@ -18,8 +18,15 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.analysis.concept_classes import class_tokens, fill_feature_classes
-from energy_lens.analysis.significance import benjamini_hochberg, t_quantile, two_sided_p
+from energy_lens.ingest.statistics.feature_classes import class_tokens, fill_feature_classes
+from energy_lens.ingest.statistics.significance import (
+    MIN_TEST_CONTEXTS,
+    MIN_TEST_DOCUMENTS,
+    MIN_TEST_TOKENS,
+    benjamini_hochberg,
+    t_quantile,
+    two_sided_p,
+)
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import gradient_column
 
@@ -31,8 +38,6 @@ ALL, BOTH = "all", "AB"
 #: An interval across documents needs this many of them.
 MIN_INTERVAL_DOCUMENTS = 10
 
-#: The within-context test needs this many active counted tokens, contexts and documents.
-MIN_TEST_TOKENS, MIN_TEST_CONTEXTS, MIN_TEST_DOCUMENTS = 50, 10, 5
 
 #: Numbers in one documents x features array.
 CHUNK_NUMBERS = 4_000_000

@@ -23,22 +23,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.activation_store import ActivationStore
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.sae import SparseAutoencoder
 from energy_lens.ingest.sae_evaluation import EvaluationOptions, evaluate
-from energy_lens.ingest.sae_polish import polish
-from energy_lens.ingest.sae_trainer import StepConfig, Trainer
-
-#: Share of each category's documents held out for choosing (select) and for reporting (test).
-SELECT_SHARE, TEST_SHARE = 0.05, 0.10
+from energy_lens.ingest.training.activation_store import ActivationStore
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.polish import polish
+from energy_lens.ingest.training.trainer import StepConfig, Trainer
 
 #: Tokens on which an SAE's quartiles are taken, and those on which L-BFGS works and is judged.
 QUARTILE_TOKENS, POLISH_TOKENS, SELECT_TOKENS = 200_000, 131_072, 32_768
@@ -234,7 +231,9 @@ def train_saes(
     model.check_layers(layers)
     layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
-    contexts = shuffled_contexts(model, parts["train"], config)
+    contexts = shuffled_contexts(
+        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size
+    )
     store = ActivationStore(folder, model, contexts, layers, config.round_contexts)
     training = _Training(model, layers, config, store, folder, on_progress)
     training.run()
@@ -256,48 +255,6 @@ def train_saes(
     if parts["test"]:
         _add_figures(model, saes, parts["test"], config)
     return saes
-
-
-def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """Documents by part (train, select, test), decided by content alone and in every category alike.
-
-    A category of fewer than 3 documents goes to train as a whole; a larger one gives at least one to each part.
-    """
-    parts: dict[str, list[Document]] = {"train": [], "select": [], "test": []}
-    for category in sorted({document.category for document in documents}):
-        own = sorted((d for d in documents if d.category == category), key=lambda document: document.sha256)
-        held_out = len(own) >= 3
-        n_test = max(1, round(TEST_SHARE * len(own))) if held_out else 0
-        n_select = max(1, round(SELECT_SHARE * len(own))) if held_out else 0
-        parts["test"] += own[:n_test]
-        parts["select"] += own[n_test : n_test + n_select]
-        parts["train"] += own[n_test + n_select :]
-    return {name: sorted(part, key=lambda document: document.path) for name, part in parts.items()}
-
-
-def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: int) -> Tensor:
-    """[n, length] token ids: the full contexts of the documents, in document order."""
-    pieces = []
-    for document in documents:
-        ids = torch.tensor(model.tokenize(document.text()), dtype=torch.int32)
-        pieces.append(ids[: len(ids) // length * length].view(-1, length))
-    return torch.cat(pieces) if pieces else torch.empty(0, length, dtype=torch.int32)
-
-
-def shuffled_contexts(model: LanguageModel, documents: Sequence[Document], config: TrainingConfig) -> Tensor:
-    """[n, length] token ids in seeded order, no more than config.tokens.
-
-    Raises UsageError when the documents hold less than a step.
-    """
-    contexts = cut_contexts(model, documents, config.context_length)
-    order = np.random.default_rng(config.seed).permutation(len(contexts))
-    contexts = contexts[torch.from_numpy(order)][: math.ceil(config.tokens / config.context_length)]
-    if contexts.numel() < 2 * config.batch_size:
-        raise UsageError(
-            f"The training documents hold {contexts.numel()} tokens in full contexts, less than two steps of "
-            f"{config.batch_size}: give more text or a smaller batch."
-        )
-    return contexts
 
 
 def schedule(share: float, config: TrainingConfig) -> float:

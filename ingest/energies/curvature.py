@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.energies import ForwardPass
+from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.models import LanguageModel
 from energy_lens.ingest.unembedding import label_draws, sign_draws
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.statistics import LayerRow
+from energy_lens.ingest.statistics.stream import LayerRow
 from energy_lens.warehouse.database import Warehouse
 
 #: Bins of an active feature's activation, and of a gradient.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.sae_trainer import Support, Trainer
+from energy_lens.ingest.training.trainer import Support, Trainer
 
 #: Rounds at most, and iterations of L-BFGS in each: with 20 it fits the sample and loses on other documents.
 ROUNDS, ITERATIONS = 8, 5

@@ -1,0 +1,61 @@
+"""What an energy is: one small provider, from a forward pass to energies per token and gradients at every hooked layer.
+
+A provider's `read` returns both at once, because the softmax that gives an energy also gives its gradient. The
+package's own are a file each beside this one; one from outside takes the same path (docs/how-to/add-an-energy.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energy_lens.ingest.energies.forward import ForwardPass
+from energy_lens.ingest.models import LanguageModel
+
+
+class Reading(NamedTuple):
+    """Energies and gradients of one batch."""
+
+    values: dict[int | None, Tensor]  #: layer (None: not read at a layer): E [batch, position] float32
+    gradients: dict[int, Tensor]  #: layer: ∂E/∂x [batch, position, d_model] float32; 0 where E does not reach
+    #: layer: KL(p‖q) [batch, position] float32, nats, of the model's own distribution p and the q that E reads there
+    divergences: Mapping[int, Tensor] = {}
+
+
+class Energy(ABC):
+    """A provider; derive from it."""
+
+    name: str  #: the part of a column's name: small letters, digits and _
+    units: str
+    version: int  #: enters a run's identity: raise it when numbers change
+    at_layers: bool  #: whether E is read at each hooked layer (else once, at the model's output)
+
+    @property
+    def identity(self) -> int | str:
+        """What a run's identity holds of this energy: its version, and whatever else its numbers depend on."""
+        return self.version
+
+    def check(self, model: LanguageModel, layers: Sequence[int]) -> None:  # noqa: B027 - nothing to refuse
+        """Raises UsageError where the energy is not defined for a model at these layers; by default it always is."""
+
+    @abstractmethod
+    def read(self, forward: ForwardPass) -> Reading:
+        """Energies and gradients of a batch; called while the batch's graph is alive."""
+
+
+def discrete_gradient(energy: NDArray[np.float64], defined: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """−numpy.gradient of E along each maximal run of defined tokens, unit spacing; NaN elsewhere.
+
+    energy, defined: [position]. A run of fewer than two tokens has no derivative.
+    """
+    result = np.full(energy.shape, np.nan)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], defined, [False])).astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2):
+        if stop - start >= 2:
+            result[start:stop] = -np.gradient(energy[start:stop])
+    return result

@@ -1,0 +1,87 @@
+"""Token ids in, one forward pass out, with all that energies read from it: residuals, activations, losses, graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energy_lens.ingest.models import LanguageModel, residual_stream
+from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.unembedding import next_token_nll
+
+
+@dataclass
+class ForwardPass:
+    """What an energy can read: a batch of contexts after the model ran on it."""
+
+    model: LanguageModel
+    tokens: Tensor  #: [batch, position] int64, padded on the right
+    lengths: Tensor  #: [batch] int64, tokens of each context
+    residuals: Mapping[int, Tensor]  #: layer: x [batch, position, d_model], in the model's precision
+    hidden: Tensor  #: final norm's output [batch, position, d_model], with a graph down to the lowest layer
+    included: Mapping[int, Tensor]  #: layer: [batch, position] mask of the tokens whose activations are read
+    activations: Mapping[int, SparseActivations]  #: layer: [batch·position, K], empty at excluded tokens
+    saes: Mapping[int, SparseAutoencoder]
+    scales: Mapping[int, Tensor | None]  #: layer: s_t [batch, position], what a unit of a feature is there; None: 1
+
+    @property
+    def has_next(self) -> Tensor:
+        """[batch, position] mask of the tokens that have a next one in their context."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
+
+    @property
+    def next_tokens(self) -> Tensor:
+        """[batch, position] the id of each token's next one; without meaning where there is none."""
+        return self.tokens.roll(-1, dims=1)
+
+    @cached_property
+    def output(self) -> OutputLosses:
+        """The model's own losses at every token that has a next one; taken once, for all energies that read them."""
+        has_next = self.has_next
+        values = torch.zeros(self.tokens.shape)
+        gradients = torch.zeros_like(self.hidden)
+        with torch.no_grad():
+            energies, at_hidden = next_token_nll(self.model, self.hidden[has_next], self.next_tokens[has_next])
+            values[has_next] = energies.float()
+            gradients[has_next] = at_hidden
+        return OutputLosses(values, gradients)
+
+
+class OutputLosses(NamedTuple):
+    """What the model's output says of each next token; 0 where there is none."""
+
+    values: Tensor  #: −log p(x_{t+1} | x_≤t) [batch, position] float32, nats
+    gradients: Tensor  #: its gradient at the final norm's output [batch, position, d_model]
+
+
+def run_forward(
+    model: LanguageModel,
+    saes: Mapping[int, SparseAutoencoder],
+    tokens: Tensor,
+    lengths: Tensor,
+    included: Callable[[int, Tensor], Tensor],
+) -> ForwardPass:
+    """Run a batch with a graph above the lowest hooked layer, and encode its included tokens.
+
+    included: (layer, norms [batch, position]) → mask [batch, position] of the tokens whose activations are read.
+    """
+    layers = sorted(saes)
+    with torch.enable_grad(), residual_stream(model, layers, graph=True) as residuals:
+        hidden = model.hidden(tokens)
+    masks = {}
+    activations = {}
+    scales = {}
+    with torch.no_grad():
+        for layer in layers:
+            x = residuals[layer].detach().float()
+            masks[layer] = included(layer, x.norm(dim=-1))
+            x = x.view(-1, x.shape[-1])
+            activations[layer] = saes[layer].encode(x, masks[layer].view(-1))
+            scale = saes[layer].token_scales(x)
+            scales[layer] = None if scale is None else scale.view(tokens.shape)
+    return ForwardPass(model, tokens, lengths, residuals, hidden, masks, activations, saes, scales)

@@ -1,0 +1,1 @@
+"""What is fitted on a corpus: SAEs and tuned lenses, from residuals of its training documents."""
