@@ -21,7 +21,7 @@ import typer
 from energy_lens.errors import ElwError, UsageError
 
 if TYPE_CHECKING:
-    from energy_lens.ingest.sae_evaluation import Evaluation
+    from energy_lens.ingest.sae.figures import Evaluation
     from energy_lens.ingest.training.saes import Progress
     from energy_lens.warehouse.output import Rows
 
@@ -467,11 +467,12 @@ def efas_replay_draft(
     from dataclasses import asdict
 
     from energy_lens.analysis.replay import conclusion, replay
-    from energy_lens.ingest import models, pipeline
+    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.sae.choosing import choose_saes
     from energy_lens.warehouse.output import Rows
 
     chosen = _numbers(layers, "--layers") if layers is not None else None
-    saes = pipeline.choose_saes(pipeline.IngestOptions(model=model, layers=chosen, saes=tuple(sae or ())))
+    saes = choose_saes(model, chosen, sae or ())
     arms = replay(models.load_model(model), list(saes.values()), seed, repetitions)
     figures = ["tested", "alignments", "mean_r", "p95_r", "max_r", "survive_t", "survive_permutation"]
     spreads = ["mean_r", "p95_r", "max_r", "survive_permutation"]
@@ -696,9 +697,9 @@ def sae_train(
 
     import torch
 
-    from energy_lens.ingest import models
     from energy_lens.ingest.corpus import discover
-    from energy_lens.ingest.sae_files import save_sae
+    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.sae.saving import save_sae
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
 
     chosen = _layers_to_train(layers, model)
@@ -729,7 +730,7 @@ def sae_train(
 
 def _layers_to_train(layers: str | None, model: str) -> tuple[int, ...]:
     """The layers given, or the default ones of the default model."""
-    from energy_lens.ingest import models
+    from energy_lens.ingest.model import loading as models
 
     if layers is None and model != models.DEFAULT_MODEL:
         raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
@@ -799,8 +800,11 @@ def sae_evaluate(
     FVU, cosine, L0 and dead features over included tokens; the model's loss with their residuals replaced by the SAE's
     reconstruction, by zero and by the mean. By category, pooled (all) and as the mean over categories (macro).
     """
-    from energy_lens.ingest import models, pipeline, sae_evaluation
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.sae import evaluation as sae_evaluation
+    from energy_lens.ingest.sae.choosing import choose_saes, load_saes
+    from energy_lens.ingest.sae.saving import save_evaluation
     from energy_lens.warehouse import quality
     from energy_lens.warehouse.database import Warehouse
 
@@ -812,10 +816,10 @@ def sae_evaluate(
     chosen = _numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()))
     if sae:
-        saes = sae_evaluation.load_saes(sae, chosen)
+        saes = load_saes(sae, chosen)
     else:
-        saes = list(pipeline.choose_saes(pipeline.IngestOptions(model=model, layers=chosen)).values())
-    language_model = models.load_model(model, pipeline.DTYPES[dtype.value])
+        saes = list(choose_saes(model, chosen).values())
+    language_model = models.load_model(model, models.DTYPES[dtype.value])
     if db is not None:
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
             used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]
@@ -833,7 +837,7 @@ def sae_evaluate(
         _print(_figures(evaluations), form)
     for evaluation in evaluations:
         if save:
-            _say(f"Saved with the SAE in {sae_evaluation.save_evaluation(evaluation)}.")
+            _say(f"Saved with the SAE in {save_evaluation(evaluation)}.")
         if db is not None:
             with Warehouse(db, writable=True) as warehouse:
                 runs = quality.store_evaluation(
@@ -888,7 +892,7 @@ def sae_import(
     ] = None,
 ) -> None:
     """Register an SAE for a model: check it, write a copy in SAELens v6 format, print its folder."""
-    from energy_lens.ingest.sae_registry import import_sae as register
+    from energy_lens.ingest.sae.registry import import_sae as register
 
     print(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
 
@@ -904,7 +908,7 @@ def sae_export(
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
 ) -> None:
     """Write an SAE in another format; print its folder."""
-    from energy_lens.ingest.sae_registry import export_sae as export
+    from energy_lens.ingest.sae.registry import export_sae as export
 
     print(export(folder, form.value, output, half))
 
@@ -912,11 +916,11 @@ def sae_export(
 @sae_app.command("list")
 def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
     """List a model's SAEs, those of the package and the registered ones, with their figures on held-out documents."""
-    from energy_lens.ingest import sae_registry
+    from energy_lens.ingest.sae.choosing import listed
     from energy_lens.warehouse.output import Rows
 
     figures = ("l0", "fvu", "cosine", "dead_share")
-    saes = sae_registry.listed(model)
+    saes = listed(model)
     if not saes:
         raise UsageError(
             f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, or "
@@ -965,7 +969,7 @@ def lens_train(
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
-    from energy_lens.ingest.models import load_model
+    from energy_lens.ingest.model.loading import load_model
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 
     options = FitOptions(tokens=tokens, seed=seed)
@@ -1015,7 +1019,7 @@ def model_pull(
     ] = DEFAULT_MODEL,
 ) -> None:
     """Fetch a model, or convert a GGUF file, once; print the folder of its weights."""
-    from energy_lens.ingest.models import locate
+    from energy_lens.ingest.model.loading import locate
 
     folder, _ = locate(name)
     print(folder)
@@ -1024,7 +1028,7 @@ def model_pull(
 @model_app.command("list")
 def model_list(form: ListingFormat = TextFormat.table) -> None:
     """List the built-in models and the converted GGUF files in the cache."""
-    from energy_lens.ingest.models import PACKAGED_MODELS, cache_folder
+    from energy_lens.ingest.model.loading import PACKAGED_MODELS, cache_folder
     from energy_lens.warehouse.output import Rows
 
     cache = cache_folder() / "models"

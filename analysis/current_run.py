@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.models import LanguageModel, load_model, locate
-from energy_lens.ingest.pipeline import DTYPES
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae, shipped_folder
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import DTYPES, load_model, locate
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import stored_folder
+from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context
 from energy_lens.warehouse.query import announce_state
@@ -91,11 +92,8 @@ class CurrentRun:
         """
         self.chosen([layer], list(self._saes), "layer")
         stored = self._saes[layer]
-        folder = Path(stored.source)
-        if stored.source.startswith("shipped/"):
-            folder = shipped_folder(stored.source.split("/")[1], layer)
         try:
-            sae = load_sae(folder)
+            sae = load_sae(stored_folder(stored.source, layer))
         except ElwError as error:
             raise UsageError(
                 f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "

@@ -24,8 +24,7 @@ from tqdm import tqdm
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
 from energy_lens.errors import UsageError
-from energy_lens.ingest.energies.registry import ENERGIES, make_energies
-from energy_lens.ingest.pipeline import IngestOptions, choose_translators
+from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES, benjamini_hochberg
 from energy_lens.warehouse.database import Warehouse
@@ -290,7 +289,7 @@ class PermutationInputs:
             )
         changed = [name for name in self.energies if str(versions[name]).split("-")[0] != str(ENERGIES[name].version)]
         if not changed:
-            energies = make_energies(self.energies, lambda: choose_translators(IngestOptions(model=run.model)))
+            energies = make_energies(self.energies, lambda: choose_translators(run.model))
             changed = [energy.name for energy in energies if energy.identity != versions[energy.name]]
         if changed:
             raise UsageError(

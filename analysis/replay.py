@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.registry import make_energies
-from energy_lens.ingest.models import LanguageModel, norm_medians
-from energy_lens.ingest.reading import LayerReading, Reader, check_saes
-from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import norm_medians
+from energy_lens.ingest.reading import LayerReading, Reader
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import check_saes
 from energy_lens.ingest.statistics.significance import benjamini_hochberg, two_sided_t_p
 from energy_lens.warehouse.plan import Context
 

@@ -22,9 +22,10 @@ import torch
 from peer import PeerPipeline
 
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL, load_model, locate
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, load_model, locate
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae_files import load_sae, shipped_folder
+from energy_lens.ingest.sae.choosing import shipped_folder
+from energy_lens.ingest.sae.formats import load_sae
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 CONTEXT, BATCH = 128, 8

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from energy_lens.analysis.comparison import Contexts, compare
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.statistics.significance import two_sided_p
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 from energy_lens.warehouse.plan import LANES

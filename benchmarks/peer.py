@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
 
 class PeerPipeline:

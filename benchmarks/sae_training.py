@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.models import DEFAULT_MODEL, load_model
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae
+from energy_lens.ingest.model.loading import DEFAULT_MODEL, load_model
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish

@@ -79,8 +79,9 @@ def ours(sae, x: Tensor) -> dict[str, Tensor]:
 
 
 def write(folder: Path) -> float:
-    from energy_lens.ingest.sae import SparseAutoencoder
-    from energy_lens.ingest.sae_files import load_sae, save_sae
+    from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+    from energy_lens.ingest.sae.formats import load_sae
+    from energy_lens.ingest.sae.saving import save_sae
 
     worst = 0.0
     for architecture in ARCHITECTURES:
@@ -100,7 +101,7 @@ def write(folder: Path) -> float:
 
 
 def read(folder: Path) -> float:
-    from energy_lens.ingest.sae_files import load_sae
+    from energy_lens.ingest.sae.formats import load_sae
 
     worst = 0.0
     for path in sorted(folder.glob(f"theirs/*/{EXPECTED}")):

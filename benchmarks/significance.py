@@ -44,7 +44,8 @@ from tqdm import tqdm
 from energy_lens import Warehouse
 from energy_lens.analysis.comparison import TESTS, Contexts, compare, enough_to_test
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.pipeline import IngestOptions, choose_saes, ingest
+from energy_lens.ingest.pipeline import IngestOptions, ingest
+from energy_lens.ingest.sae.choosing import choose_saes
 from energy_lens.ingest.statistics.significance import benjamini_hochberg
 
 CORPUS = Path(__file__).parent.parent / "corpus"
@@ -103,7 +104,7 @@ def study(texts: Path, work: Path, n_shuffles: int) -> dict[str, Any]:
     db = work / "significance.duckdb"
     options = IngestOptions(db=db, layers=(LAYER,), energies=ENERGIES, store_gradients=True, dtype="float32")
     ingest([excerpts(texts, work / "excerpts")], options)
-    run = Run(db, choose_saes(options)[LAYER].W_dec.numpy())
+    run = Run(db, choose_saes(options.model, options.layers)[LAYER].W_dec.numpy())
     results: dict[str, Any] = {
         "corpus": {
             "documents": len(np.unique(run.corpus.documents)), "contexts": len(run.corpus),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.errors import UsageError
-from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.contexts import padded, special_ids
 from energy_lens.ingest.energies.base import Energy, discrete_gradient
 from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
-from energy_lens.ingest.models import LanguageModel
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, widened
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, widened
 from energy_lens.ingest.statistics.stream import LayerRow
-from energy_lens.warehouse.plan import Context, PlannedDocument, cut
+from energy_lens.warehouse.plan import Context
 
 
 @dataclass
@@ -134,48 +133,6 @@ class Reader:
                         own.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
             results.append(ContextReading(context, ids.astype(np.int64), energies, layers, divergences))
         return results
-
-
-def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
-    """Raises UsageError unless every SAE reads a layer of this model, at its width."""
-    saes = list(saes)
-    model.check_layers([sae.layer for sae in saes])
-    for sae in saes:
-        if sae.d_model != model.d_model:
-            raise UsageError(
-                f"The SAE of layer {sae.layer} ({sae.source}) reads residuals of width {sae.d_model}, and "
-                f"{model.name} has {model.d_model}: give one that was trained on this model."
-            )
-
-
-def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
-    """Contexts side by side: token ids [context, position] int64, padded on the right, and lengths [context]."""
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    tokens = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.int64)
-    for i, ids in enumerate(token_ids):
-        tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    return tokens, lengths
-
-
-def planned_alone(
-    model: LanguageModel, documents: Sequence[Document], length: int
-) -> tuple[list[NDArray[np.int32]], list[PlannedDocument]]:
-    """Token ids of documents, and the documents cut as a run cuts them, for a sample that belongs to no run.
-
-    A context's document_id is the document's place in `documents`; context ids and halves mean nothing here.
-    """
-    token_ids = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
-    planned = []
-    for i, (document, ids) in enumerate(zip(documents, token_ids, strict=True)):
-        windows = enumerate(cut(len(ids), length))
-        contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in windows)
-        planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
-    return token_ids, planned
-
-
-def special_ids(model: LanguageModel) -> Tensor:
-    """[n] int64: the ids of tokens that are no text."""
-    return torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
 
 
 def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:

@@ -39,7 +39,7 @@ class Tiny:
     def load(self, dtype=None):
         import torch
 
-        from energy_lens.ingest.models import load_model
+        from energy_lens.ingest.model.loading import load_model
 
         return load_model(str(self.folder), dtype or torch.float32)
 
@@ -102,8 +102,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
         from transformers import AutoModelForCausalLM
 
         from energy_lens.ingest.energies.translators import Translator, Translators, save_translators
-        from energy_lens.ingest.sae import SparseAutoencoder
-        from energy_lens.ingest.sae_files import save_sae
+        from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+        from energy_lens.ingest.sae.saving import save_sae
 
         folder = tmp_path_factory.mktemp(architecture)
         torch.manual_seed(7)

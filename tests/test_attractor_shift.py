@@ -22,7 +22,8 @@ from energy_lens.analysis.intervention_run import InterventionOptions, intervene
 from energy_lens.analysis.interventions import Edit
 from energy_lens.cli import main
 from energy_lens.errors import UsageError
-from energy_lens.ingest.models import LanguageModel, residual_stream
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import residual_stream
 
 LENGTH = 32
 

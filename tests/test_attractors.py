@@ -25,7 +25,8 @@ from energy_lens.analysis.attractor_run import (
 from energy_lens.analysis.attractors import Memories, Settled, calibrate, descent, kinds, merge, portray, sweep
 from energy_lens.cli import main
 from energy_lens.errors import UsageError
-from energy_lens.ingest.sae_files import load_sae, shipped_folder
+from energy_lens.ingest.sae.choosing import shipped_folder
+from energy_lens.ingest.sae.formats import load_sae
 
 
 def unit(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

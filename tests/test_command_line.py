@@ -352,7 +352,7 @@ def test_report_prints_the_paths_that_it_wrote(
 def test_trained_saes_are_saved_by_layer(
     tiny: Any, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from energy_lens.ingest.sae_files import load_sae
+    from energy_lens.ingest.sae.formats import load_sae
     from energy_lens.ingest.training import saes as sae_training
 
     model = tiny("llama")
@@ -388,7 +388,7 @@ def test_trained_saes_are_saved_by_layer(
 
 
 def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL
+    from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL
     from energy_lens.ingest.training.saes import TrainingConfig
 
     assert main(["sae", "train", "--help"]) == 0
@@ -403,11 +403,11 @@ def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -
 def test_saes_are_listed_with_their_figures(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from energy_lens.ingest import sae_registry
+    from energy_lens.ingest.sae import choosing
 
     saes = tiny("llama").saes
-    monkeypatch.setattr(sae_registry, "shipped_folder", lambda _, layer: saes / f"layer_{layer}")
-    monkeypatch.setattr(sae_registry, "shipped_layers", lambda model: [1, 2] if model == "mine" else [])
+    monkeypatch.setattr(choosing, "shipped_folder", lambda _, layer: saes / f"layer_{layer}")
+    monkeypatch.setattr(choosing, "shipped_layers", lambda model: [1, 2] if model == "mine" else [])
     assert main(["sae", "list", "--model", "mine", "--format", "jsonl"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["layer"], row["features"], row["k"]) for row in rows] == [(1, 64, 4), (2, 64, 4)]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from energy_lens import Warehouse
 from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import ForwardPass, run_forward
+from energy_lens.ingest.model.unembedding import sign_draws
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.reading import padded
-from energy_lens.ingest.sae_files import load_sae
-from energy_lens.ingest.unembedding import sign_draws
+from energy_lens.ingest.sae.formats import load_sae
 
 LAYER = 1
 

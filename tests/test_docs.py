@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from energy_lens import Warehouse
-from energy_lens.ingest.models import harvest_residuals, load_model
+from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 
 ROOT = Path(__file__).parent.parent

@@ -23,9 +23,11 @@ from scipy import stats
 
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
-from energy_lens.ingest.models import DEFAULT_MODEL, load_model
+from energy_lens.ingest.model.loading import DEFAULT_MODEL, load_model
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
+from energy_lens.ingest.sae.choosing import sae_folders, shipped_folder
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.statistics.finish import finish
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import make_current

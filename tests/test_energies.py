@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from energy_lens.errors import UsageError
-from energy_lens.ingest import models, unembedding
 from energy_lens.ingest.energies import registry as energies_module
 from energy_lens.ingest.energies.attention import AttentionEnergy, attention_scores
 from energy_lens.ingest.energies.base import Reading, discrete_gradient
@@ -27,11 +26,16 @@ from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.energies.lenses import LogitLens, TunedLens
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.energies.translators import load_translators
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.model import attention, unembedding
+from energy_lens.ingest.model import loading as models
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.reading import Reader
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae, sae_folders, save_sae, shipped_folder
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import sae_folders, shipped_folder
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context
 
@@ -385,7 +389,7 @@ def test_attention_scores_are_the_models_own(architecture: str, load: Callable[.
     tokens, _ = ragged_batch((24, 24, 24))
     for layer in LAYERS:
         with torch.no_grad(), TrueFloat64():
-            residuals = models.harvest_residuals(model, tokens, [layer])
+            residuals = harvest_residuals(model, tokens, [layer])
             inputs = model.attention_inputs(tokens, layer, residuals[layer])
             scores = attention_scores(inputs)
         pattern = own_attention(model, tokens, layer + 1)
@@ -462,7 +466,7 @@ def test_attention_of_the_last_block_is_refused(load: Callable[..., Any]) -> Non
 def test_a_window_of_attention_is_kept() -> None:
     """A token attends to `window` tokens, itself the last of them."""
     queries = keys = torch.ones(1, 2, 6, 4)
-    scores = attention_scores(models.AttentionInputs(queries, keys[:, :1], 0.5, 3))
+    scores = attention_scores(attention.AttentionInputs(queries, keys[:, :1], 0.5, 3))
     assert scores.isfinite().sum(-1)[0].tolist() == [[1, 2, 3, 3, 3, 3]] * 2
     assert scores[scores.isfinite()].unique().tolist() == [2.0]
 
@@ -474,11 +478,11 @@ def test_attention_that_is_more_than_queries_and_keys_is_refused(
     model, _ = load("llama", torch.float32)
     tokens, _ = ragged_batch((5,))
     x = torch.zeros(1, 5, model.d_model)
-    reach = models._reach_attention
-    monkeypatch.setattr(models, "_reach_attention", lambda *parts, **more: reach(*parts, softcap=50.0, **more))
+    reach = attention._reach_attention
+    monkeypatch.setattr(attention, "_reach_attention", lambda *parts, **more: reach(*parts, softcap=50.0, **more))
     with pytest.raises(UsageError, match="a cap on scores"):
         model.attention_inputs(tokens, 1, x)
-    monkeypatch.setattr(models, "_reach_attention", lambda module, query, *_, **__: (query.transpose(1, 2), None))
+    monkeypatch.setattr(attention, "_reach_attention", lambda module, query, *_, **__: (query.transpose(1, 2), None))
     with pytest.raises(UsageError, match="cannot be read"):
         model.attention_inputs(tokens, 1, x)
     monkeypatch.undo()

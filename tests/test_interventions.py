@@ -12,9 +12,9 @@ from torch import Tensor
 
 from energy_lens.analysis.interventions import KINDS, Baseline, Edit, Outcome, Patches
 from energy_lens.errors import UsageError
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae
-from energy_lens.ingest.unembedding import label_draws, sign_draws
+from energy_lens.ingest.model.unembedding import label_draws, sign_draws
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.formats import load_sae
 
 LAYER = 1
 CONTEXTS = [np.arange(5, 25, dtype=np.int32), np.array([7, 40, 7, 99, 3, 40, 8, 7, 7], dtype=np.int32)]

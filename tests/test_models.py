@@ -20,17 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import models
-from energy_lens.ingest.models import (
-    DEFAULT_MODEL,
-    LanguageModel,
-    PackagedModel,
-    harvest_residuals,
-    load_model,
-    locate,
-    residual_stream,
-    resolve,
-)
+from energy_lens.ingest.model import loading as models
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import DEFAULT_MODEL, PackagedModel, load_model, locate
+from energy_lens.ingest.model.residuals import harvest_residuals, residual_stream
+from energy_lens.ingest.model.resolving import resolve
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -23,8 +23,8 @@ from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.inclusion import FIRST, INCLUDED, LAST
 from energy_lens.ingest.pipeline import store_group
 from energy_lens.ingest.reading import ContextReading, LayerReading, Reader
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.statistics import histograms
 from energy_lens.ingest.statistics.finish import count_cells, finish
 from energy_lens.ingest.statistics.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan

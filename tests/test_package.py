@@ -149,8 +149,9 @@ def test_the_installed_package_loads_its_saes(installed: Path, tmp_path: Path) -
     """Every shipped SAE is read from the wheel: the default layers of the default model, 2048 features, k = 8."""
     script = """
 import json, torch
-from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL
-from energy_lens.ingest.sae_files import load_sae, shipped_folder, shipped_layers
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL
+from energy_lens.ingest.sae.choosing import shipped_folder, shipped_layers
+from energy_lens.ingest.sae.formats import load_sae
 facts = []
 for layer in shipped_layers(DEFAULT_MODEL):
     sae = load_sae(shipped_folder(DEFAULT_MODEL, layer))

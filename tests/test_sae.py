@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder, weighted_rows
-from energy_lens.ingest.sae_files import CONFIG, STATISTICS, WEIGHTS, load_sae, sae_folders, save_sae, shipped_layers
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, weighted_rows
+from energy_lens.ingest.sae.choosing import sae_folders, shipped_layers
+from energy_lens.ingest.sae.formats import CONFIG, STATISTICS, WEIGHTS, load_sae
+from energy_lens.ingest.sae.saving import save_sae
 
 D_MODEL, D_SAE, K = 12, 40, 5
 PARTS = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -21,13 +21,19 @@ from torch import Tensor
 
 from energy_lens.cli import main
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import sae_evaluation
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.models import LanguageModel, load_model
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_evaluation import Evaluation, EvaluationOptions, Figures, documents_seen, evaluate
-from energy_lens.ingest.sae_files import load_sae, save_sae, shipped_folder
+from energy_lens.ingest.sae import evaluation as sae_evaluation
+from energy_lens.ingest.sae import figures as sae_figures
+from energy_lens.ingest.sae import saving
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import shipped_folder
+from energy_lens.ingest.sae.evaluation import EvaluationOptions, documents_seen, evaluate
+from energy_lens.ingest.sae.figures import Evaluation, Figures
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.warehouse import migrations, quality
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import cut
@@ -254,8 +260,8 @@ def test_macro_is_the_mean_of_categories(llama: LanguageModel, documents: list[D
 
 def test_a_category_without_a_figure_is_no_part_of_macro() -> None:
     (with_figure, without) = (dataclasses.replace(Figures(*[1] * len(NAMES)), fvu=value) for value in (0.5, None))
-    assert sae_evaluation._macro(with_figure, [with_figure, without]).fvu == 0.5
-    assert sae_evaluation._macro(with_figure, [without]).fvu is None
+    assert sae_figures.macro_average(with_figure, [with_figure, without]).fvu == 0.5
+    assert sae_figures.macro_average(with_figure, [without]).fvu is None
 
 
 # ------------------------------------------------------------------------------------------------ identities
@@ -299,9 +305,9 @@ def test_the_mean_of_the_evaluated_tokens_has_an_fvu_of_one(llama: LanguageModel
 
 def test_spread_does_not_cancel() -> None:
     x = 1e9 + np.random.default_rng(0).normal(size=(1_000, 3))
-    spread = sae_evaluation._Spread(0, np.zeros(3))
+    spread = sae_figures.Spread(0, np.zeros(3))
     for part in np.split(x, [1, 10, 400]):
-        spread.merge(sae_evaluation._Spread.of(part))
+        spread.merge(sae_figures.Spread.of(part))
     assert spread.n == 1_000
     assert spread.squares == pytest.approx(float(np.square(x - x.mean(0)).sum()), rel=1e-6)
 
@@ -315,7 +321,7 @@ def test_features_that_never_fire_are_dead(llama: LanguageModel, documents: list
 
 def test_an_ablation_without_effect_gives_no_share(llama: LanguageModel, documents: list[Document]) -> None:
     """CE_abl = CE_clean: None, not a division by zero."""
-    sums = sae_evaluation._Sums.empty(4, 8)
+    sums = sae_figures.Sums.empty(4, 8)
     sums.n_loss_tokens, sums.losses = 10, {"clean": 30.0, "sae": 31.0, "zero": 30.0, "mean": 35.0}
     figures = sums.figures()
     assert (figures.ce_recovered_zero, figures.ce_recovered_mean) == (None, pytest.approx(0.8))
@@ -621,9 +627,9 @@ def test_saving_keeps_what_was_there_when_it_fails(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sae_evaluation.os, "replace", fail)
+    monkeypatch.setattr(saving.os, "replace", fail)
     with pytest.raises(ElwError, match="No space left"):
-        sae_evaluation.save_evaluation(evaluation)
+        saving.save_evaluation(evaluation)
     assert sorted((path.name, path.read_bytes()) for path in (saes / "layer_1").iterdir()) == before
 
 
@@ -634,7 +640,7 @@ def test_saving_into_another_format_is_refused(
     (evaluation,) = evaluate(llama, [load_sae(saes / "layer_1")], documents, dataclasses.replace(OPTIONS, ce=False))
     (saes / "layer_1" / "cfg.json").write_text(config)
     with pytest.raises(UsageError, match="use --json or --db"):
-        sae_evaluation.save_evaluation(evaluation)
+        saving.save_evaluation(evaluation)
 
 
 # ------------------------------------------------------------------------------------------------ the command

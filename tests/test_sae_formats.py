@@ -29,22 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from energy_lens.cli import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import pipeline
-from energy_lens.ingest import sae as sae_module
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseActivations, SparseAutoencoder
-from energy_lens.ingest.sae_files import (
-    CONFIG,
-    SPARSIFY_WEIGHTS,
-    STATISTICS,
-    WEIGHTS,
-    load_sae,
-    sae_folders,
-    save_sae,
-    save_sparsify,
-)
-from energy_lens.ingest.sae_registry import registered_folder
+from energy_lens.ingest.sae import autoencoder as sae_module
+from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.choosing import registered_folder, sae_folders
+from energy_lens.ingest.sae.formats import CONFIG, SPARSIFY_WEIGHTS, STATISTICS, WEIGHTS, load_sae
+from energy_lens.ingest.sae.saving import save_sae, save_sparsify
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import models
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.models import LanguageModel, harvest_residuals
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import load_sae, save_sae
+from energy_lens.ingest.model import loading as models
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import harvest_residuals
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training import activation_store
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, split_documents

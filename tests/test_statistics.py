@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.statistics import stream as statistics
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 

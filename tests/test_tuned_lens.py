@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies.lenses import TunedLens
+from energy_lens.ingest.energies.registry import choose_translators
 from energy_lens.ingest.energies.translators import (
     Translator,
     Translators,
@@ -21,8 +22,8 @@ from energy_lens.ingest.energies.translators import (
     save_translators,
     shipped_lens,
 )
-from energy_lens.ingest.models import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
-from energy_lens.ingest.pipeline import IngestOptions, choose_translators, ingest
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
+from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 from energy_lens.warehouse.database import Warehouse
 
@@ -141,7 +142,7 @@ def test_another_lens_is_another_run(
 @pytest.mark.real
 def test_the_shipped_lens_reads_every_default_layer_better() -> None:
     """Every layer's held-out loss falls below a uniform guess, most of the way to the model's own."""
-    translators = choose_translators(IngestOptions())
+    translators = choose_translators(DEFAULT_MODEL)
     model = load_model(DEFAULT_MODEL)
     TunedLens(translators).check(model, DEFAULT_LAYERS)
     assert translators.source == str(shipped_lens(DEFAULT_MODEL))

@@ -15,7 +15,8 @@ from torch import Tensor
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.base import Energy, Reading
 from energy_lens.ingest.energies.forward import ForwardPass
-from energy_lens.ingest.models import AttentionInputs, LanguageModel
+from energy_lens.ingest.model.attention import AttentionInputs
+from energy_lens.ingest.model.language_model import LanguageModel
 
 
 class AttentionEnergy(Energy):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.energies.forward import ForwardPass
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel
 
 
 class Reading(NamedTuple):

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from energy_lens.ingest.energies.forward import ForwardPass
-from energy_lens.ingest.models import LanguageModel
-from energy_lens.ingest.unembedding import label_draws, sign_draws
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.unembedding import label_draws, sign_draws
 
 #: (model, h [n, d_model], draws, generator) → gradients by h [draw, n, d_model].
 Draws = Callable[[LanguageModel, Tensor, int, np.random.Generator], Tensor]

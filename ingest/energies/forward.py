@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.models import LanguageModel, residual_stream
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
-from energy_lens.ingest.unembedding import next_token_nll
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import residual_stream
+from energy_lens.ingest.model.unembedding import next_token_nll
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 
 
 @dataclass

@@ -17,8 +17,8 @@ from torch import Tensor
 from energy_lens.ingest.energies.base import Energy, Reading
 from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.energies.translators import Translators
-from energy_lens.ingest.models import LanguageModel
-from energy_lens.ingest.unembedding import divergence, next_token_nll
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.unembedding import divergence, next_token_nll
 
 
 class LogitLens(Energy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.attention import AttentionEnergy
@@ -12,7 +13,7 @@ from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.energies.lenses import LogitLens, TunedLens
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
-from energy_lens.ingest.energies.translators import Translators
+from energy_lens.ingest.energies.translators import Translators, load_translators, shipped_lens
 
 #: The energies that the package brings, in the order in which they are listed.
 ENERGIES: dict[str, type[Energy]] = {
@@ -71,3 +72,19 @@ def _imported(name: str) -> Energy:
             "digits and _."
         )
     return energy
+
+
+def choose_translators(model_name: str, lens: Path | None = None) -> Translators:
+    """The tuned lens that is meant: the given file, else the one shipped for the model.
+
+    Raises UsageError for a file that is none, and for a model that none is shipped for.
+    """
+    if lens is not None:
+        return load_translators(lens)
+    shipped = shipped_lens(model_name)
+    if not shipped.is_file():
+        raise UsageError(
+            f"No tuned lens is shipped for {model_name}: fit one with elw lens train and name it with --lens, "
+            "or leave tuned_lens out (--energies)."
+        )
+    return load_translators(shipped)

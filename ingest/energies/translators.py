@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.shipped import FOLDER
 
 #: What the file's header says that it is.

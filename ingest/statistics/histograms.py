@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.statistics.stream import LayerRow
 from energy_lens.warehouse.database import Warehouse
 

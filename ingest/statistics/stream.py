@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.energies.curvature import growth
-from energy_lens.ingest.sae import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.statistics.significance import MIN_MATES
 
 #: Decoder rows gathered at once, in numbers: 8 M float32 are 32 MB, whatever K and d_model are.

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
-from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
 
 #: Tokens from which each layer's norm median is taken.
 MEDIAN_TOKENS = 32_768

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel
 
 #: Share of each category's documents held out for choosing (select) and for reporting (test).
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10

@@ -26,10 +26,11 @@ from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_tokens
-from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
+from energy_lens.ingest.model.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
 from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
-from energy_lens.ingest.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 
 # ------------------------------------------------------------------------------------------------ files
 

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.models import LanguageModel
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_evaluation import EvaluationOptions, evaluate
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish

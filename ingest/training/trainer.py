@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.sae import SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
 #: A step's part in the running figures: FVU, and BatchTopK's threshold.
 MOMENTUM = 0.02

@@ -16,16 +16,10 @@ FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with x̄ the mean of the same to
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,21 +29,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.contexts import padded, planned_alone, special_ids
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
-from energy_lens.ingest.models import LanguageModel, harvest_residuals, norm_medians, residual_stream
-from energy_lens.ingest.reading import check_saes, padded, planned_alone, special_ids
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import CONFIG, load_sae, sae_folders
-from energy_lens.ingest.unembedding import next_token_losses
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians, residual_stream
+from energy_lens.ingest.model.unembedding import next_token_losses
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import check_saes
+from energy_lens.ingest.sae.figures import DENSE_SHARE, Evaluation, Figures, Spread, Sums, macro_average
 from energy_lens.warehouse.plan import Context, sample_contexts
-from energy_lens.warehouse.quality import COUNTS, STORED_FIGURES
-
-#: A feature that fires on more than this share of the included tokens is dense.
-DENSE_SHARE = 0.10
-
-#: What an included residual is replaced by.
-ARMS = ("sae", "zero", "mean")
 
 
 @dataclass(frozen=True)
@@ -74,53 +63,6 @@ class EvaluationOptions:
         for ok, message in checks:
             if not ok:
                 raise UsageError(message + ".")
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Over a category's tokens, or all of them; None where nothing was there to measure, or was not asked for."""
-
-    n_documents: int  #: with an included token
-    n_tokens: int  #: included
-    n_excluded: int  #: not included: first of their context, massive, special, or without a next token
-    n_massive: int  #: of these, excluded for their norm
-    l0: float | None  #: mean number of active features a token
-    fvu: float | None  #: fraction of variance unexplained
-    cosine: float | None  #: mean cosine of x and x̂
-    dead_share: float | None  #: of the features, those that fire on none of these n_tokens: the fewer, the more
-    dense_share: float | None  #: of the features, those that fire on more than DENSE_SHARE of them
-    n_loss_tokens: int  #: tokens whose loss counts, in the part of the sample on which losses are measured
-    ce_clean: float | None  #: mean loss of the model as it is, nats per token; so are the next three
-    ce_sae: float | None  #: with x̂ for x at included tokens
-    ce_zero: float | None  #: with 0
-    ce_mean: float | None  #: with the mean
-    delta_ce: float | None  #: ce_sae − ce_clean
-    ce_recovered_zero: float | None  #: (ce_zero − ce_sae) / (ce_zero − ce_clean); says little where ablation is cheap
-    ce_recovered_mean: float | None  #: the same with ce_mean
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One SAE's figures and what they were measured on."""
-
-    layer: int
-    sae_sha256: str
-    source: str  #: the folder it was loaded from
-    all: Figures
-    macro: Figures  #: means over the categories that have a figure; the counts are those of `all`
-    categories: dict[str, Figures]
-    measured_on: dict[str, Any]
-    notes: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: every figure, and what they were measured on."""
-        fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in ("all", "macro", "categories", "measured_on")}
-
-    def metadata(self) -> dict[str, Any]:
-        """What an SAE keeps of it in `metadata`: the pooled figures that `facts` reads, and all of it."""
-        pooled = {name: getattr(self.all, name) for name in STORED_FIGURES}
-        return {**pooled, "evaluation": self.as_dict()}
 
 
 def evaluate(
@@ -265,101 +207,6 @@ def _progress(batches: Sequence[_Batch], what: str) -> Iterator[_Batch]:
 # ------------------------------------------------------------------------------------------------ streaming sums
 
 
-@dataclass
-class _Spread:
-    """n, mean and Σ‖x − mean‖² of vectors, in float64, merged part by part (Chan et al. 1983): nothing cancels."""
-
-    n: int
-    mean: NDArray[np.float64]
-    squares: float = 0.0
-
-    @classmethod
-    def of(cls, x: NDArray[np.float64]) -> _Spread:
-        """x: [n, d], n >= 1"""
-        mean = x.mean(0)
-        return cls(len(x), mean, float(np.square(x - mean).sum()))
-
-    def merge(self, other: _Spread) -> None:
-        n = self.n + other.n
-        if other.n:
-            step = other.mean - self.mean
-            self.squares += other.squares + float(step @ step) * self.n * other.n / n
-            self.mean = self.mean + step * (other.n / n)
-            self.n = n
-
-
-@dataclass
-class _Sums:
-    """What figures are made of, over the tokens of a category."""
-
-    spread: _Spread
-    fired: NDArray[np.int64]  #: [d_sae] tokens on which each feature is active
-    documents: set[int] = field(default_factory=set)
-    n_excluded: int = 0
-    n_massive: int = 0
-    error: float = 0.0  #: Σ‖x − x̂‖²
-    cosine: float = 0.0  #: Σ cos(x, x̂)
-    n_loss_tokens: int = 0
-    losses: dict[str, float] = field(default_factory=dict)  #: arm or "clean": Σ of nats
-
-    @classmethod
-    def empty(cls, d_model: int, d_sae: int) -> _Sums:
-        return cls(_Spread(0, np.zeros(d_model)), np.zeros(d_sae, dtype=np.int64))
-
-    def merge(self, other: _Sums) -> None:
-        self.spread.merge(other.spread)
-        self.fired = self.fired + other.fired
-        self.documents |= other.documents
-        for name in ("n_excluded", "n_massive", "error", "cosine", "n_loss_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for arm, total in other.losses.items():
-            self.losses[arm] = self.losses.get(arm, 0.0) + total
-
-    def figures(self) -> Figures:
-        n = self.spread.n
-        clean, sae, zero, mean = (_ratio(self.losses.get(arm), self.n_loss_tokens) for arm in ("clean", *ARMS))
-        return Figures(
-            n_documents=len(self.documents),
-            n_tokens=n,
-            n_excluded=self.n_excluded,
-            n_massive=self.n_massive,
-            l0=_ratio(float(self.fired.sum()), n),
-            fvu=_ratio(self.error, self.spread.squares) if n else None,
-            cosine=_ratio(self.cosine, n),
-            dead_share=float((self.fired == 0).mean()) if n else None,
-            dense_share=float((self.fired > DENSE_SHARE * n).mean()) if n else None,
-            n_loss_tokens=self.n_loss_tokens,
-            ce_clean=clean,
-            ce_sae=sae,
-            ce_zero=zero,
-            ce_mean=mean,
-            delta_ce=_difference(sae, clean),
-            ce_recovered_zero=_ratio(_difference(zero, sae), _difference(zero, clean)),
-            ce_recovered_mean=_ratio(_difference(mean, sae), _difference(mean, clean)),
-        )
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
-    """A quotient; None where there is none, or no finite one."""
-    if above is None or not below:
-        return None
-    value = above / below
-    return value if math.isfinite(value) else None
-
-
-def _difference(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
-
-
-def _macro(pooled: Figures, categories: Sequence[Figures]) -> Figures:
-    """The mean over categories of each figure, where a category has it; the counts are the pooled ones."""
-    figures: dict[str, Any] = {}
-    for name in (entry.name for entry in dataclasses.fields(Figures)):
-        values = [value for own in categories if (value := getattr(own, name)) is not None]
-        figures[name] = getattr(pooled, name) if name in COUNTS else math.fsum(values) / len(values) if values else None
-    return Figures(**figures)
-
-
 class _Meter:
     """One SAE while it is measured."""
 
@@ -367,20 +214,20 @@ class _Meter:
         self.sae = sae
         self.norm_median = sae.norm_median
         self.mean = None if sae.mean is None else sae.mean.float()
-        self.sums: dict[str, _Sums] = {}
+        self.sums: dict[str, Sums] = {}
 
     @property
     def median(self) -> float:
         assert self.norm_median is not None
         return self.norm_median
 
-    def part(self, category: str) -> _Sums:
+    def part(self, category: str) -> Sums:
         if category not in self.sums:
-            self.sums[category] = _Sums.empty(self.sae.d_model, self.sae.d_sae)
+            self.sums[category] = Sums.empty(self.sae.d_model, self.sae.d_sae)
         return self.sums[category]
 
     def evaluation(self, measured_on: dict[str, Any], seen: set[str] | None, ce: bool) -> Evaluation:
-        pooled = _Sums.empty(self.sae.d_model, self.sae.d_sae)
+        pooled = Sums.empty(self.sae.d_model, self.sae.d_sae)
         for _, sums in sorted(self.sums.items()):
             pooled.merge(sums)
         categories = {category: sums.figures() for category, sums in sorted(self.sums.items())}
@@ -397,7 +244,7 @@ class _Meter:
             sae_sha256=self.sae.sha256,
             source=self.sae.source,
             all=total,
-            macro=_macro(total, list(categories.values())),
+            macro=macro_average(total, list(categories.values())),
             categories=categories,
             measured_on={**measured_on, **own},
             notes=list(self._notes({**measured_on, **own}, total)),
@@ -435,14 +282,14 @@ def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Seq
     lacking = [meter for meter in meters if meter.mean is None]
     if not lacking:
         return
-    spreads = [_Spread(0, np.zeros(model.d_model)) for _ in lacking]
+    spreads = [Spread(0, np.zeros(model.d_model)) for _ in lacking]
     layers = sorted({meter.sae.layer for meter in lacking})
     for batch in _progress(batches, "Means"):
         residuals = harvest_residuals(model, batch.tokens, layers)
         for meter, spread in zip(lacking, spreads, strict=True):
             x = residuals[meter.sae.layer].float()
             if len(included := x[batch.reasons(x, meter.median) == INCLUDED]):
-                spread.merge(_Spread.of(included.double().numpy()))
+                spread.merge(Spread.of(included.double().numpy()))
     for meter, spread in zip(lacking, spreads, strict=True):
         meter.mean = torch.from_numpy(spread.mean).float()
 
@@ -492,7 +339,7 @@ def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _Batch) -> N
 
 
 def _add_reconstruction(
-    sae: SparseAutoencoder, sums: _Sums, batch: _Batch, residuals: Tensor, reasons: Tensor
+    sae: SparseAutoencoder, sums: Sums, batch: _Batch, residuals: Tensor, reasons: Tensor
 ) -> Tensor:
     """Add a batch's reconstruction figures; returns x̂ [n, d_model] of its n included tokens.
 
@@ -509,7 +356,7 @@ def _add_reconstruction(
     activations = sae.encode(x)
     reconstruction = sae.decode(activations, x)
     sums.fired += torch.bincount(activations.indices[activations.values != 0], minlength=sae.d_sae).numpy()
-    sums.spread.merge(_Spread.of(x.double().numpy()))
+    sums.spread.merge(Spread.of(x.double().numpy()))
     sums.error += float((x.double() - reconstruction.double()).square().sum())
     sums.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).double().sum())
     return reconstruction
@@ -533,44 +380,3 @@ def _losses(model: LanguageModel, hidden: Tensor, batch: _Batch) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ SAE folders
-
-
-def load_saes(given: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
-    """The SAEs of the given folders, each once; several may read one layer.
-
-    layers: take only the SAEs of these.
-    Raises UsageError for a folder without SAEs, or a layer that none of them reads.
-    """
-    folders = dict.fromkeys(folder for path in given for folder in sae_folders(path))
-    saes = [load_sae(folder) for folder in folders]
-    found = sorted({sae.layer for sae in saes})
-    if missing := [layer for layer in layers or () if layer not in found]:
-        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {found}.")
-    return [sae for sae in saes if layers is None or sae.layer in layers]
-
-
-def save_evaluation(evaluation: Evaluation) -> Path:
-    """Keep an evaluation with its SAE: in cfg.json, under metadata.elw, and nothing else is changed; returns the file.
-
-    The file is replaced whole or not at all.
-    Raises UsageError when it is not in SAELens v6 format, ElwError when it cannot be written.
-    """
-    path = Path(evaluation.source) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
-            raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
-        config["metadata"]["elw"] = {**(config["metadata"].get("elw") or {}), **evaluation.metadata()}
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
-            scratch = Path(file.name)
-            try:
-                file.write(json.dumps(config, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                shutil.copymode(path, scratch)
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise ElwError(f"{path} cannot be written ({error}): copy the SAE to a folder that can.") from error
-    return path

@@ -6,8 +6,6 @@ its norm median measured if asked for. `elw ingest --sae` takes it by its path, 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import planned_alone
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.models import NORM_MEDIAN_TOKENS, LanguageModel, cache_folder, load_model, norm_medians
-from energy_lens.ingest.reading import check_saes, planned_alone
-from energy_lens.ingest.sae import SparseAutoencoder
-from energy_lens.ingest.sae_files import (
-    CONFIG,
-    load_sae,
-    sae_folders,
-    save_sae,
-    save_sparsify,
-    shipped_folder,
-    shipped_layers,
-)
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.sae.choosing import check_saes, registered_folder
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.saving import save_sae, save_sparsify
 from energy_lens.warehouse.plan import sample_contexts
 
 #: Contexts of the sample that a norm median is measured on, as long as those of an ingest.
@@ -85,24 +78,6 @@ def check_free(output: Path) -> None:
     """Raises UsageError unless a folder can be written there without touching anything."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
-
-
-def listed(model_name: str) -> list[tuple[str, SparseAutoencoder]]:
-    """(source, SAE) of every SAE for a model, those of the package first."""
-    shipped = [load_sae(shipped_folder(model_name, layer)) for layer in shipped_layers(model_name)]
-    folder = registered_folder(model_name)
-    own = [load_sae(path) for path in sae_folders(folder)] if any(folder.glob(f"*/{CONFIG}")) else []
-    return [("shipped", sae) for sae in shipped] + [("registered", sae) for sae in sorted(own, key=lambda s: s.layer)]
-
-
-def registered_folder(model_name: str) -> Path:
-    """Where a model's registered SAEs are: by name, or by path for one that is a file or folder here."""
-    path = Path(model_name).expanduser()
-    name = str(path.resolve()) if path.exists() else model_name
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
-    if len(slug) > 100:  # a file name has an end
-        slug = f"{slug[-80:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return cache_folder() / "saes" / slug
 
 
 def _sample(model: LanguageModel, documents: Sequence[Document]) -> Iterator[NDArray[np.int32]]:

@@ -16,9 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.sae import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
-from energy_lens.ingest.shipped import FOLDER
+from energy_lens.errors import UsageError
+from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -177,7 +174,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        message = f"{folder} has no {CONFIG}: an SAE in SAELens v6 format is expected{_pickled(folder)}."
+        message = f"{folder} has no {CONFIG}: an SAE in SAELens v6 format is expected{pickled(folder)}."
         raise UsageError(message) from error
     except (ValueError, OSError, RecursionError) as error:
         raise UsageError(
@@ -432,7 +429,7 @@ def _read_tensors(
                 tensors[name] = file.get_tensor(name)
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} does not exist: an SAE folder is expected to hold {CONFIG} and {path.name}{_pickled(path.parent)}."
+            f"{path} does not exist: an SAE folder is expected to hold {CONFIG} and {path.name}{pickled(path.parent)}."
         ) from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UsageError(
@@ -447,7 +444,7 @@ def _read_tensors(
     return tensors
 
 
-def _pickled(folder: Path) -> str:
+def pickled(folder: Path) -> str:
     """What to add to a refusal where the weights seem to be pickled."""
     names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     return f", and {names[0]} is a pickle, which is never read: convert it to safetensors" if names else ""
@@ -456,142 +453,4 @@ def _pickled(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write an SAE in SAELens v6 format, the weights in `dtype`; the folder is made, an SAE in it replaced.
-
-    Raises ElwError when a number does not fit in `dtype`, or the folder cannot be written.
-    """
-    weights = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    if sae.architecture == "gated":
-        assert sae.threshold is not None
-        weights |= {"b_gate": sae.b_enc - sae.threshold, "b_mag": sae.b_enc, "r_mag": torch.zeros_like(sae.b_enc)}
-    else:
-        weights["b_enc"] = sae.b_enc
-        if sae.threshold is not None:
-            weights["threshold"] = sae.threshold
-    topk = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.architecture == "topk" else {}
-    config = {
-        "architecture": sae.architecture,
-        "d_in": sae.d_model,
-        "d_sae": sae.d_sae,
-        **topk,
-        "dtype": str(dtype).removeprefix("torch."),
-        "apply_b_dec_to_input": True,
-        "normalize_activations": sae.normalisation,
-        "reshape_activations": "none",
-        "metadata": {"sae_lens_version": SAELENS_VERSION, "prepend_bos": False, **_metadata(sae)},
-    }
-    _write(folder, WEIGHTS, weights, sae, config, dtype)
-
-
-def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write an SAE in sparsify's format; returns its folder, `folder` or, unless so named, layers.N below it.
-
-    Raises UsageError for an SAE that the format has no words for, else as `save_sae`.
-    """
-    if sae.architecture != "topk" or sae.normalisation != "none":
-        raise UsageError(
-            f"{sae.source or 'The SAE'} is {sae.architecture} with normalisation {sae.normalisation!r}: sparsify's "
-            "format holds topk without normalisation alone; write it as saelens."
-        )
-    match = BLOCK.fullmatch(folder.resolve().name)
-    if not match or int(match[1]) != sae.layer:
-        folder = folder / f"layers.{sae.layer}"
-    weights = {
-        "encoder.weight": sae.encoder_rows, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec,
-    }  # fmt: skip
-    config = {
-        "activation": "topk",
-        "expansion_factor": max(1, sae.d_sae // sae.d_model),
-        "normalize_decoder": False,  # nothing is to be done to the rows
-        "num_latents": sae.d_sae,
-        "k": sae.k,
-        "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
-        "d_in": sae.d_model,
-        "metadata": _metadata(sae),
-    }
-    _write(folder, SPARSIFY_WEIGHTS, weights, sae, config, dtype)
-    return folder
-
-
-def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
-    own = {"norm_median": sae.norm_median, **sae.metadata}
-    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": own}
-
-
-def _write(
-    folder: Path,
-    weights_name: str,
-    weights: Mapping[str, Tensor],
-    sae: SparseAutoencoder,
-    config: Mapping[str, Any],
-    dtype: torch.dtype,
-) -> None:
-    """Write a folder's files under other names and rename them, the config last.
-
-    The old config goes first, so that a crash on the way leaves the old SAE, the new one, or a folder that is none.
-    """
-    from safetensors.torch import save_file
-
-    files = {weights_name: {name: tensor.detach().to(dtype) for name, tensor in weights.items()}}
-    statistics = {}
-    if sae.quartiles is not None:
-        statistics["activation_quartiles"] = sae.quartiles.to(dtype)
-    if sae.mean is not None:
-        statistics["mean"] = sae.mean.float()
-    if statistics:
-        files[STATISTICS] = statistics
-    for name, tensor in (*files[weights_name].items(), *statistics.items()):
-        spoiled = torch.isinf(tensor) if name == "activation_quartiles" else ~torch.isfinite(tensor)
-        if spoiled.any():
-            raise ElwError(f"{folder}: {name} holds numbers that {dtype} cannot: write the SAE in float32.")
-    partial = {name: folder / f"{name}.partial" for name in (*files, CONFIG)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in files.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial[name])
-        partial[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        readers = stat.S_IMODE(partial[CONFIG].stat().st_mode)
-        for path in partial.values():
-            path.chmod(readers)  # safetensors lets the owner alone read what it writes
-        (folder / CONFIG).unlink(missing_ok=True)
-        for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
-            (folder / name).unlink(missing_ok=True)
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-    except (OSError, SafetensorError) as error:
-        raise ElwError(f"{folder} cannot be written ({error}): choose another folder.") from error
-
-
 # ------------------------------------------------------------------------------------------------ which SAEs
-
-
-def shipped_folder(model_name: str, layer: int) -> Path:
-    """Where the package keeps its own SAE for a layer of a built-in model."""
-    return FOLDER / model_name / f"layer_{layer}"
-
-
-def shipped_layers(model_name: str) -> list[int]:
-    """Layers of a model that the package has an SAE for."""
-    if Path(model_name).name != model_name:
-        return []  # a path would lead out of the package
-    folder = shipped_folder(model_name, 0).parent
-    return sorted(int(path.name.removeprefix("layer_")) for path in folder.glob("layer_*"))
-
-
-def sae_folders(given: Path) -> list[Path]:
-    """The SAE folders that a path means: itself, or its subfolders that hold an SAE.
-
-    Raises UsageError when there is none.
-    """
-    if (given / CONFIG).exists() or not given.is_dir():
-        return [given]
-    found = sorted(path.parent for path in given.glob(f"*/{CONFIG}"))
-    if not found:
-        raise UsageError(
-            f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "
-            f"expected{_pickled(given)}."
-        )
-    return found

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.models import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel
 
 #: Tokens whose logits are held at once: 128 x 49,152 in float32 is 25 MB, which stays near the cache.
 LOGIT_CHUNK = 128

@@ -1,0 +1,1 @@
+"""A language model: found, loaded, proved, hooked, unembedded."""

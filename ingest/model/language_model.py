@@ -1,0 +1,153 @@
+"""What the energies need of a language model, whatever its architecture calls the parts.
+
+Four places: the blocks of the residual stream, the final norm, the unembedding and the embedding. `resolving` finds them
+by structure and proves them by a forward pass; nothing here knows a list of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.attention import (
+    _ATTENTION_READER,
+    AttentionInputs,
+    _AttentionReached,
+    _register_attention_reader,
+)
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model in evaluation mode, its parameters frozen."""
+
+    name: str
+    sha256: str  #: of the weights as they were distributed
+    module: nn.Module  #: the Hugging Face model
+    tokenizer: Any
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    unembedding: nn.Linear  #: W_U [vocabulary, d_model], with a bias in some architectures
+    d_model: int
+    vocabulary_size: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unembedding.weight.dtype
+
+    def facts(self) -> dict[str, Any]:
+        """Columns of the table `models`, without the sha256."""
+        return {
+            "name": self.name, "architecture": type(self.module).__name__, "n_layers": self.n_layers,
+            "d_model": self.d_model, "vocabulary_size": self.vocabulary_size,
+            "n_parameters": sum(parameter.numel() for parameter in self.module.parameters()),
+        }  # fmt: skip
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises UsageError unless every layer is a block of this model."""
+        if not layers:
+            raise UsageError("No layer was given: name at least one with --layers.")
+        for layer in layers:
+            if not 0 <= layer < self.n_layers:
+                raise UsageError(
+                    f"{self.name} has no layer {layer}: its layers are 0 to {self.n_layers - 1} (--layers)."
+                )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids without added special tokens."""
+        # A document may be far longer than the model's window; contexts are cut later, so no warning is due.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if ids and max(ids) >= self.vocabulary_size:
+            raise ElwError(
+                f"{self.name} has {self.vocabulary_size} vocabulary entries and its tokenizer gives id {max(ids)}: "
+                "the tokenizer belongs to another model."
+            )
+        return ids
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The final norm's output [batch, position, d_model] for token ids [batch, position].
+
+        Padding goes on the right and needs no mask: attention is causal, so it cannot reach an earlier token.
+        """
+        return self.module.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return, operator]
+
+    def hidden_above(self, tokens: Tensor, layer: int, x: Tensor) -> Tensor:
+        """The final norm's output with x [batch, position, d_model] in place of the output of block `layer`.
+
+        The blocks up to that one are not run; masks and positions for those above are the model's own doing. Exact
+        where blocks hand on nothing but the residual stream.
+        """
+        with self._entered_above(layer, x):
+            return self.hidden(tokens)
+
+    def _entered_above(self, layer: int, x: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Inside, a pass begins above block `layer`, with x as that block's output."""
+        return _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x)
+
+    def attention_inputs(self, tokens: Tensor, layer: int, x: Tensor) -> AttentionInputs:
+        """What the attention of block `layer` + 1 compares when x [batch, position, d_model] goes into that block.
+
+        Its norm, projections and positions are the model's own doing: the pass is left inside its attention function.
+        Raises UsageError for a model whose attention does not go through transformers' attention interface, or adds
+        more to its scores than queries and keys.
+        """
+        _register_attention_reader()
+        entered_above = self._entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
+        config = self.module.config
+        before = config._attn_implementation  # type: ignore[union-attr]
+        config._attn_implementation = _ATTENTION_READER  # type: ignore[union-attr]
+        try:
+            with entered_above:
+                self.hidden(tokens)
+        except _AttentionReached as reached:
+            if reached.more:
+                raise UsageError(
+                    f"The attention of {self.name} uses {reached.more}, which the attention energy does not know: "
+                    "leave it out (--energies)."
+                ) from None
+            return reached.inputs
+        finally:
+            config._attn_implementation = before  # type: ignore[union-attr]
+        raise UsageError(
+            f"The queries and keys of {self.name} cannot be read ({type(self.module).__name__}): "
+            "leave out the attention energy (--energies)."
+        )
+
+    @cached_property
+    def _blocks_return_tuples(self) -> bool:
+        """Whether a block's output is a tuple that begins with the residual: so it was in older transformers."""
+        outputs: list[Any] = []
+        handle = self.blocks[0].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            with torch.no_grad():
+                self.hidden(torch.zeros(1, 1, dtype=torch.int64))
+        finally:
+            handle.remove()
+        return isinstance(outputs[0], tuple)
+
+
+@contextlib.contextmanager
+def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Inside, calling any of the blocks gives `output`, whatever goes in."""
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            vars(block)["forward"] = lambda *_, **__: output
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
+                vars(block).pop("forward", None)  # the class's own again
+            else:
+                vars(block)["forward"] = own

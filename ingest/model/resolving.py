@@ -1,0 +1,86 @@
+"""A Hugging Face module in, a LanguageModel out: its parts found by structure and proved by a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from energy_lens.errors import ElwError
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.residuals import residual_stream
+
+
+def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
+    """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
+
+    module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
+    Raises ElwError when logits are not the unembedding of the final norm of the last block's output (a model that
+    scales, caps or projects them in between would get wrong energies without a word), or depend on later tokens.
+    """
+    module.eval().requires_grad_(False)
+    unembedding = module.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(unembedding, nn.Linear):
+        raise ElwError(f"{name} has no linear unembedding: only decoders with a language-model head can be used.")
+    vocabulary_size, d_model = unembedding.weight.shape
+    parent, blocks = _find_blocks(name, module)
+    norms = [child for child in parent.children() if _is_norm(child, d_model)]
+    if not norms:
+        raise ElwError(f"{name} has no final norm beside its blocks: its residual stream could not be resolved.")
+    model = LanguageModel(
+        name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size)
+    )
+    _prove(model)
+    return model
+
+
+def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    n_layers = getattr(module.config, "num_hidden_layers", None)
+    found = [
+        (parent, child)
+        for parent in module.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers
+    ]
+    if len(found) != 1:
+        raise ElwError(
+            f"{name} has {len(found)} lists of {n_layers} blocks where one was expected: "
+            "its residual stream could not be resolved."
+        )
+    return found[0]
+
+
+def _is_norm(module: nn.Module, d_model: int) -> bool:
+    """A module whose only parameters are vectors of d_model: LayerNorm, RMSNorm and their relatives."""
+    shapes = [tuple(parameter.shape) for parameter in module.parameters()]
+    return bool(shapes) and all(shape == (d_model,) for shape in shapes)
+
+
+@torch.no_grad()
+def _prove(model: LanguageModel) -> None:
+    """logits == W_U·norm_f(x after the last block), and no token reaches back, within the weights' precision."""
+    tokens = torch.arange(1, min(9, model.vocabulary_size))[None]
+    changed = tokens.clone()
+    changed[:, -1] = 0
+    try:
+        with residual_stream(model, [model.n_layers - 1]) as residuals:
+            logits = model.module(input_ids=tokens, use_cache=False).logits
+        normed = model.final_norm(residuals[model.n_layers - 1])
+        rebuilt = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
+        earlier = model.unembedding(model.hidden(changed))[:, :-1]
+    except Exception as error:
+        raise ElwError(f"{model.name} cannot be run as a causal language model ({_first_line(error)}).") from error
+    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
+    if not all(torch.allclose(logits, own, atol=tolerance, rtol=0) for own in rebuilt):
+        raise ElwError(
+            f"{model.name} does more than norm and unembed after its last block (scaled or capped logits, or a "
+            "projection): its energies would be wrong, so it is refused."
+        )
+    if not torch.allclose(logits[:, :-1], earlier, atol=tolerance, rtol=0):
+        raise ElwError(f"{model.name} is not causal (a token changes what is said before it): it is refused.")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

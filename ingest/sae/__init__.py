@@ -1,0 +1,1 @@
+"""Sparse autoencoders: what one is, its files, which one is meant, how good it is."""

@@ -1,0 +1,146 @@
+"""Which SAEs are meant: a model, layers and folders in, one SAE a layer out.
+
+A folder that is given counts; without one, those that ship with the package. The only place that decides it: ingest,
+evaluation, replay, the analyzer and the command line ask here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from energy_lens.errors import UsageError
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, PACKAGED_MODELS, cache_folder
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.formats import CONFIG, WEIGHTS, load_sae, pickled
+from energy_lens.ingest.shipped import FOLDER
+
+
+def choose_saes(
+    model_name: str, layers: Sequence[int] | None = None, folders: Sequence[Path] = ()
+) -> dict[int, SparseAutoencoder]:
+    """The SAE of each layer to hook, ascending: those in the given folders, else the ones shipped for the model.
+
+    layers: None for those of the given SAEs, else the default ones.
+    Raises UsageError for a layer without an SAE or with two, and for a model that no SAE is shipped for.
+    """
+    by_layer = _of_folders(folders) if folders else _shipped(model_name, layers or DEFAULT_LAYERS)
+    wanted = layers or tuple(by_layer)
+    if missing := [layer for layer in wanted if layer not in by_layer]:
+        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {sorted(by_layer)}.")
+    return {layer: by_layer[layer] for layer in sorted(set(wanted))}
+
+
+def _of_folders(folders: Sequence[Path]) -> dict[int, SparseAutoencoder]:
+    """One SAE a layer. Raises UsageError where two folders are for the same one."""
+    by_layer: dict[int, SparseAutoencoder] = {}
+    for folder in (inner for path in folders for inner in sae_folders(path)):
+        sae = load_sae(folder)
+        if sae.layer in by_layer:
+            raise UsageError(
+                f"{folder} and {by_layer[sae.layer].source} are both for layer {sae.layer}: give one SAE a layer."
+            )
+        by_layer[sae.layer] = sae
+    return by_layer
+
+
+def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoencoder]:
+    """The package's own SAEs. Raises UsageError for a model or a layer that it has none for."""
+    available = shipped_layers(model_name)
+    if not available:
+        raise UsageError(
+            f"No SAEs are shipped for {model_name} (only for {', '.join(PACKAGED_MODELS)}): "
+            "train some with elw sae train, or import some with elw sae import, and name them with --sae."
+        )
+    if missing := [layer for layer in layers if layer not in available]:
+        raise UsageError(
+            f"No SAE is shipped for layer {missing[0]} of {model_name}, only for {available}: "
+            "train one with elw sae train and name it with --sae."
+        )
+    # Not the folder: a run that names it must find it wherever the package is installed next.
+    return {
+        layer: replace(load_sae(shipped_folder(model_name, layer)), source=f"shipped/{model_name}/layer_{layer}")
+        for layer in layers
+    }
+
+
+def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
+    """Raises UsageError unless every SAE reads a layer of this model, at its width."""
+    saes = list(saes)
+    model.check_layers([sae.layer for sae in saes])
+    for sae in saes:
+        if sae.d_model != model.d_model:
+            raise UsageError(
+                f"The SAE of layer {sae.layer} ({sae.source}) reads residuals of width {sae.d_model}, and "
+                f"{model.name} has {model.d_model}: give one that was trained on this model."
+            )
+
+
+def shipped_folder(model_name: str, layer: int) -> Path:
+    """Where the package keeps its own SAE for a layer of a built-in model."""
+    return FOLDER / model_name / f"layer_{layer}"
+
+
+def shipped_layers(model_name: str) -> list[int]:
+    """Layers of a model that the package has an SAE for."""
+    if Path(model_name).name != model_name:
+        return []  # a path would lead out of the package
+    folder = shipped_folder(model_name, 0).parent
+    return sorted(int(path.name.removeprefix("layer_")) for path in folder.glob("layer_*"))
+
+
+def sae_folders(given: Path) -> list[Path]:
+    """The SAE folders that a path means: itself, or its subfolders that hold an SAE.
+
+    Raises UsageError when there is none.
+    """
+    if (given / CONFIG).exists() or not given.is_dir():
+        return [given]
+    found = sorted(path.parent for path in given.glob(f"*/{CONFIG}"))
+    if not found:
+        raise UsageError(
+            f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "
+            f"expected{pickled(given)}."
+        )
+    return found
+
+
+def load_saes(given: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
+    """The SAEs of the given folders, each once; several may read one layer.
+
+    layers: take only the SAEs of these.
+    Raises UsageError for a folder without SAEs, or a layer that none of them reads.
+    """
+    folders = dict.fromkeys(folder for path in given for folder in sae_folders(path))
+    saes = [load_sae(folder) for folder in folders]
+    found = sorted({sae.layer for sae in saes})
+    if missing := [layer for layer in layers or () if layer not in found]:
+        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {found}.")
+    return [sae for sae in saes if layers is None or sae.layer in layers]
+
+
+def listed(model_name: str) -> list[tuple[str, SparseAutoencoder]]:
+    """(source, SAE) of every SAE for a model, those of the package first."""
+    shipped = [load_sae(shipped_folder(model_name, layer)) for layer in shipped_layers(model_name)]
+    folder = registered_folder(model_name)
+    own = [load_sae(path) for path in sae_folders(folder)] if any(folder.glob(f"*/{CONFIG}")) else []
+    return [("shipped", sae) for sae in shipped] + [("registered", sae) for sae in sorted(own, key=lambda s: s.layer)]
+
+
+def registered_folder(model_name: str) -> Path:
+    """Where a model's registered SAEs are: by name, or by path for one that is a file or folder here."""
+    path = Path(model_name).expanduser()
+    name = str(path.resolve()) if path.exists() else model_name
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
+    if len(slug) > 100:  # a file name has an end
+        slug = f"{slug[-80:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return cache_folder() / "saes" / slug
+
+
+def stored_folder(source: str, layer: int) -> Path:
+    """Where the SAE of a run is now, by the source that the run stored."""
+    return shipped_folder(source.split("/")[1], layer) if source.startswith("shipped/") else Path(source)

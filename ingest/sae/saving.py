@@ -1,0 +1,157 @@
+"""An SAE in, its folder out: SAELens v6 or sparsify, written whole or not at all; figures kept in its config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.figures import Evaluation
+from energy_lens.ingest.sae.formats import BLOCK, CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, WEIGHTS
+
+
+def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write an SAE in SAELens v6 format, the weights in `dtype`; the folder is made, an SAE in it replaced.
+
+    Raises ElwError when a number does not fit in `dtype`, or the folder cannot be written.
+    """
+    weights = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.architecture == "gated":
+        assert sae.threshold is not None
+        weights |= {"b_gate": sae.b_enc - sae.threshold, "b_mag": sae.b_enc, "r_mag": torch.zeros_like(sae.b_enc)}
+    else:
+        weights["b_enc"] = sae.b_enc
+        if sae.threshold is not None:
+            weights["threshold"] = sae.threshold
+    topk = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.architecture == "topk" else {}
+    config = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        **topk,
+        "dtype": str(dtype).removeprefix("torch."),
+        "apply_b_dec_to_input": True,
+        "normalize_activations": sae.normalisation,
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_VERSION, "prepend_bos": False, **_metadata(sae)},
+    }
+    _write(folder, WEIGHTS, weights, sae, config, dtype)
+
+
+def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write an SAE in sparsify's format; returns its folder, `folder` or, unless so named, layers.N below it.
+
+    Raises UsageError for an SAE that the format has no words for, else as `save_sae`.
+    """
+    if sae.architecture != "topk" or sae.normalisation != "none":
+        raise UsageError(
+            f"{sae.source or 'The SAE'} is {sae.architecture} with normalisation {sae.normalisation!r}: sparsify's "
+            "format holds topk without normalisation alone; write it as saelens."
+        )
+    match = BLOCK.fullmatch(folder.resolve().name)
+    if not match or int(match[1]) != sae.layer:
+        folder = folder / f"layers.{sae.layer}"
+    weights = {
+        "encoder.weight": sae.encoder_rows, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec,
+    }  # fmt: skip
+    config = {
+        "activation": "topk",
+        "expansion_factor": max(1, sae.d_sae // sae.d_model),
+        "normalize_decoder": False,  # nothing is to be done to the rows
+        "num_latents": sae.d_sae,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.d_model,
+        "metadata": _metadata(sae),
+    }
+    _write(folder, SPARSIFY_WEIGHTS, weights, sae, config, dtype)
+    return folder
+
+
+def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
+    own = {"norm_median": sae.norm_median, **sae.metadata}
+    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": own}
+
+
+def _write(
+    folder: Path,
+    weights_name: str,
+    weights: Mapping[str, Tensor],
+    sae: SparseAutoencoder,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    """Write a folder's files under other names and rename them, the config last.
+
+    The old config goes first, so that a crash on the way leaves the old SAE, the new one, or a folder that is none.
+    """
+    from safetensors.torch import save_file
+
+    files = {weights_name: {name: tensor.detach().to(dtype) for name, tensor in weights.items()}}
+    statistics = {}
+    if sae.quartiles is not None:
+        statistics["activation_quartiles"] = sae.quartiles.to(dtype)
+    if sae.mean is not None:
+        statistics["mean"] = sae.mean.float()
+    if statistics:
+        files[STATISTICS] = statistics
+    for name, tensor in (*files[weights_name].items(), *statistics.items()):
+        spoiled = torch.isinf(tensor) if name == "activation_quartiles" else ~torch.isfinite(tensor)
+        if spoiled.any():
+            raise ElwError(f"{folder}: {name} holds numbers that {dtype} cannot: write the SAE in float32.")
+    partial = {name: folder / f"{name}.partial" for name in (*files, CONFIG)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in files.items():
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial[name])
+        partial[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        readers = stat.S_IMODE(partial[CONFIG].stat().st_mode)
+        for path in partial.values():
+            path.chmod(readers)  # safetensors lets the owner alone read what it writes
+        (folder / CONFIG).unlink(missing_ok=True)
+        for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
+            (folder / name).unlink(missing_ok=True)
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise ElwError(f"{folder} cannot be written ({error}): choose another folder.") from error
+
+
+def save_evaluation(evaluation: Evaluation) -> Path:
+    """Keep an evaluation with its SAE: in cfg.json, under metadata.elw, and nothing else is changed; returns the file.
+
+    The file is replaced whole or not at all.
+    Raises UsageError when it is not in SAELens v6 format, ElwError when it cannot be written.
+    """
+    path = Path(evaluation.source) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
+            raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
+        config["metadata"]["elw"] = {**(config["metadata"].get("elw") or {}), **evaluation.metadata()}
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
+            scratch = Path(file.name)
+            try:
+                file.write(json.dumps(config, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                shutil.copymode(path, scratch)
+                os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise ElwError(f"{path} cannot be written ({error}): copy the SAE to a folder that can.") from error
+    return path
