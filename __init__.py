@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from energy_lens.version import __version__
 
 if TYPE_CHECKING:
-    from energy_lens.analysis.analyzer import EnergyLensAnalyzer, EnergyLensConfig
+    from energy_lens.analyzer import EnergyLensAnalyzer, EnergyLensConfig
     from energy_lens.warehouse.database import Warehouse
 
 __all__ = ["EnergyLensAnalyzer", "EnergyLensConfig", "Warehouse", "__version__"]
 
 _HOMES = {
     "Warehouse": "energy_lens.warehouse.database",
-    "EnergyLensAnalyzer": "energy_lens.analysis.analyzer",
-    "EnergyLensConfig": "energy_lens.analysis.analyzer",
+    "EnergyLensAnalyzer": "energy_lens.analyzer",
+    "EnergyLensConfig": "energy_lens.analyzer",
 }
 
 

@@ -1,1 +1,1 @@
-"""What is computed from a filled warehouse: EFAS statistics and their significance."""
+"""What is done with a run that is there: features edited, attractors found, tests repeated by permutation."""

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from energy_lens.ingest import pipeline
 from energy_lens.ingest.energies.registry import ENERGIES
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
+from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.ingest.statistics.histograms import LayerHistograms
 from energy_lens.ingest.statistics.stream import LayerStatistics
 

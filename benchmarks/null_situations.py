@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from association import Contexts, compare
 from numpy.typing import NDArray
 
-from energy_lens.analysis.comparison import Contexts, compare
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.statistics.significance import two_sided_p
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics

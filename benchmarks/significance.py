@@ -5,7 +5,7 @@
 TEXTS is a folder of categories, by default corpus/. An excerpt from the middle of each document, so that many
 documents count alike, is ingested once (layer 15 of the default model, `nll` and `logit_lens`, float32) into a
 warehouse in DIR, by default a temporary folder; give each corpus a DIR of its own. Then activations of one context are
-tested against gradients of another, with the four tests of `energy_lens.analysis.comparison` on the same tokens and
+tested against gradients of another, with the four tests of `association` on the same tokens and
 features, and the same is done with synthetic noise. Printed are the tables of docs/significance.md, in Markdown;
 DIR/significance.json holds them as numbers.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from association import TESTS, Contexts, compare, enough_to_test
 from null_situations import (
     Corpus,
     Floats,
@@ -42,7 +43,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from energy_lens import Warehouse
-from energy_lens.analysis.comparison import TESTS, Contexts, compare, enough_to_test
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.sae.choosing import choose_saes

@@ -16,8 +16,7 @@ from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, widened
-from energy_lens.ingest.statistics.stream import LayerRow
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.plan import Context
 
 
@@ -133,30 +132,3 @@ class Reader:
                         own.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
             results.append(ContextReading(context, ids.astype(np.int64), energies, layers, divergences))
         return results
-
-
-def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
-    """Readings of one row of the plan side by side, padded on the right."""
-    length = max(len(reading.tokens) for reading in readings)
-    own = [reading.layers[layer] for reading in readings]
-    # Batches differ in how many features their busiest token has, unless the SAE is TopK.
-    n_slots = max(reading.activations.values.shape[-1] for reading in own)
-    activations = [widened(reading.activations, n_slots) for reading in own]
-
-    def stack(parts: Sequence[Tensor]) -> Tensor:
-        stacked = parts[0].new_zeros(len(parts), length, *parts[0].shape[1:])
-        for i, part in enumerate(parts):
-            stacked[i, : len(part)] = part
-        return stacked
-
-    probes = [own_probes for r in own if (own_probes := r.decoder_probes()) is not None]
-    return LayerRow(
-        included=stack([torch.from_numpy(reading.included) for reading in own]),
-        activations=SparseActivations(
-            stack([values for values, _ in activations]),
-            stack([indices for _, indices in activations]),
-        ),
-        gradients={energy: stack([r.decoder_gradients(energy) for r in own]) for energy in own[0].gradients},
-        probes=tuple(stack(list(parts)) for parts in zip(*probes, strict=True)),
-        norms=stack([r.norms if r.scales is None else r.norms / r.scales for r in own]) if probes else None,
-    )

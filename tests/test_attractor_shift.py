@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from energy_lens import Warehouse
-from energy_lens.analysis.attractor_run import AttractorOptions, find_attractors
-from energy_lens.analysis.attractor_shift import DoseOptions, Landscape, compare, critical_doses
-from energy_lens.analysis.attractors import Settled
+from energy_lens.analysis.attractors.doses import DoseOptions, critical_doses
+from energy_lens.analysis.attractors.landscape import Landscape, compare
+from energy_lens.analysis.attractors.network import Settled
+from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.intervention_run import InterventionOptions, intervene
-from energy_lens.analysis.interventions import Edit
-from energy_lens.cli import main
+from energy_lens.analysis.interventions.edits import Edit
+from energy_lens.analysis.interventions.run import InterventionOptions, intervene
+from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import residual_stream

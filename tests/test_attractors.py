@@ -15,15 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_lens import Warehouse
-from energy_lens.analysis import attractors as dynamics
-from energy_lens.analysis.attractor_run import (
-    AttractorOptions,
-    find_attractors,
-    label_basins,
-    stored_attractors,
-)
-from energy_lens.analysis.attractors import Memories, Settled, calibrate, descent, kinds, merge, portray, sweep
-from energy_lens.cli import main
+from energy_lens.analysis.attractors import network as dynamics
+from energy_lens.analysis.attractors.labels import label_basins
+from energy_lens.analysis.attractors.landscape import stored_attractors
+from energy_lens.analysis.attractors.network import Memories, Settled, calibrate, descent, kinds, merge, portray, sweep
+from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
+from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.ingest.sae.choosing import shipped_folder
 from energy_lens.ingest.sae.formats import load_sae

@@ -16,8 +16,9 @@ import pytest
 import typer.main
 
 import energy_lens
-from energy_lens import cli
-from energy_lens.cli import app, main
+from energy_lens.cli.app import app
+from energy_lens.cli.main import main
+from energy_lens.cli.options import DEFAULT_MODEL as OPTION_DEFAULT
 from energy_lens.errors import ElwError
 from energy_lens.warehouse.database import Warehouse
 
@@ -153,7 +154,7 @@ def test_every_error_is_one_sentence(
 ) -> None:
     from energy_lens.warehouse import query
 
-    monkeypatch.setattr(cli, "_discard_stdout", lambda: None)
+    monkeypatch.setattr(sys.modules[main.__module__], "_discard_stdout", lambda: None)
     monkeypatch.setattr(query, "run", failing(error))
     assert main(["sql", "SELECT 1"]) == code
     out, err = capfd.readouterr()
@@ -397,7 +398,7 @@ def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -
     for said in (f"{config.d_sae} unless given", f"{config.ks[0]} unless given", f"{config.tokens:,} unless given"):
         assert said in text
     assert ",".join(map(str, DEFAULT_LAYERS)) in text
-    assert cli.DEFAULT_MODEL == DEFAULT_MODEL
+    assert OPTION_DEFAULT == DEFAULT_MODEL
 
 
 def test_saes_are_listed_with_their_figures(
@@ -423,7 +424,7 @@ def test_models_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     (converted / "model.safetensors").write_bytes(bytes(2_500_000))
     assert main(["model", "list", "--format", "jsonl"]) == 0
     built_in, own = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert (built_in["model"], built_in["cached"], built_in["folder"]) == (cli.DEFAULT_MODEL, False, None)
+    assert (built_in["model"], built_in["cached"], built_in["folder"]) == (OPTION_DEFAULT, False, None)
     assert (own["model"], own["cached"], own["megabytes"]) == (converted.name, True, 2.5)
 
 

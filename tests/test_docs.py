@@ -58,7 +58,7 @@ def test_commands_exist(line: str) -> None:
     """Every command of the docs exists and has the options that are shown."""
     import typer.main
 
-    from energy_lens.cli import app
+    from energy_lens.cli.app import app
 
     command = typer.main.get_command(app)
     words = shlex.split(line)[1:]

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import pipeline
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
+from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
 
 # ------------------------------------------------------------------------------------------------ whole warehouses
@@ -137,8 +137,8 @@ import json, os, signal, sys
 from pathlib import Path
 import scipy.stats  # what is slow to import, once, before the first fork
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from energy_lens.ingest import pipeline
-from energy_lens.ingest.tables import GroupBuilder
+from energy_lens.ingest.pipeline import run as pipeline
+from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.warehouse import migrations
 from energy_lens.warehouse.database import Warehouse
 

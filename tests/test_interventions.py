@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from energy_lens.analysis.interventions import KINDS, Baseline, Edit, Outcome, Patches
+from energy_lens.analysis.interventions.baseline import Baseline
+from energy_lens.analysis.interventions.edits import KINDS, Edit, Outcome, Patches
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.unembedding import label_draws, sign_draws
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder

@@ -21,7 +21,8 @@ from scipy.stats import norm
 
 from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.inclusion import FIRST, INCLUDED, LAST
-from energy_lens.ingest.pipeline import store_group
+from energy_lens.ingest.pipeline.commits import store_group
+from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.ingest.reading import ContextReading, LayerReading, Reader
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
@@ -29,7 +30,6 @@ from energy_lens.ingest.statistics import histograms
 from energy_lens.ingest.statistics.finish import count_cells, finish
 from energy_lens.ingest.statistics.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
-from energy_lens.ingest.tables import GroupBuilder
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context, PlannedDocument, plan_groups
 from energy_lens.warehouse.runs import RunSettings, append_plan, create_run, make_current

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.warehouse import output, query
 from energy_lens.warehouse.database import Warehouse

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 NOT_COPIED = (".git", ".venv", ".types", ".*_cache", ".hypothesis", "__pycache__", "*.duckdb*", "dist", "report")
 
 #: Folders of the package, and what belongs into the wheel of each.
-PACKAGE = {"analysis": "*.py", "ingest": "*.py", "reports": "*.py", "sql": "*.sql", "warehouse": "*.py"}
+PACKAGE = {"analysis": "*.py", "cli": "*.py", "ingest": "*.py", "reports": "*.py", "sql": "*.sql", "warehouse": "*.py"}
 
 
 def has(distribution: str, major: int = 0) -> bool:
@@ -102,7 +102,7 @@ def test_the_wheel_lacks_nothing_of_the_source(wheel: Path) -> None:
     """Each module, query and template of the source is in it, byte for byte."""
     archive = zipfile.ZipFile(wheel)
     files = [path for folder, kind in PACKAGE.items() for path in (ROOT / folder).rglob(kind)]
-    files += [ROOT / "__init__.py", ROOT / "cli.py", ROOT / "py.typed", *(ROOT / "reports" / "templates").iterdir()]
+    files += [*ROOT.glob("*.py"), ROOT / "py.typed", *(ROOT / "reports" / "templates").iterdir()]
     files += [path for path in (ROOT / "ingest" / "shipped").rglob("*") if path.suffix in (".json", ".safetensors")]
     assert len(files) > 60
     for path in files:

@@ -18,7 +18,7 @@ from scipy import stats
 from energy_lens.analysis import permutation_check
 from energy_lens.analysis.permutation import Block, PairedContexts, look_up, pair_sums, paired_tokens, permutation_test
 from energy_lens.analysis.permutation_check import Inputs, PermutationInputs, PermutationOptions, check_run, summaries
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.ingest.model.loading import DEFAULT_MODEL
 from energy_lens.ingest.sae.choosing import shipped_folder
 from energy_lens.warehouse.database import Warehouse

@@ -14,7 +14,7 @@ from scipy import stats
 
 from energy_lens.analysis import replay as module
 from energy_lens.analysis.replay import NOISE, TEXTS, Arm, Cell, figures, replay, strongest
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
 from energy_lens.ingest.sae.choosing import sae_folders, shipped_folder
 from energy_lens.ingest.sae.formats import load_sae

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.language_model import LanguageModel

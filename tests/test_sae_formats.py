@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest import pipeline
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.pipeline import IngestOptions, ingest
+from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.ingest.sae import autoencoder as sae_module
 from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae.choosing import registered_folder, sae_folders

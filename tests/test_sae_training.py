@@ -645,7 +645,16 @@ def test_a_checkpoint_of_another_training_is_refused(
 def test_a_killed_training_goes_on(tiny: Callable[..., Any], texts: Sequence[Document], tmp_path: Path) -> None:
     """kill -9 on the command itself, as soon as a checkpoint is there; then the same command."""
     corpus = str(Path(texts[0].source).parent.parent)
-    command = [sys.executable, "-m", "energy_lens.cli", "sae", "train", corpus, "--model", str(tiny("llama").folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "energy_lens.cli",
+        "sae",
+        "train",
+        corpus,
+        "--model",
+        str(tiny("llama").folder),
+    ]
     command += ["--layers", "1,2", "--features", "48", "--k", "4", "--tokens", "200000", "--passes", "8"]
     command += ["--batch-size", "64", "--context", "32", "--dtype", "float32"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

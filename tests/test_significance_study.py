@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from energy_lens.analysis.comparison import Contexts, compare, enough_to_test
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def _load(name: str) -> ModuleType:
     """A module of benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -24,7 +24,9 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+association = _load("association")
 study = _load("null_situations")
+Contexts, compare, enough_to_test = association.Contexts, association.compare, association.enough_to_test
 
 
 # ------------------------------------------------------------------------------------------------ false positives

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import energy_lens
-from energy_lens.cli import main
+from energy_lens.cli.main import main
 from energy_lens.warehouse import database, migrations
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.query import parse_parameters

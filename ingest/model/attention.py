@@ -1,4 +1,4 @@
-"""What the attention of a block compares: a forward pass in, left inside its attention function, queries and keys out."""
+"""What a block's attention compares: a pass in, left inside its attention function, queries and keys out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the energies need of a language model, whatever its architecture calls the parts.
 
-Four places: the blocks of the residual stream, the final norm, the unembedding and the embedding. `resolving` finds them
-by structure and proves them by a forward pass; nothing here knows a list of names.
+Four places: the blocks of the residual stream, the final norm, the unembedding and the embedding. `resolving` finds
+them by structure and proves them by a forward pass; nothing here knows a list of names.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The Hopfield network of decoder rows, its attractors, their basins, and the doses that change one."""

@@ -1,0 +1,84 @@
+"""A layer's stored attractors in, where its residuals fall out, before and after an edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energy_lens.analysis.attractors.network import MERGED, Attractors, Memories, Settled
+from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.errors import UsageError
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.warehouse.database import Warehouse
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A layer's memories at their β, and the attractors that its sample fell to."""
+
+    layer: int
+    sae: SparseAutoencoder
+    memories: Memories
+    attractors: Attractors
+
+    @classmethod
+    def load(cls, current: CurrentRun, layer: int) -> Landscape:
+        """Raises UsageError when the layer's attractors have not been found yet."""
+        sae = current.sae(layer)
+        with Warehouse(current.path) as warehouse:
+            stored = stored_attractors(warehouse, current.run_id, layer)
+            if stored is None:
+                raise UsageError(f"The attractors of layer {layer} are not known yet: run elw attractors first.")
+            rows, _ = firing_rows(warehouse, current.run_id, sae)
+        beta, vectors = stored
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(layer, sae, Memories.of(rows, beta), Attractors(vectors, nothing, nothing))
+
+    def settle(self, x: Tensor) -> Settled:
+        """Where residuals [n, d_model] fall to."""
+        return self.memories.settle(start_of(self.sae, x.float()))
+
+
+class Shift(NamedTuple):
+    """Two sets of settled points compared, [n]."""
+
+    settled: NDArray[np.bool_]  #: both have converged
+    changed: NDArray[np.bool_]  #: and are of different basins
+    new: NDArray[np.bool_]  #: and the second is of no known attractor
+    distance: NDArray[np.float64]  #: 1 − cosine
+    hopfield: NDArray[np.float64]  #: E_H of the second minus E_H of the first
+
+
+def compare(landscape: Landscape, before: Settled, after: Settled) -> Shift:
+    """What changed from one set of settled points [n] to another."""
+    settled = (before.converged & after.converged).numpy()
+    cosine = (before.z * after.z).sum(1).double().numpy()
+    old, new = landscape.attractors.assign(before.z), landscape.attractors.assign(after.z)
+    same = np.where((old < 0) & (new < 0), cosine > MERGED, old == new)
+    changed = settled & ~same
+    energies = landscape.memories.energy(after.z) - landscape.memories.energy(before.z)
+    return Shift(settled, changed, changed & (new < 0), 1 - cosine, energies.double().numpy())
+
+
+def firing_rows(warehouse: Warehouse, run_id: int, sae: SparseAutoencoder) -> tuple[Tensor, NDArray[np.int32]]:
+    """Decoder rows [m, d_model] of the features that fire in a run, and which they are: dead rows are no memories."""
+    firing = warehouse.run("attractors/firing_features", run=run_id, layer=sae.layer).numpy()["feature"]
+    rows = sae.W_dec[torch.from_numpy(firing.astype(np.int64))]
+    alive = rows.norm(dim=1) > 0
+    return rows[alive], firing[alive.numpy()]
+
+
+def start_of(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """z0 [n, d_model] for residuals x [n, d_model]."""
+    return torch.nn.functional.normalize(sae.centred(x), dim=1)
+
+
+def stored_attractors(warehouse: Warehouse, run_id: int, layer: int) -> tuple[float, Tensor] | None:
+    """β and the attractors' vectors [k, d] of a layer; None where none were found yet."""
+    row = warehouse.run("attractors/stored", run=run_id, layer=layer).fetchall()
+    return (row[0][0], torch.tensor(row[0][1], dtype=torch.float32)) if row else None

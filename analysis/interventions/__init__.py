@@ -1,0 +1,1 @@
+"""Features edited, what that did measured, and what had predicted it."""

@@ -1,0 +1,91 @@
+"""What is done to a feature's activation, and the patches of residuals that follow.
+
+  x_t ← x_t + (a' − a)·s_t·d_j
+
+a is the feature's activation in the unpatched pass, a' what the edit makes of it; the SAE's error term stays, since
+only the difference is added. Excluded tokens are never edited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from energy_lens.errors import UsageError
+
+KINDS = ("ablate", "scale", "clamp", "add")
+
+
+PLACES = ("active", "all")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a feature's activation, and where."""
+
+    kind: str  #: ablate: a' = 0; scale: a' = value·a; clamp: a' = value; add: a' = a + value
+    value: float | None = None
+    where: str = "active"  #: included tokens at which the feature is active, or all included ones
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"There is no intervention {self.kind!r}: choose {', '.join(KINDS)} (--kind).")
+        if self.where not in PLACES:
+            raise UsageError(f"--where is {self.where!r}; choose {' or '.join(PLACES)}.")
+        if (self.value is None) != (self.kind == "ablate"):
+            needs = "takes no value" if self.kind == "ablate" else "needs a value"
+            raise UsageError(f"{self.kind} {needs} (--value).")
+        if self.value is not None and not math.isfinite(self.value):
+            raise UsageError(f"--value is {self.value}; a finite number is needed.")
+        if self.where == "all" and self.kind in ("ablate", "scale"):
+            raise UsageError(
+                f"{self.kind} changes nothing where a feature is inactive: leave out --where all, or add or clamp."
+            )
+
+    def apply(self, a: Tensor, included: Tensor) -> tuple[Tensor, Tensor]:
+        """a' − a, 0 where nothing is edited, and the mask of edited tokens, for a and included of one shape."""
+        edited = included & (a > 0) if self.where == "active" else included
+        value = self.value if self.value is not None else 0.0
+        target = {"ablate": torch.zeros_like(a), "scale": value * a, "add": a + value}.get(
+            self.kind, torch.full_like(a, value)
+        )
+        return torch.where(edited, target - a, 0), edited
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Edits of a batch's contexts, n of them, along any directions."""
+
+    context: Tensor  #: place in the batch [n] int64
+    direction: Tensor  #: what one unit adds to x, [n, d_model]
+    change: Tensor  #: δ [n, position]: units added, token scales included
+    edited: Tensor  #: [n, position] bool
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def split(self, size: int) -> Iterator[Patches]:
+        """Patches in order, at most `size` at a time."""
+        parts = (part.split(size) for part in (self.context, self.direction, self.change, self.edited))
+        for own in zip(*parts, strict=True):
+            yield Patches(*own)
+
+    @property
+    def displacement(self) -> Tensor:
+        """What is added to x, [n, position, d_model]."""
+        return self.change[..., None] * self.direction[:, None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What patches did, [n, position]; 0 where a token has no next one or comes before the first edited one."""
+
+    delta: Tensor  #: ΔE, nats
+    divergence: Tensor  #: KL(p‖p'), nats
+    top_changed: Tensor  #: bool
+    looked_at: Tensor  #: bool: tokens that have a next one, from the first edited one on
+    residuals: Mapping[int, Tensor]  #: later layer: patched x [n, position, d_model]

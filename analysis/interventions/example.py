@@ -1,0 +1,178 @@
+"""One feature on one text: next-token probabilities before and after an edit, and a greedy continuation of each.
+
+The edit acts at every included token of the text at which the feature is active (or at all of them), and while the
+text goes on, at the tokens that come: as a researcher would steer. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.interventions.edits import Edit
+from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.warehouse.output import Rows
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an edit did to a text."""
+
+    layer: int
+    feature: int
+    n_edited: int  #: tokens of the text
+    n_tokens: int
+    largest: float  #: activation in the text
+    changes: list[tuple[str, float, float]]  #: next token, probability before and after, most changed first
+    strongest: list[tuple[int, float]]  #: the layer's features that are most active in the text, with their largest a
+    before: str  #: greedy continuation
+    after: str
+
+    def rows(self, n: int) -> Rows:
+        """The n most changed next tokens, 0 for all that are kept."""
+        columns = [("next_token", "varchar"), ("before", "double"), ("after", "double"), ("change", "double")]
+        shown = self.changes[:n] if n else self.changes
+        figures = [(token, *(float(f"{v:.4f}") for v in (p, q, q - p))) for token, p, q in shown]
+        return Rows.of(columns, figures)
+
+    def sentences(self) -> Iterator[str]:
+        where = f"feature {self.layer}:{self.feature}"
+        if not self.largest:
+            yield f"{where} is not active in this text (of {self.n_tokens} tokens); {self.n_edited} were edited."
+        else:
+            yield (
+                f"{where} was edited at {self.n_edited} of {self.n_tokens} tokens; its largest activation is "
+                f"{self.largest:.2f}."
+            )
+        active = ", ".join(f"{self.layer}:{feature} ({a:.1f})" for feature, a in self.strongest)
+        yield f"Most active here: {active or 'nothing'}."
+        if not self.changes:
+            yield "No next-token probability changed."
+        yield f"before: {self.before!r}"
+        yield f"after:  {self.after!r}"
+
+
+#: Next tokens that are kept, most changed first; and the least change of a probability that counts as one.
+MOST_CHANGED, LEAST_CHANGE = 1_000, 5e-5
+
+#: Features of the layer that are named as most active.
+NAMED = 5
+
+
+def try_on_text(
+    path: Path | None, text: str, features: Sequence[str], edit: Edit, n_tokens: int, dtype: str
+) -> Example:
+    """Edit one feature of the current run's SAEs on a text.
+
+    Raises UsageError unless exactly one LAYER:FEATURE is given that exists, and for a text without two tokens or longer
+    than the model's window.
+    """
+    current = CurrentRun(path)
+    if len(features) != 1 or not all(part.isdecimal() for part in features[0].split(":")) or ":" not in features[0]:
+        raise UsageError("--text takes one feature: say --features 15:656 (layer:feature).")
+    layer, feature = map(int, features[0].split(":"))
+    sae = current.sae(layer)
+    if feature >= sae.d_sae:
+        raise UsageError(f"Layer {layer} has no feature {feature}: its features are 0 to {sae.d_sae - 1}.")
+    model = current.load_model(dtype)
+    ids = model.tokenize(text)
+    window = getattr(model.module.config, "max_position_embeddings", None)
+    if len(ids) < 2:
+        raise UsageError(f"The text has {len(ids)} tokens; at least 2 are needed, since the first one is never edited.")
+    if window is not None and len(ids) + n_tokens > window:
+        raise UsageError(f"The text has {len(ids)} tokens, and {model.name} reads {window} with the continuation.")
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        plain = _next_probabilities(model, tokens)
+        with edited(model, sae, feature, edit) as seen:
+            changed = _next_probabilities(model, tokens)
+            activations, a, where = seen[-1]
+            after = _continuation(model, tokens, n_tokens)
+        before = _continuation(model, tokens, n_tokens)
+    order = (changed - plain).abs().topk(min(MOST_CHANGED, len(plain))).indices.tolist()
+    texts = [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in order]
+    pairs = [(float(plain[token]), float(changed[token])) for token in order]
+    changes = [(word, p, q) for word, (p, q) in zip(texts, pairs, strict=True) if abs(q - p) >= LEAST_CHANGE]
+    largest = torch.zeros(sae.d_sae).scatter_reduce(
+        0, activations.indices.flatten(), activations.values.flatten(), reduce="amax"
+    )
+    strongest = [(i, float(largest[i])) for i in largest.topk(min(NAMED, sae.d_sae)).indices.tolist() if largest[i] > 0]
+    return Example(layer, feature, int(where.sum()), len(ids), float(a.max()), changes, strongest, before, after)
+
+
+class Edited(NamedTuple):
+    """What an edited pass met and did."""
+
+    activations: SparseActivations  #: of the unedited residuals [batch·position, K]
+    a: Tensor  #: the feature's [batch, position]
+    where: Tensor  #: edited tokens [batch, position] bool
+
+
+@contextlib.contextmanager
+def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edit) -> Iterator[list[Edited]]:
+    """Inside, every pass of the model is edited; yields what each pass met and did.
+
+    All tokens of a pass must be text: there is no padding.
+    """
+    seen: list[Edited] = []
+    excluded = special_ids(model)
+    tokens: list[Tensor] = []
+
+    def remember(_module: nn.Module, arguments: Any, keywords: Any) -> None:
+        tokens[:] = [keywords["input_ids"] if "input_ids" in keywords else arguments[0]]
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        flat = x.float().flatten(0, 1)
+        n = x.shape[1]
+        # One more position than there is: the last token of a text has a next one, the one that is asked for.
+        norms = torch.nn.functional.pad(x.float().norm(dim=-1), (0, 1))
+        ids = torch.nn.functional.pad(tokens[0], (0, 1))
+        assert sae.norm_median is not None
+        reasons = exclusion_reasons(norms, sae.norm_median, torch.full((len(x),), n + 1), ids, excluded)
+        included = torch.from_numpy(reasons[:, :n] == INCLUDED)
+        activations = sae.encode(flat, included.flatten())
+        a = (activations.values * (activations.indices == feature)).sum(-1).view(x.shape[:2])
+        change, where = edit.apply(a, included)
+        scales = sae.token_scales(flat)
+        if scales is not None:
+            change = change * scales.view(change.shape)
+        seen.append(Edited(activations, a, where))
+        moved = x + (change[..., None] * sae.W_dec[feature]).to(x.dtype)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    handles = [
+        model.module.base_model.register_forward_pre_hook(remember, with_kwargs=True),  # type: ignore[union-attr]
+        model.blocks[sae.layer].register_forward_hook(hook),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _next_probabilities(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """p(next token) [vocabulary] after tokens [1, position]."""
+    return model.unembedding(model.hidden(tokens)[0, -1]).float().softmax(-1)  # type: ignore[no-any-return]
+
+
+def _continuation(model: LanguageModel, tokens: Tensor, n_tokens: int) -> str:
+    """The likeliest next token, n_tokens times; the whole text is read anew each time, so that edits are too."""
+    start = tokens.shape[1]
+    for _ in range(n_tokens):
+        likeliest = model.unembedding(model.hidden(tokens)[:, -1:]).argmax(-1)
+        tokens = torch.cat([tokens, likeliest], dim=1)
+    text: str = model.tokenizer.decode(tokens[0, start:], clean_up_tokenization_spaces=False)
+    return text

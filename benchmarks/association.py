@@ -1,0 +1,146 @@
+"""Four tests of whether a feature's activation and the gradient go together, on the same tokens.
+
+In: activations a and decoder gradients g [context, position, feature], each context's document, row of the plan, and
+tokens that count. Out: the two-sided p of each feature. The tests differ in what they take for an independent sample:
+
+  tokens     every token: Pearson's r with Student's t of n − 2 degrees of freedom.
+  contexts   every context: t = ΣU_c / √(ΣU_c²·C/(C−1)), U_c = Σ_t (a − ā)(g − ḡ), with C − 1 degrees of freedom
+             (linearisation over clusters, Liang and Zeger 1986).
+  documents  the same over documents: p < 0.05 where the interval of `efas.score` leaves 0 out.
+  within     the within-context test of `ingest.statistics`: z = ΣS_c / √ΣS_c², S_c = Σ_t a·g̃.
+
+A pairing may take its gradients from other contexts than its activations: then nothing is true, and what a test
+rejects are false positives. docs/significance.md shows what comes out. This module forms dense arrays, which the
+stream never does: call it with a chunk of features at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_lens.ingest.statistics.significance import (
+    MIN_MATES,
+    MIN_TEST_CONTEXTS,
+    MIN_TEST_DOCUMENTS,
+    MIN_TEST_TOKENS,
+    two_sided_p,
+    two_sided_t_p,
+)
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Ids = NDArray[np.int64]
+
+TESTS = ("tokens", "contexts", "documents", "within")
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Contexts with the gradients they are tested against: their own, or in a null pairing another context's."""
+
+    included: Mask  #: [context, position], included on both sides of the pairing
+    documents: Ids  #: [context] of the activations
+    gradient_documents: Ids  #: [context] of the gradients
+    rows: Ids  #: [context] row of the plan
+
+    def mates(self, row: Ids) -> Singles:
+        """Which contexts of a row (as indices) give whom a mean to subtract: [context, mate] 0 or 1.
+
+        Mates of a context are of other documents than its gradients *and* its activations: the latter would bring a
+        true effect back into a null pairing, with the opposite sign.
+        """
+        other = self.gradient_documents[row]
+        mates: Singles = ((other != other[:, None]) & (other != self.documents[row][:, None])).astype(np.float32)
+        return mates
+
+    def _by_row(self) -> list[Ids]:
+        order = np.argsort(self.rows, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.rows[order])) + 1)
+
+    def counted(self) -> Mask:
+        """Included tokens with at least MIN_MATES mates included at their position: [context, position]."""
+        counted = np.zeros_like(self.included)
+        for row in self._by_row():
+            n_mates = self.mates(row) @ self.included[row].astype(np.float32)
+            counted[row] = self.included[row] & (n_mates >= MIN_MATES)
+        return counted
+
+    def centred(self, x: Singles) -> Singles:
+        """x [context, position, any] minus its mean over the context's included tokens; 0 where not included."""
+        included = self.included[..., None].astype(np.float32)
+        mean = (x * included).sum(1, keepdims=True) / np.maximum(included.sum(1, keepdims=True), 1)
+        result: Singles = (x - mean) * included
+        return result
+
+    def less_mates(self, centred: Singles) -> Singles:
+        """Centred x minus its mates' mean at the same position: g̃ for g, linear, so ∂E/∂x may be given as well."""
+        result = np.empty_like(centred)
+        for row in self._by_row():
+            mates, included = self.mates(row), self.included[row].astype(np.float32)
+            total = np.tensordot(mates, centred[row], axes=1)
+            mean = total / np.maximum(mates @ included, 1)[..., None]
+            result[row] = (centred[row] - mean) * included[..., None]
+        return result
+
+
+def enough_to_test(a: Singles, counted: Mask, documents: Ids) -> Mask:
+    """Features with enough active counted tokens, contexts and documents for the within-context test: [feature]."""
+    active = ((a > 0) & counted[..., None]).sum(1)  # [context, feature]
+    in_documents = _sum_by(documents, (active > 0).astype(np.float64)) > 0
+    enough: Mask = (
+        (active.sum(0) >= MIN_TEST_TOKENS)
+        & ((active > 0).sum(0) >= MIN_TEST_CONTEXTS)
+        & (in_documents.sum(0) >= MIN_TEST_DOCUMENTS)
+    )
+    return enough
+
+
+def compare(a: Singles, g: Singles, centred_g: Singles, counted: Mask, documents: Ids) -> dict[str, Floats]:
+    """p of each test by feature, all over the counted tokens; NaN where a or g does not vary.
+
+    a, g, centred_g: [context, position, feature], centred_g being g̃ (`Contexts.less_mates`); documents: [context].
+    """
+    a = a * counted[..., None]  # not counted: 0 in every sum with a
+    n = counted.sum(1).astype(np.float64)
+    weight = counted.astype(np.float32)
+    sum_a, sum_g, sum_g2 = (_sum_over_context(*x) for x in ((weight, a), (weight, g), (weight, g, g)))
+    sum_ag, sum_a2, s = (_sum_over_context(*x) for x in ((a, g), (a, a), (a, centred_g)))
+    mean_a, mean_g = sum_a.sum(0) / n.sum(), sum_g.sum(0) / n.sum()
+    u = sum_ag - mean_g * sum_a - mean_a * (sum_g - n[:, None] * mean_g)
+    variances = (sum_a2.sum(0) - n.sum() * mean_a**2) * (sum_g2.sum(0) - n.sum() * mean_g**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = u.sum(0) / np.sqrt(np.maximum(variances, 0))
+        return {
+            "tokens": two_sided_t_p(r * np.sqrt((n.sum() - 2) / (1 - r**2)), int(n.sum()) - 2),
+            "contexts": _cluster_p(u[n > 0]),
+            "documents": _cluster_p(_sum_by(documents[n > 0], u[n > 0])),
+            "within": two_sided_p(s.sum(0) / np.sqrt((s**2).sum(0))),
+        }
+
+
+def _sum_over_context(*factors: Singles) -> Floats:
+    """Σ_t of a product by context and feature; float32 within a context, float64 across.
+
+    factors: [context, position, feature], or [context, position].
+    """
+    names = ",".join("ct" if factor.ndim == 2 else "ctf" for factor in factors)
+    result: Floats = np.einsum(f"{names}->cf", *factors).astype(np.float64)
+    return result
+
+
+def _sum_by(clusters: Ids, values: Floats) -> Floats:
+    """Sums of the rows of values [context, feature] by cluster: [cluster, feature]."""
+    places = np.unique(clusters, return_inverse=True)[1]
+    result = np.zeros((int(places.max(initial=-1)) + 1, values.shape[1]))
+    np.add.at(result, places, values)
+    return result
+
+
+def _cluster_p(u: Floats) -> Floats:
+    """p of ΣU = 0 from the clusters' U [cluster, feature]."""
+    n = len(u)
+    return two_sided_t_p(u.sum(0) / np.sqrt((u**2).sum(0) * n / (n - 1)), n - 1)

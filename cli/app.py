@@ -1,0 +1,49 @@
+"""The program `elw` and its groups of commands; each command is in the file of its group."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+# Plain help: rich would take longer to load than a query takes to run.
+app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+efas_app = typer.Typer(help="Put EFAS to the test: a replay of the draft's protocol, and permuted documents.")
+sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
+lens_app = typer.Typer(help="Train tuned lenses, for the energy tuned_lens.")
+model_app = typer.Typer(help="Fetch language models, and list those at hand.")
+app.add_typer(efas_app, name="efas")
+app.add_typer(sae_app, name="sae")
+app.add_typer(lens_app, name="lens")
+app.add_typer(model_app, name="model")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from energy_lens.version import __version__
+
+        print(f"elw {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, no_args_is_help=False)
+def elw(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from; may also stand behind a command.")
+    ] = False,
+) -> None:
+    """An analytics warehouse for mechanistic interpretability.
+
+    elw ingest runs a language model and its sparse autoencoders over your text and writes token energies, energy
+    gradients and feature activations into one DuckDB file; after that every question is SQL.
+
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse cannot be opened, 130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)

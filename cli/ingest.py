@@ -1,0 +1,93 @@
+"""`elw ingest`: text, a model and SAEs in, a filled warehouse out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from energy_lens.cli.app import app
+from energy_lens.cli.options import DEFAULT_MODEL, Database, Dtype, Excludes, Layers, Model, Paths, Saes, numbers, words
+from energy_lens.console import say
+
+
+@app.command()
+def ingest(
+    paths: Paths,
+    db: Database = None,
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    sae: Saes = None,
+    energies: Annotated[
+        str,
+        typer.Option(
+            "--energies",
+            metavar="NAME,...",
+            help="Of nll, logit_lens, tuned_lens, attention, hopfield; or package.module:Class for one of your own.",
+        ),
+    ] = "nll,hopfield",
+    lens: Annotated[
+        Path | None,
+        typer.Option("--lens", metavar="FILE", help="Maps of the energy tuned_lens; else those shipped for the model."),
+    ] = None,
+    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
+    ] = Dtype.auto,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="Stop at the first group end at or after N tokens; a larger N goes on."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the document order and the calibration.")] = 0,
+    store_gradients: Annotated[
+        bool, typer.Option("--store-gradients", help="Keep every token's gradient vector, which makes a large file.")
+    ] = False,
+    probes: Annotated[
+        int,
+        typer.Option(
+            "--probes", metavar="N", help="Backward passes for attribution_curvature; 3 predict an ablation well."
+        ),
+    ] = 0,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Start afresh although a run with equal settings exists.")
+    ] = False,
+    exclude: Excludes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+) -> None:
+    """Run a model and its SAEs over text and store what they say.
+
+    Whatever stops it, the same command goes on where it stood; on an unchanged corpus it does nothing.
+    """
+    from energy_lens.ingest import pipeline
+    from energy_lens.warehouse.database import warehouse_path
+
+    options = pipeline.IngestOptions(
+        db=warehouse_path(db),
+        model=model,
+        layers=numbers(layers, "--layers") if layers is not None else None,
+        saes=tuple(sae or ()),
+        energies=tuple(words(energies, "--energies")),
+        lens=lens,
+        context_length=context,
+        batch_size=batch_size,
+        dtype=dtype.value,
+        max_tokens=max_tokens,
+        seed=seed,
+        store_gradients=store_gradients,
+        probes=probes,
+        new_run=new_run,
+        exclude=tuple(exclude or ()),
+    )
+    summary = pipeline.ingest(paths, options)
+    if as_json:
+        import json
+
+        print(json.dumps(summary.as_dict(), indent=2))
+    else:
+        say(str(summary))
+    if summary.interrupted:
+        raise typer.Exit(130)

@@ -1,0 +1,90 @@
+"""`elw lens`: tuned lenses fitted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from energy_lens.cli.app import lens_app
+from energy_lens.cli.listing import print_rows, rounded
+from energy_lens.cli.options import (
+    DEFAULT_MODEL,
+    Excludes,
+    Layers,
+    ListingFormat,
+    Model,
+    Paths,
+    TextFormat,
+    TrainingDtype,
+    layers_to_train,
+)
+from energy_lens.console import say
+from energy_lens.errors import UsageError
+
+if TYPE_CHECKING:
+    from energy_lens.warehouse.output import Rows
+
+
+@lens_app.command("train")
+def lens_train(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File for the maps, .safetensors.")],
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the token order.")] = 0,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
+    ] = TrainingDtype.bfloat16,
+    half: Annotated[bool, typer.Option("--half", help="Store the maps in float16.")] = False,
+    exclude: Excludes = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Fit each layer's tuned lens on the training documents of a corpus, and measure it on held-out ones."""
+    import torch
+    from tqdm import tqdm
+
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.energies.translators import save_translators
+    from energy_lens.ingest.model.loading import load_model
+    from energy_lens.ingest.training.lenses import FitOptions, fit_translators
+
+    options = FitOptions(tokens=tokens, seed=seed)
+    chosen = layers_to_train(layers, model)
+    if output.exists():
+        raise UsageError(f"{output} exists already: choose another --output, or remove it.")
+    documents = discover(paths, tuple(exclude or ()))
+    language_model = load_model(model, getattr(torch, dtype.value))
+    every = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=1.0, bar_format="{desc}{percentage:.1f}% [{elapsed}<{remaining}]", mininterval=every) as bar:
+
+        def show(what: str, share: float) -> None:
+            if what != bar.desc.removesuffix(": "):
+                bar.reset()
+                bar.set_description(what)
+            bar.update(share - bar.n)
+
+        translators = fit_translators(language_model, documents, chosen, options, show)
+    save_translators(translators, output, torch.float16 if half else torch.float32)
+    if held_out := translators.metadata.get("held_out"):
+        say(f"On {held_out['tokens']:,} tokens of documents that were held out, in nats:")
+        print_rows(_lens_figures(held_out), form)
+    else:
+        say("No document was held out, so nothing was measured: that needs 3 documents in a category.")
+
+
+def _lens_figures(held_out: Mapping[str, Any]) -> Rows:
+    """A row a layer: losses and divergences on held-out tokens, in nats."""
+    from energy_lens.warehouse.output import Rows
+
+    names = ["logit_lens_loss", "tuned_lens_loss", "logit_lens_kl", "tuned_lens_kl"]
+    columns = [("layer", "integer"), *((name, "double") for name in names), ("output_loss", "double")]
+    rows = [
+        [int(layer), *(rounded(own[name]) for name in names), rounded(held_out["output_loss"])]
+        for layer, own in held_out["layers"].items()
+    ]
+    return Rows.of(columns, rows)

@@ -1,0 +1,55 @@
+"""Rows out: a listing as a table or data, and numbers as they are shown."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING
+
+from energy_lens.cli.options import TextFormat
+from energy_lens.console import say
+
+if TYPE_CHECKING:
+    from energy_lens.ingest.training.saes import Progress
+    from energy_lens.warehouse.output import Rows
+
+
+class TrainingBar:
+    """A progress bar with each SAE's fraction of variance unexplained (FVU) and share of dead features."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        every = 0.5 if sys.stderr.isatty() else 30
+        form = "{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}"
+        self._bar = tqdm(total=1.0, desc="Train", bar_format=form, mininterval=every, file=sys.stderr)
+
+    def update(self, progress: Progress) -> None:
+        begun = {place: fvu for place, fvu in progress.fvu.items() if not math.isnan(fvu)}
+        figures = [f"{layer}/{k}: {fvu:.3f} {progress.dead_share[layer, k]:.0%}" for (layer, k), fvu in begun.items()]
+        shown = [progress.note] * bool(progress.note) + ["layer/k: FVU dead"] * bool(figures) + figures
+        self._bar.set_postfix_str(" · ".join(shown), refresh=False)
+        self._bar.update(progress.share - self._bar.n)
+
+    def __enter__(self) -> TrainingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def print_rows(rows: Rows, form: TextFormat) -> None:
+    """A listing, all of it."""
+    from energy_lens.warehouse.query import print_listing
+
+    for note in print_listing(rows, form.value):
+        say(note)
+
+
+def significant(value: float | str) -> float | str:
+    """A number to six digits, whatever its size."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def rounded(value: float | None) -> float | None:
+    return round(value, 4) if isinstance(value, int | float) and not math.isnan(value) else None

@@ -1,0 +1,74 @@
+"""Options that several commands share, each declared once, and how lists of words and numbers are read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from energy_lens.errors import UsageError
+
+#: As energy_lens.ingest.model.loading has it, which would load torch.
+DEFAULT_MODEL = "smollm2-135m"
+
+Format = StrEnum("Format", "table csv json jsonl markdown parquet")
+TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
+Dtype = StrEnum("Dtype", "auto float32 bfloat16")
+TrainingDtype = StrEnum("TrainingDtype", "float32 bfloat16")
+SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
+
+Database = Annotated[
+    Path | None,
+    typer.Option("--db", metavar="FILE", help="The warehouse; else $ELW_WAREHOUSE, else elw.duckdb here."),
+]
+ListingFormat = Annotated[TextFormat, typer.Option("--format", "-f", help="How to print it.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders with UTF-8 text.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file."),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="N,N,...",
+        help="Layers whose output is read; else those of the SAEs given, or 10,12,15,20,25 of the default model.",
+    ),
+]
+Saes = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
+    ),
+]
+Excludes = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
+]
+
+
+def layers_to_train(layers: str | None, model: str) -> tuple[int, ...]:
+    """The layers given, or the default ones of the default model."""
+    from energy_lens.ingest.model import loading as models
+
+    if layers is None and model != models.DEFAULT_MODEL:
+        raise UsageError(f"Name the layers of {model} to train on, as in --layers 6,8.")
+    return models.DEFAULT_LAYERS if layers is None else numbers(layers, "--layers")
+
+
+def words(text: str, option: str) -> list[str]:
+    """The words of a list with commas."""
+    listed = [word.strip() for word in text.split(",") if word.strip()]
+    if not listed:
+        raise UsageError(f"{option} is empty: name at least one.")
+    return listed
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """The numbers of a list with commas, without repetition."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in words(text, option)))
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 10,12.") from error

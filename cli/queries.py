@@ -1,0 +1,126 @@
+"""`elw sql`, `tables`, `describe`, `runs` and `migrate`: a warehouse in, rows out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from energy_lens.cli.app import app
+from energy_lens.cli.listing import print_rows
+from energy_lens.cli.options import Database, Format, ListingFormat, TextFormat
+from energy_lens.console import say
+
+
+@app.command()
+def sql(
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="QUERY|-", help="SQL; - or nothing reads it from stdin.", show_default=False),
+    ] = None,
+    db: Database = None,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="How to write the rows; else by the ending of --output, else table."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not at all.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="Value of $NAME: a number, true, false or null if it reads so, else a string; n=\"'42'\" is a string. "
+            "Repeatable.",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", metavar="N", min=0, help="Rows of a table to show, 0 for all; else 40, and all in a file."
+        ),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Let the query change the warehouse.")] = False,
+) -> None:
+    """Run SQL on the warehouse: read-only, without access to files or the network.
+
+    Of several statements all are run, each committed on its own, and the last one's rows are shown.
+    """
+    from energy_lens.warehouse import query as queries
+
+    request = queries.Query(
+        script=queries.read_script(query),
+        parameters=queries.parse_parameters(parameter or []),
+        format=form.value if form else None,
+        output=output,
+        rows=rows,
+        write=write,
+    )
+    for note in queries.run(db, request):
+        say(note)
+
+
+@app.command()
+def tables(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
+    """List every table, view and macro with what it holds."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import announce_state
+    from energy_lens.warehouse.query import tables as catalogue
+
+    with Warehouse(db) as warehouse:
+        announce_state(warehouse)
+        print_rows(catalogue(warehouse), form)
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A table, view or macro.")],
+    db: Database = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Show the columns of a table or view, or the parameters of a macro, and what they mean."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import describe as columns_of
+
+    with Warehouse(db) as warehouse:
+        head, columns = columns_of(warehouse, name)
+        say(head)
+        print_rows(columns, form)
+
+
+@app.command()
+def runs(
+    db: Database = None,
+    use: Annotated[
+        int | None,
+        typer.Option("--use", metavar="ID", help="Make this run the one that efas and the other views show."),
+    ] = None,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """List the runs of the warehouse, or choose the current one."""
+    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.query import announce_state, list_runs, use_run
+
+    with Warehouse(db) as warehouse:  # also when one is chosen: no warehouse is made for it
+        if use is None:
+            announce_state(warehouse)
+            print_rows(list_runs(warehouse), form)
+    if use is not None:
+        with Warehouse(db, writable=True) as warehouse:
+            use_run(warehouse, use)
+            say(f"Run {use} of {warehouse.path} is current now.")
+
+
+@app.command()
+def migrate(db: Database = None) -> None:
+    """Bring an older warehouse to this version's tables and views."""
+    from energy_lens.warehouse.database import Warehouse
+
+    with Warehouse(db) as warehouse:
+        behind = warehouse.behind
+    with Warehouse(db, writable=True) as warehouse:
+        number = warehouse.sql("SELECT max(number) FROM schema_migrations").value()
+        say(f"{warehouse.path} {'is now' if behind else 'was and is'} at schema {number}, with this version's views.")

@@ -1,0 +1,296 @@
+"""`elw sae`: SAEs trained, evaluated, imported, exported and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from energy_lens.cli.app import sae_app
+from energy_lens.cli.listing import TrainingBar, print_rows, rounded
+from energy_lens.cli.options import (
+    DEFAULT_MODEL,
+    Excludes,
+    Layers,
+    ListingFormat,
+    Model,
+    Paths,
+    SaeFormat,
+    Saes,
+    TextFormat,
+    TrainingDtype,
+    layers_to_train,
+    numbers,
+)
+from energy_lens.console import say
+from energy_lens.errors import UsageError
+
+if TYPE_CHECKING:
+    from energy_lens.ingest.sae.figures import Evaluation
+    from energy_lens.warehouse.output import Rows
+
+
+@sae_app.command("train")
+def sae_train(
+    paths: Paths,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for one folder a layer, or one a k and layer."),
+    ],
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    features: Annotated[
+        int | None, typer.Option("--features", metavar="N", help="Features; 2048 unless given.")
+    ] = None,
+    k: Annotated[
+        str | None,
+        typer.Option("--k", metavar="N,...", help="Active features a token; 8 unless given. One SAE a layer for each."),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option("--architecture", metavar="NAME", help="topk, or batchtopk, which is saved as jumprelu."),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", metavar="NAME", help="adam, or lbfgs: Adam, then L-BFGS as a polish.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Distinct tokens to train on; 2,000,000 unless given.")
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option("--passes", metavar="N", help="Times that each token is trained on.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Tokens a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="Adam's, at its highest.")
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's forward pass.")
+    ] = TrainingDtype.bfloat16,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+    exclude: Excludes = None,
+) -> None:
+    """Train SAEs for every layer in one pass of the model over a corpus.
+
+    Whatever stops it, the same command goes on from the last round.
+    """
+    import shutil
+
+    import torch
+
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.sae.saving import save_sae
+    from energy_lens.ingest.training.saes import TrainingConfig, train_saes
+
+    chosen = layers_to_train(layers, model)
+    given = {
+        "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
+        "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
+        "learning_rate": learning_rate, "context_length": context,
+    }  # fmt: skip
+    config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    parents = [output] if len(config.ks) == 1 else [output / f"k_{own}" for own in config.ks]
+    places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
+    if taken := [folder for folder in places if folder.exists()]:
+        raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
+    documents = discover(paths, tuple(exclude or ()))
+    scratch = output / ".training"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
+    except OSError as error:
+        raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
+    language_model = models.load_model(model, getattr(torch, dtype.value))
+    with TrainingBar() as bar:
+        saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
+    for sae, place in zip(saes, places, strict=True):
+        save_sae(sae, place, torch.float16 if half else torch.float32)
+        print(place)
+    shutil.rmtree(scratch)
+
+
+@sae_app.command("evaluate")
+def sae_evaluate(
+    paths: Paths,
+    sae: Saes = None,
+    model: Model = DEFAULT_MODEL,
+    layers: Layers = None,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", metavar="N", min=0, help="Tokens of a sample, balanced over categories; 0: all."),
+    ] = 50_000,
+    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
+    dtype: Annotated[
+        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
+    ] = TrainingDtype.float32,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample.")] = 0,
+    ce_tokens: Annotated[
+        int,
+        typer.Option("--ce-tokens", metavar="N", min=0, help="Tokens of the sample whose losses are measured; 0: all."),
+    ] = 16_000,
+    no_ce: Annotated[
+        bool, typer.Option("--no-ce", help="Leave out the model's loss with and without the SAE, most of the work.")
+    ] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep the figures in the cfg.json of each --sae.")] = False,
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FILE", help="A warehouse: store the figures with its runs that use these SAEs."),
+    ] = None,
+    exclude: Excludes = None,
+    form: ListingFormat = TextFormat.table,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures, and what they were measured on, as JSON.")
+    ] = False,
+) -> None:
+    """Measure how much SAEs leave out of text they never saw, and what that costs the model.
+
+    FVU, cosine, L0 and dead features over included tokens; the model's loss with their residuals replaced by the SAE's
+    reconstruction, by zero and by the mean. By category, pooled (all) and as the mean over categories (macro).
+    """
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.sae import evaluation as sae_evaluation
+    from energy_lens.ingest.sae.choosing import choose_saes, load_saes
+    from energy_lens.ingest.sae.saving import save_evaluation
+    from energy_lens.warehouse import quality
+    from energy_lens.warehouse.database import Warehouse
+
+    if save and not sae:
+        raise UsageError("--save changes the folders given with --sae, and none was given: name them.")
+    options = sae_evaluation.EvaluationOptions(
+        max_tokens or None, context, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
+    )
+    chosen = numbers(layers, "--layers") if layers is not None else None
+    documents = discover(paths, tuple(exclude or ()))
+    if sae:
+        saes = load_saes(sae, chosen)
+    else:
+        saes = list(choose_saes(model, chosen).values())
+    language_model = models.load_model(model, models.DTYPES[dtype.value])
+    if db is not None:
+        with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
+            used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]
+            if not used:
+                raise UsageError(f"No run of {db} uses any of these SAEs on {model}: leave out --db, or name another.")
+    evaluations = sae_evaluation.evaluate(language_model, saes, documents, options)
+    for note, own in _grouped((note, entry.layer) for entry in evaluations for note in entry.notes).items():
+        say(f"Layer {', '.join(map(str, own))}: {note}")
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(entry) for entry in evaluations], indent=2))
+    else:
+        print_rows(_figures(evaluations), form)
+    for evaluation in evaluations:
+        if save:
+            say(f"Saved with the SAE in {save_evaluation(evaluation)}.")
+        if db is not None:
+            with Warehouse(db, writable=True) as warehouse:
+                runs = quality.store_evaluation(
+                    warehouse, evaluation.sae_sha256, language_model.sha256, evaluation.as_dict()
+                )
+            where = f"with run {', '.join(map(str, runs))} of {db}" if runs else f"nowhere: no run of {db} uses it"
+            say(f"The figures of {evaluation.source} are stored {where}.")
+
+
+def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """{text: its numbers}, in order and without repetition."""
+    groups: dict[str, list[int]] = {}
+    for text, number in pairs:
+        if number not in groups.setdefault(text, []):
+            groups[text].append(number)
+    return groups
+
+
+def _figures(evaluations: Sequence[Evaluation]) -> Rows:
+    """One row for each SAE and category, then its macro average and all tokens together."""
+    from energy_lens.warehouse.output import Rows
+
+    figures = ["l0", "fvu", "cosine", "dead_share", "dense_share", "ce_clean", "delta_ce"]
+    figures += ["ce_recovered_zero", "ce_recovered_mean"]
+    columns = [("layer", "integer"), ("category", "varchar"), ("n_tokens", "bigint")]
+    columns += [(name, "double") for name in figures] + [("folder", "varchar")]
+    rows = [
+        (entry.layer, category, own.n_tokens, *(rounded(getattr(own, name)) for name in figures), entry.source)
+        for entry in evaluations
+        for category, own in [*entry.categories.items(), ("macro", entry.macro), ("all", entry.all)]
+    ]
+    return Rows.of(columns, rows)
+
+
+@sae_app.command("import")
+def sae_import(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, of SAELens or sparsify.")],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model it was trained on.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
+    ] = None,
+    activation_scale: Annotated[
+        float | None,
+        typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
+    ] = None,
+) -> None:
+    """Register an SAE for a model: check it, write a copy in SAELens v6 format, print its folder."""
+    from energy_lens.ingest.sae.registry import import_sae as register
+
+    print(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
+
+
+@sae_app.command("export")
+def sae_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, in any format that can be read.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write; sparsify's is layers.N in it."),
+    ],
+    form: Annotated[SaeFormat, typer.Option("--format", "-f", help="Format to write.")] = SaeFormat.saelens,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+) -> None:
+    """Write an SAE in another format; print its folder."""
+    from energy_lens.ingest.sae.registry import export_sae as export
+
+    print(export(folder, form.value, output, half))
+
+
+@sae_app.command("list")
+def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
+    """List a model's SAEs, those of the package and the registered ones, with their figures on held-out documents."""
+    from energy_lens.ingest.sae.choosing import listed
+    from energy_lens.warehouse.output import Rows
+
+    figures = ("l0", "fvu", "cosine", "dead_share")
+    saes = listed(model)
+    if not saes:
+        raise UsageError(
+            f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, or "
+            "register one with elw sae import."
+        )
+    columns = [("layer", "integer"), ("source", "varchar"), ("architecture", "varchar"), ("features", "integer")]
+    columns += [("k", "integer"), ("norm_median", "double"), *((name, "double") for name in figures)]
+    rows = [
+        (
+            sae.layer,
+            source,
+            sae.architecture,
+            sae.d_sae,
+            sae.k,
+            rounded(sae.norm_median),
+            *(rounded(sae.metadata.get(name)) for name in figures),
+            sae.metadata.get("trained_tokens"),
+            sae.source,
+        )
+        for source, sae in saes
+    ]
+    print_rows(Rows.of([*columns, ("trained_tokens", "bigint"), ("folder", "varchar")], rows), form)

@@ -1,0 +1,15 @@
+"""The five steps of an ingest, a file a step; only here, in ingest, are the lock held and groups committed.
+
+1. `run`       find the documents; settle model, SAEs, energies and precision: together they are the run's identity.
+2. `planning`  in one transaction write the plan: documents, contexts, groups; a run that exists is continued.
+3. `calibration`  before the first group, measure each gradient's mean and spread on a seeded sample.
+4. `groups`, `rows`, `commits`  group by group: run the model, take statistics, commit all in one transaction.
+5. `statistics.finish`  fill feature_statistics.
+
+Killed anywhere, the same command goes on where it stood, and ends with the same tables.
+"""
+
+from energy_lens.ingest.pipeline.options import IngestOptions
+from energy_lens.ingest.pipeline.run import IngestSummary, ingest
+
+__all__ = ["IngestOptions", "IngestSummary", "ingest"]

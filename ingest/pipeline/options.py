@@ -1,0 +1,51 @@
+"""What `elw ingest` can be told, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from energy_lens.errors import UsageError
+from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """What `elw ingest` can be told."""
+
+    db: Path = Path("elw.duckdb")
+    model: str = DEFAULT_MODEL
+    layers: tuple[int, ...] | None = None  #: None: those of the SAEs given, else the default ones
+    saes: tuple[Path, ...] = ()  #: SAE folders; none: those shipped for the model
+    energies: tuple[str, ...] = ("nll", "hopfield")  #: built-in names, or package.module:Class
+    lens: Path | None = None  #: file of the tuned lens; None: the one shipped for the model
+    context_length: int = 128
+    batch_size: int = 8
+    dtype: str = "auto"
+    max_tokens: int | None = None  #: stop at the first group end at or after so many tokens of the run
+    seed: int = 0
+    store_gradients: bool = False
+    probes: int = 0  #: curvature probes, for attribution_curvature
+    new_run: bool = False  #: start afresh although a run with equal settings exists
+    exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed"),
+            (self.context_length <= 32_767, f"--context is {self.context_length}; at most 32,767 tokens are possible"),
+            (self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 context is needed"),
+            (
+                self.max_tokens is None or self.max_tokens >= 1,
+                f"--max-tokens is {self.max_tokens}; it must be positive",
+            ),
+            (self.probes >= 0, f"--probes is {self.probes}; it must not be negative"),
+            (
+                not self.probes or "nll" in self.energies,
+                "--probes measure the curvature of nll, which is not among the energies; add it (--energies)",
+            ),
+            (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
+            (self.dtype in ("auto", *DTYPES), f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}"),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise UsageError(message + ".")
