@@ -22,3 +22,9 @@ class WarehouseError(ElwError):
     """The warehouse file cannot be opened: missing, locked, corrupt, or written by a newer version."""
 
     exit_code = 3
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raises UsageError unless the condition holds; the sentence names the option as the user typed it."""
+    if not condition:
+        raise UsageError(sentence)

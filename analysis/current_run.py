@@ -8,9 +8,9 @@ has to be there any more.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import stored_folder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.plan import Context
+from energy_lens.warehouse.plan import Context, rounds
 from energy_lens.warehouse.query import announce_state
 
 T = TypeVar("T")
@@ -127,12 +127,7 @@ class CurrentRun:
         cells: dict[tuple[str, str], list[int]] = {}
         for category, half, context in committed:
             cells.setdefault((category, half), []).append(context)
-        generator = np.random.default_rng(seed)
-        queues = [deque(generator.permutation(own).tolist()) for _, own in sorted(cells.items())]
-        sample: list[int] = []
-        while any(queues) and len(sample) < n_contexts:
-            sample += [queue.popleft() for queue in queues if queue]
-        return sample[:n_contexts]
+        return list(islice(chain.from_iterable(rounds(cells, seed)), n_contexts))
 
     def contexts(self, ids: Iterable[int]) -> list[tuple[Context, NDArray[np.int32]]]:
         """The contexts of these ids with their vocabulary ids, in the order given; all must be committed.

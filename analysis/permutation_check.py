@@ -8,8 +8,6 @@ and so do the tokens that the model is run on: no text has to be there any more.
 from __future__ import annotations
 
 import math
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
+from energy_lens.console import bar, say
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES, benjamini_hochberg
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.plan import rounds
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -204,17 +203,17 @@ class PermutationInputs:
         available = sum(map(len, usable))
         limit, why = self._limit()
         if limit < available:
-            generator = np.random.default_rng(self.options.seed)
             by_category: dict[str, list[list[tuple[str, int, int, int]]]] = {}
             for row in usable:
                 by_category.setdefault(row[0][0], []).append(row)
-            queues = [deque(own[i] for i in generator.permutation(len(own))) for _, own in sorted(by_category.items())]
             usable = []
-            while any(queues) and sum(map(len, usable)) < limit:
-                usable += [queue.popleft() for queue in queues if queue]
+            for in_turn in rounds(by_category, self.options.seed):
+                if sum(map(len, usable)) >= limit:
+                    break
+                usable += in_turn
             n_used = sum(map(len, usable))
             if n_used < available:
-                _say(f"A sample of {n_used:,} of {available:,} contexts is used{why}; z and q are of all of them.")
+                say(f"A sample of {n_used:,} of {available:,} contexts is used{why}; z and q are of all of them.")
         contexts = [context for row in usable for context in row]
         categories, ids, documents, indices = (np.array(column) for column in zip(*contexts, strict=True))
         order = np.lexsort((indices, documents))
@@ -299,18 +298,14 @@ class PermutationInputs:
         gradients = {(layer, energy): torch.zeros(shape) for layer in self.layers for energy in self.energies}
         contexts = self._current.contexts(self.used.ids.tolist())
         readings = Reader(self._current.load_model(), self.saes, energies, batch_size=8).read(contexts)
-        every = 0.5 if sys.stderr.isatty() else 30
-        bar = tqdm(readings, total=len(contexts), unit="context", mininterval=every, desc="Gradients")
-        for i, reading in enumerate(bar):
-            for layer, own in reading.layers.items():
-                for energy in self.energies:
-                    vectors = own.decoder_gradients(energy)
-                    gradients[layer, energy][i, : len(vectors)] = vectors
+        with bar("Gradients", len(contexts), "context") as progress:
+            for i, reading in enumerate(readings):
+                for layer, layer_reading in reading.layers.items():
+                    for energy in self.energies:
+                        vectors = layer_reading.decoder_gradients(energy)
+                        gradients[layer, energy][i, : len(vectors)] = vectors
+                progress.update()
         return gradients
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def summaries(outcomes: Sequence[LayerOutcome]) -> Iterator[str]:

@@ -17,9 +17,9 @@ from scipy import stats
 from energy_lens import Warehouse
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import agreement as validation
-from energy_lens.analysis.interventions import effects
 from energy_lens.analysis.interventions import run as intervention_run
 from energy_lens.analysis.interventions.edits import Edit
+from energy_lens.analysis.interventions.effects import PREDICTORS, summaries
 from energy_lens.analysis.interventions.example import try_on_text
 from energy_lens.analysis.interventions.run import InterventionOptions, intervene
 from energy_lens.cli.main import main
@@ -148,7 +148,7 @@ def test_effects_show_the_predictions_that_were_validated(intervened: Path) -> N
 def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
     found = table(intervened, "SELECT DISTINCT validation, predictor, backward_passes FROM predictor_validation")
     passes = {(v, p): n for v, p, n in found.iter_rows()}
-    cheap = {name for name in effects.PREDICTORS if name not in ("hessian", "own_path")}
+    cheap = {name for name in PREDICTORS if name not in ("hessian", "own_path")}
     scores = {
         "efas",
         "abs_efas",
@@ -232,7 +232,7 @@ def test_numbers_that_are_not_finite_are_recorded_as_a_failure(tiny_warehouse: P
     assert found["curvature"].is_null().all()
     assert table(db, "SELECT * FROM intervention_effects").is_empty()
     with Warehouse(db) as warehouse:
-        assert any("not finite" in sentence for sentence in effects.summaries(warehouse, [own]))
+        assert any("not finite" in sentence for sentence in summaries(warehouse, [own]))
 
 
 def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Pat
     notes = table(db, "SELECT feature, note FROM intervention_features").rows_by_key("feature")
     assert "never fires" in notes[7][0][0]
     with Warehouse(db) as warehouse:
-        assert any("never fires" in sentence for sentence in effects.summaries(warehouse, [own]))
+        assert any("never fires" in sentence for sentence in summaries(warehouse, [own]))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ group, and a run that was killed goes on where it stood.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 #: A document's tail is kept from this many tokens, its only context from MIN_DOCUMENT.
 MIN_TAIL = 16
@@ -81,18 +84,25 @@ def cut(n_tokens: int, length: int) -> list[tuple[int, int]]:
 
 def sample_contexts(documents: Sequence[PlannedDocument], n_tokens: float, seed: int) -> list[Context]:
     """A seeded sample of contexts, in turn from each category, of at least n_tokens (or all there are)."""
-    generator = np.random.default_rng(seed)
-    queues = []
-    for category in sorted({document.category for document in documents}):
-        contexts = [c for document in documents if document.category == category for c in document.contexts]
-        queues.append(deque(contexts[i] for i in generator.permutation(len(contexts))))
+    by_category: dict[str, list[Context]] = {}
+    for document in documents:
+        by_category.setdefault(document.category, []).extend(document.contexts)
     chosen: list[Context] = []
     total = 0
-    while any(queues) and total < n_tokens:
-        round_ = [queue.popleft() for queue in queues if queue]
-        total += sum(context.n_tokens for context in round_)
-        chosen += round_
+    for in_turn in rounds(by_category, seed):
+        if total >= n_tokens:
+            break
+        total += sum(context.n_tokens for context in in_turn)
+        chosen += in_turn
     return chosen
+
+
+def rounds(cells: Mapping[Any, Sequence[T]], seed: int) -> Iterator[list[T]]:
+    """A seeded, balanced order: round by round, the next one of every cell that has any left, cells in key order."""
+    generator = np.random.default_rng(seed)
+    queues = [deque(cell[i] for i in generator.permutation(len(cell))) for _, cell in sorted(cells.items())]
+    while any(queues):
+        yield [queue.popleft() for queue in queues if queue]
 
 
 def assign_halves(

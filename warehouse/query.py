@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy_lens.console import say
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.sql import identifier, literal
 from energy_lens.warehouse import output
@@ -245,11 +246,6 @@ def print_listing(rows: output.Rows, form: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ what is said
-
-
-def say(sentence: str) -> None:
-    """A line for the user, on stderr: stdout carries data only."""
-    print(sentence, file=sys.stderr)
 
 
 def announce_state(warehouse: Warehouse) -> None:
