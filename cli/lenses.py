@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from energy_lens.cli.options import (
     TrainingDtype,
     layers_to_train,
 )
-from energy_lens.console import say
+from energy_lens.console import bar, say
 from energy_lens.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ def lens_train(
 ) -> None:
     """Fit each layer's tuned lens on the training documents of a corpus, and measure it on held-out ones."""
     import torch
-    from tqdm import tqdm
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
@@ -59,14 +57,13 @@ def lens_train(
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
     documents = discover(paths, tuple(exclude or ()))
     language_model = load_model(model, getattr(torch, dtype.value))
-    every = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=1.0, bar_format="{desc}{percentage:.1f}% [{elapsed}<{remaining}]", mininterval=every) as bar:
+    with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 
         def show(what: str, share: float) -> None:
-            if what != bar.desc.removesuffix(": "):
-                bar.reset()
-                bar.set_description(what)
-            bar.update(share - bar.n)
+            if what != progress.desc.removesuffix(": "):
+                progress.reset()
+                progress.set_description(what)
+            progress.update(share - progress.n)
 
         translators = fit_translators(language_model, documents, chosen, options, show)
     save_translators(translators, output, torch.float16 if half else torch.float32)

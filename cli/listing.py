@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
 from energy_lens.cli.options import TextFormat
-from energy_lens.console import say
+from energy_lens.console import bar, say
 
 if TYPE_CHECKING:
     from energy_lens.ingest.training.saes import Progress
@@ -18,11 +17,7 @@ class TrainingBar:
     """A progress bar with each SAE's fraction of variance unexplained (FVU) and share of dead features."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm
-
-        every = 0.5 if sys.stderr.isatty() else 30
-        form = "{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}"
-        self._bar = tqdm(total=1.0, desc="Train", bar_format=form, mininterval=every, file=sys.stderr)
+        self._bar = bar("Train", 1.0, form="{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}")
 
     def update(self, progress: Progress) -> None:
         begun = {place: fvu for place, fvu in progress.fvu.items() if not math.isnan(fvu)}

@@ -122,5 +122,5 @@ def migrate(db: Database = None) -> None:
     with Warehouse(db) as warehouse:
         behind = warehouse.behind
     with Warehouse(db, writable=True) as warehouse:
-        number = warehouse.sql("SELECT max(number) FROM schema_migrations").value()
+        number = warehouse.schema_number
         say(f"{warehouse.path} {'is now' if behind else 'was and is'} at schema {number}, with this version's views.")

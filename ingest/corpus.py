@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from energy_lens.console import say
 from energy_lens.errors import UsageError
 
 
@@ -101,7 +101,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for link in (Path(here, name) for name in folders if Path(here, name).is_symlink()):
-            print(f"{link} links to a folder and is not followed: give it as a path of its own.", file=sys.stderr)
+            say(f"{link} links to a folder and is not followed: give it as a path of its own.")
         paths = (Path(here, name) for name in files if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import figures, formatting, tables
 from energy_lens.reports.queries import Answer, gather
+from energy_lens.warehouse.files import whole
 
 FORMATS = ("md", "html")
 
@@ -144,9 +144,9 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     """
     targets = {folder / name: text for name, text in texts.items()}
     try:
-        with _made_folders({target.parent for target in targets}), _temporary_files(targets) as temporary:
-            for target, written in temporary.items():
-                os.replace(written, target)
+        with _made_folders({target.parent for target in targets}), whole(*targets) as scratches:
+            for scratch, text in zip(scratches, targets.values(), strict=True):
+                scratch.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ElwError(
@@ -168,17 +168,3 @@ def _made_folders(folders: set[Path]) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def _temporary_files(targets: Mapping[Path, str]) -> Iterator[dict[Path, Path]]:
-    """Each text in a temporary file beside its target; what is left of them at the end is deleted."""
-    temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets}
-    try:
-        for target, text in targets.items():
-            temporary[target].write_text(text, encoding="utf-8", newline="\n")
-        yield temporary
-    finally:
-        for path in temporary.values():
-            with contextlib.suppress(OSError):
-                path.unlink()

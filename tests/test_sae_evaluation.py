@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -627,7 +628,7 @@ def test_saving_keeps_what_was_there_when_it_fails(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ElwError, match="No space left"):
         saving.save_evaluation(evaluation)
     assert sorted((path.name, path.read_bytes()) for path in (saes / "layer_1").iterdir()) == before
@@ -678,7 +679,7 @@ def test_layers_choose_and_no_ce_leaves_out(
         (["--sae", "{saes}", "--layers", "7"], "No SAE was given for layer 7"),
         (["--sae", "{saes}/nowhere"], "is not an SAE folder"),
         (["--sae", "{saes}", "--db", "{saes}/none.duckdb"], "none.duckdb"),
-        (["--sae", "{saes}", "--batch-size", "0"], "batch_size is 0"),
+        (["--sae", "{saes}", "--batch-size", "0"], "--batch-size is 0"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

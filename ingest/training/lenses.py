@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, require
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_tokens
@@ -51,19 +51,12 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks = [
-            (
-                self.tokens >= self.batch_contexts * self.context_length,
-                f"--tokens is {self.tokens}; give at least 1,024",
-            ),
-            (self.learning_rate >= 0, f"learning_rate is {self.learning_rate}; it must not be negative"),
-            (self.ridge > 0, f"ridge is {self.ridge}; it must be positive"),
-            (self.context_length >= 4, f"context_length is {self.context_length}; at least 4 tokens are needed"),
-            (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
-        ]
-        for ok, message in checks:
-            if not ok:
-                raise UsageError(message + ".")
+        least = self.batch_contexts * self.context_length
+        require(self.tokens >= least, f"--tokens is {self.tokens}; give at least {least:,}.")
+        require(self.learning_rate >= 0, f"learning_rate is {self.learning_rate}; it must not be negative.")
+        require(self.ridge > 0, f"ridge is {self.ridge}; it must be positive.")
+        require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
 
 
 @dataclass(frozen=True)

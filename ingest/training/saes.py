@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -36,6 +36,7 @@ from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
 from energy_lens.ingest.training.trainer import StepConfig, Trainer
+from energy_lens.warehouse.files import whole
 
 #: Tokens on which an SAE's quartiles are taken, and those on which L-BFGS works and is judged.
 QUARTILE_TOKENS, POLISH_TOKENS, SELECT_TOKENS = 200_000, 131_072, 32_768
@@ -72,33 +73,29 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks = [
-            (bool(self.ks), "k is missing; name at least one"),
-            (len(set(self.ks)) == len(self.ks), f"k is {self.ks}; the same is named twice"),
-            *(
-                (1 <= k <= self.d_sae, f"k is {k}; it must lie between 1 and the number of features, {self.d_sae}")
-                for k in self.ks
-            ),
-            (
-                self.architecture in ARCHITECTURES,
-                f"architecture is {self.architecture!r}; choose {' or '.join(ARCHITECTURES)}",
-            ),
-            (self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}"),
-            (self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be positive"),
-            (self.passes >= 1, f"passes is {self.passes}; it must be positive"),
-            (0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be positive"),
-            (self.context_length >= 2, f"context_length is {self.context_length}; it must be at least 2"),
-            (self.seed >= 0, f"seed is {self.seed}; it must not be negative"),
-            (
-                self.round_contexts * (self.context_length - 1) >= 2 * self.batch_size,
-                f"round_contexts is {self.round_contexts}; a round must hold at least two batches of tokens",
-            ),
-        ]
-        for ok, message in checks:
-            if not ok:
-                raise UsageError(message + ".")
-        if self.tokens < self.batch_size:
-            raise UsageError(f"{self.tokens} tokens are less than one step of {self.batch_size}: train on more.")
+        require(bool(self.ks), "--k is missing; name at least one.")
+        require(len(set(self.ks)) == len(self.ks), f"--k is {self.ks}; the same is named twice.")
+        for k in self.ks:
+            features = f"the number of features, {self.d_sae} (--features)"
+            require(1 <= k <= self.d_sae, f"--k is {k}; it must lie between 1 and {features}.")
+        for option, name, known in (
+            ("--architecture", self.architecture, ARCHITECTURES), ("--optimizer", self.optimizer, OPTIMIZERS)
+        ):  # fmt: skip
+            require(name in known, f"{option} is {name!r}; choose {' or '.join(known)}.")
+        for option, number in (("--batch-size", self.batch_size), ("--passes", self.passes)):
+            require(number >= 1, f"{option} is {number}; it must be positive.")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, f"--learning-rate is {rate}; it must be positive and finite.")
+        require(self.context_length >= 2, f"--context is {self.context_length}; at least 2 tokens are needed.")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require(
+            self.round_contexts * (self.context_length - 1) >= 2 * self.batch_size,
+            f"round_contexts is {self.round_contexts}; a round must hold at least two batches of tokens.",
+        )
+        require(
+            self.tokens >= self.batch_size,
+            f"--tokens is {self.tokens}, less than one step of {self.batch_size}: train on more.",
+        )
 
 
 @dataclass
@@ -185,10 +182,9 @@ class _Training:
         from safetensors.torch import save_file
 
         tensors = {f"{t.layer}.{t.k}.{name}": tensor for t in self.trainers for name, tensor in t.state.items()}
-        scratch = self.folder / f".{CHECKPOINT}"
         try:
-            save_file(tensors, scratch, {"settings": self._digest, "rounds": str(n_rounds)})
-            scratch.replace(self.folder / CHECKPOINT)
+            with whole(self.folder / CHECKPOINT) as (scratch,):
+                save_file(tensors, scratch, {"settings": self._digest, "rounds": str(n_rounds)})
         except (OSError, SafetensorError) as error:
             raise ElwError(
                 f"{self.folder} cannot be written ({error}): make room; the same command goes on from the round before."
