@@ -19,8 +19,8 @@ from energy_lens.cli.main import app
 _HEAD = """# The command line
 
 Generated from the program's help by `python -m energy_lens.cli.reference`; do not edit. The
-[how-to pages](../README.md) show the commands at work. Every command takes `--help`, and `--debug` to show where an error
-came from.
+[how-to pages](../README.md) show the commands at work. Every command takes `--help`, and `--debug` to show where an
+error came from.
 """
 
 

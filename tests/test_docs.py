@@ -128,3 +128,52 @@ def test_data_dictionary_is_current() -> None:
     text = data_dictionary()
     assert (ROOT / "docs" / "data-dictionary.md").read_text(encoding="utf-8") == text
     assert "|  |\n" not in text
+
+
+def test_command_line_reference_is_current() -> None:
+    """docs/reference/cli.md is what the program's help says."""
+    from energy_lens.cli.reference import reference
+
+    assert (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8") == reference()
+
+
+def test_every_command_and_option_stands_in_the_docs() -> None:
+    """Each command is shown at work by the README or a how-to; each option is on the page of its command, and says what
+    it is for and, unless it is a switch, what it takes."""
+    from energy_lens.cli.reference import commands
+
+    shown = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name not in ("cli.md",))
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    sections = {section.split("\n", 1)[0]: section for section in page.split("\n## ")[1:]}
+    known = dict(commands())
+    assert set(sections) == set(known)
+    for name, command in known.items():
+        assert command.help, name
+        if not hasattr(command, "commands"):
+            assert re.search(rf"\b{name}\b", shown), f"no page but the reference shows {name}"
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name} has no help"
+            for word in parameter.opts if parameter.param_type_name == "option" else ():
+                assert f"`{word}`" in sections[name], f"{word} of {name}"
+
+
+def test_no_file_of_commands_is_forgotten() -> None:
+    """Each file in cli/ that has commands is imported by main, or its commands would not exist."""
+    from energy_lens.cli.main import COMMANDS
+
+    with_commands = {
+        path.stem
+        for path in (ROOT / "cli").glob("*.py")
+        if re.search(r"^@\w+\.(command|callback)\(", path.read_text(), re.M)
+    }
+    assert {module.__name__.rpartition(".")[2] for module in COMMANDS} == with_commands - {"app"}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_map_names_files_that_exist(page: str) -> None:
+    """Every path in the pages for newcomers is there; where NAME stands for one of one's own, its folder is."""
+    paths = re.findall(r"`([\w.-]+/[\w./-]*|\w+\.(?:py|toml))`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(paths) > 10
+    for path in paths:
+        there = ROOT / path if "NAME" not in path else (ROOT / path).parent
+        assert there.exists(), path

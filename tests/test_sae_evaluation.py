@@ -564,10 +564,13 @@ def test_an_sae_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("wrong", "typed"),
     [
-        ({"max_tokens": 0}, "--max-tokens is 0"), ({"context_length": 3}, "--context is 3"), ({"seed": -1}, "--seed is -1"),
-        ({"batch_size": 0}, "--batch-size is 0"), ({"ce_tokens": 0}, "--ce-tokens is 0"),
+        ({"max_tokens": 0}, "--max-tokens is 0"),
+        ({"ce_tokens": 0}, "--ce-tokens is 0"),
+        ({"context_length": 3}, "--context is 3"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"seed": -1}, "--seed is -1"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_a_sentence(wrong: dict[str, int], typed: str) -> None:
     """Named as the user typed them."""
     with pytest.raises(UsageError, match=typed):
