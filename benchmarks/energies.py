@@ -65,17 +65,17 @@ def main() -> None:
 
     alone = speeds[SETS[0]]
     print(f"{'energies':48} {'tokens/s':>9} {'ratio to nll':>13} {'added ms a token':>17}   (ratio, min to max)")
-    for names, own in speeds.items():
-        ratios = [a / b for a, b in zip(own, alone, strict=True)]
-        added = statistics.median(1_000 / a - 1_000 / b for a, b in zip(own, alone, strict=True))
+    for names, rates in speeds.items():
+        ratios = [a / b for a, b in zip(rates, alone, strict=True)]
+        added = statistics.median(1_000 / a - 1_000 / b for a, b in zip(rates, alone, strict=True))
         print(
-            f"{','.join(names):48} {statistics.median(own):9,.0f} {statistics.median(ratios):13.2f} {added:17.2f}   "
+            f"{','.join(names):48} {statistics.median(rates):9,.0f} {statistics.median(ratios):13.2f} {added:17.2f}   "
             f"({min(ratios):.2f} to {max(ratios):.2f})"
         )
     headings = [heading for _, _, heading in STAGES]
     print("\nshare of the time".ljust(49) + "".join(f"{heading:>24}" for heading in headings))
-    for names, own_shares in shares.items():
-        print(f"{','.join(names):48}" + "".join(f"{own_shares[heading]:24.1%}" for heading in headings))
+    for names, stage_shares in shares.items():
+        print(f"{','.join(names):48}" + "".join(f"{stage_shares[heading]:24.1%}" for heading in headings))
 
 
 def duration(summary: IngestSummary) -> float:

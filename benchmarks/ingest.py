@@ -75,10 +75,10 @@ def main() -> None:
 
     yardstick = speeds[next(iter(peers))]
     print(f"{'':42} {'tokens/s':>9} {'ratio to the peer':>18}   (median of {arguments.rounds} rounds, min to max)")
-    for name, own in speeds.items():
-        ratios = [a / b for a, b in zip(own, yardstick, strict=True)]
+    for name, rates in speeds.items():
+        ratios = [a / b for a, b in zip(rates, yardstick, strict=True)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{name:42} {statistics.median(own):9,.0f} {statistics.median(ratios):18.2f}   ({spread})")
+        print(f"{name:42} {statistics.median(rates):9,.0f} {statistics.median(ratios):18.2f}   ({spread})")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process, all contenders loaded: {peak:.1f} GB")
 

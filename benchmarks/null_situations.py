@@ -55,8 +55,8 @@ class Pairing:
 
 def true_pairing(corpus: Corpus) -> Pairing:
     """Every context with its own gradients, in the plan's rows."""
-    own = np.arange(len(corpus))
-    return Pairing(own, own, corpus.rows)
+    contexts = np.arange(len(corpus))
+    return Pairing(contexts, contexts, corpus.rows)
 
 
 def shuffle_documents(corpus: Corpus, generator: np.random.Generator) -> Pairing:
@@ -67,8 +67,8 @@ def shuffle_documents(corpus: Corpus, generator: np.random.Generator) -> Pairing
         documents = generator.permutation(np.unique(corpus.documents[corpus.categories == category]))
         partner |= dict(zip(documents.tolist(), np.roll(documents, 1).tolist(), strict=True))  # one cycle: none its own
     pairs = [
-        (own, other)
-        for (document, place), own in where.items()
+        (context, other)
+        for (document, place), context in where.items()
         if partner[document] != document and (other := where.get((partner[document], place))) is not None
     ]
     return _in_rows(corpus, np.array(pairs), generator)
@@ -78,26 +78,26 @@ def shuffle_contexts(corpus: Corpus, generator: np.random.Generator) -> Pairing:
     """Each context with one of another document of its category, no context twice on either side."""
     pairs = []
     for category in np.unique(corpus.categories):
-        own = np.flatnonzero(corpus.categories == category)
-        other = generator.permutation(own)
-        clashes = np.flatnonzero(corpus.documents[own] == corpus.documents[other])
+        contexts = np.flatnonzero(corpus.categories == category)
+        other = generator.permutation(contexts)
+        clashes = np.flatnonzero(corpus.documents[contexts] == corpus.documents[other])
         for _ in range(1_000):  # swap what met its own document with anybody, until nothing does
             if not len(clashes):
                 break
-            for i, j in zip(clashes, generator.integers(len(own), size=len(clashes)), strict=True):
+            for i, j in zip(clashes, generator.integers(len(contexts), size=len(clashes)), strict=True):
                 other[i], other[j] = other[j], other[i]
-            clashes = np.flatnonzero(corpus.documents[own] == corpus.documents[other])
-        kept = corpus.documents[own] != corpus.documents[other]  # all, unless one document is half of its category
-        pairs += list(zip(own[kept], other[kept], strict=True))
+            clashes = np.flatnonzero(corpus.documents[contexts] == corpus.documents[other])
+        kept = corpus.documents[contexts] != corpus.documents[other]  # all, unless one document is half of its category
+        pairs += list(zip(contexts[kept], other[kept], strict=True))
     return _in_rows(corpus, np.array(pairs), generator)
 
 
 def _in_rows(corpus: Corpus, pairs: Ids, generator: np.random.Generator) -> Pairing:
     """Pairs [n, 2] in rows of one category; the longest documents go first, so that few rows stay short."""
     waiting: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-    for own, other in generator.permutation(pairs):
-        waiting[str(corpus.categories[own])][int(corpus.documents[own])].append((int(own), int(other)))
-    found: list[tuple[int, int, int]] = []
+    for context, other in generator.permutation(pairs):
+        waiting[str(corpus.categories[context])][int(corpus.documents[context])].append((int(context), int(other)))
+    placed: list[tuple[int, int, int]] = []
     row = 0
     for queues in waiting.values():
         while any(queues.values()):
@@ -108,11 +108,11 @@ def _in_rows(corpus: Corpus, pairs: Ids, generator: np.random.Generator) -> Pair
                 if fitting and filled < LANES:
                     queues[document].remove(fitting[-1])
                     taken.add(int(corpus.documents[fitting[-1][1]]))
-                    found.append((*fitting[-1], row))
+                    placed.append((*fitting[-1], row))
                     filled += 1
             row += 1
-    own, other, rows = np.array(found).T
-    return Pairing(own, other, rows)
+    activations, gradients, rows = np.array(placed).T
+    return Pairing(activations, gradients, rows)
 
 
 def unit_effect(a: Singles, centred_g: Singles, contexts: Contexts) -> tuple[Singles, Singles]:

@@ -43,13 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("harvest", "peer", "optimizers"):
-        own = commands.add_parser(name)
-        own.add_argument("--work", type=Path, required=True)
-        own.add_argument("--layer", type=int, default=15)
-        own.add_argument("--tokens", type=int, default=500_000)
-        own.add_argument("--k", type=int, default=8)
-        own.add_argument("--features", type=int, default=2048)
-        own.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="elw's, for scores")
+        subparser = commands.add_parser(name)
+        subparser.add_argument("--work", type=Path, required=True)
+        subparser.add_argument("--layer", type=int, default=15)
+        subparser.add_argument("--tokens", type=int, default=500_000)
+        subparser.add_argument("--k", type=int, default=8)
+        subparser.add_argument("--features", type=int, default=2048)
+        subparser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="elw's, for scores")
     commands.choices["harvest"].add_argument("paths", nargs="+", type=Path)
     commands.choices["peer"].add_argument("--peer-python", required=True)
     arguments = parser.parse_args()
@@ -68,11 +68,11 @@ def harvest(arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def held_out(part: str) -> Tensor:
-        own = cut_contexts(model, parts[part], config.context_length)
-        return own[torch.randperm(len(own), generator=generator)[:HELD_OUT_CONTEXTS]]
+        part_contexts = cut_contexts(model, parts[part], config.context_length)
+        return part_contexts[torch.randperm(len(part_contexts), generator=generator)[:HELD_OUT_CONTEXTS]]
 
-    chosen = {"train": contexts, "select": held_out("select"), "test": held_out("test")}
-    residuals = {name: store.harvest(own)[arguments.layer] for name, own in chosen.items()}
+    contexts_by_part = {"train": contexts, "select": held_out("select"), "test": held_out("test")}
+    residuals = {name: store.harvest(ids)[arguments.layer] for name, ids in contexts_by_part.items()}
     residuals["train"] = residuals["train"][torch.randperm(len(residuals["train"]), generator=generator)]
     save_file(residuals, arguments.work / RESIDUALS)
     print({name: len(x) for name, x in residuals.items()})
@@ -92,7 +92,7 @@ def peer(arguments: argparse.Namespace) -> None:
     rows.append((f"elw, learning rate {TrainingConfig.learning_rate:g}", seconds, trainer.finished(1.0, "")))
     print(f"{len(x['train']):,} tokens, {arguments.features} features, k = {arguments.k}, layer {arguments.layer}")
     for name, seconds, sae in rows:
-        fvu, dead = figures(sae, x["test"].float())
+        fvu, dead = fvu_and_dead_share(sae, x["test"].float())
         print(f"{name:32} FVU {fvu:.4f}  dead {dead:6.1%}  {len(x['train']) / seconds:8,.0f} tokens/s")
 
 
@@ -102,13 +102,13 @@ def optimizers(arguments: argparse.Namespace) -> None:
     test = x["test"].float()
     for seed in range(3):
         trainer, seconds = adam(arguments, x["train"], seed, 2.0)
-        alone = figures(trainer.finished(1.0, ""), test)[0]
-        polishing = timed(lambda own=trainer: polish(own, x["train"][:POLISH_TOKENS], x["select"]))  # type: ignore[misc]
-        polished = figures(trainer.finished(1.0, ""), test)[0]
+        alone = fvu_and_dead_share(trainer.finished(1.0, ""), test)[0]
+        polishing = timed(lambda trainer=trainer: polish(trainer, x["train"][:POLISH_TOKENS], x["select"]))  # type: ignore[misc]
+        polished = fvu_and_dead_share(trainer.finished(1.0, ""), test)[0]
         longer, all_seconds = adam(arguments, x["train"], seed, 2.0 * (1 + polishing / seconds))
         print(
             f"seed {seed}: Adam {alone:.4f} in {seconds:.0f} s, then L-BFGS {polished:.4f} in {polishing:.0f} s more; "
-            f"Adam alone {figures(longer.finished(1.0, ''), test)[0]:.4f} in {all_seconds:.0f} s",
+            f"Adam alone {fvu_and_dead_share(longer.finished(1.0, ''), test)[0]:.4f} in {all_seconds:.0f} s",
             flush=True,
         )
 
@@ -136,7 +136,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def figures(sae: SparseAutoencoder, x: Tensor) -> tuple[float, float]:
+def fvu_and_dead_share(sae: SparseAutoencoder, x: Tensor) -> tuple[float, float]:
     """FVU and the share of features that never fire, over x [n, d_model]."""
     error, fired = 0.0, torch.zeros(sae.d_sae, dtype=torch.bool)
     for chunk in x.split(4096):

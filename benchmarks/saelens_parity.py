@@ -61,9 +61,9 @@ def compared(name: str, expected: dict[str, Tensor], features: Tensor, reconstru
     sums, wanted_sums = features.sum(1), expected["features"].sum(1)
     swapped = ((features > 0) != (expected["features"] > 0)).any(1) & ((sums - wanted_sums).abs() < 1e-5 * wanted_sums)
     differences = []
-    for key, found in (("features", features), ("reconstruction", reconstruction)):
+    for key, values in (("features", features), ("reconstruction", reconstruction)):
         wanted = expected[key]
-        differences.append(float((found - wanted)[~swapped].abs().max() / wanted.abs().max()))
+        differences.append(float((values - wanted)[~swapped].abs().max() / wanted.abs().max()))
     ties = f"  {int(swapped.sum())} tie" if swapped.any() else ""
     print(f"{name:45s} features {differences[0]:.1e}  reconstruction {differences[1]:.1e}{ties}")
     return max(differences)
@@ -106,8 +106,8 @@ def read(folder: Path) -> float:
     worst = 0.0
     for path in sorted(folder.glob(f"theirs/*/{EXPECTED}")):
         expected = load_file(path)
-        found = ours(load_sae(path.parent, SCALE if "unfolded" in path.parent.name else None), expected["x"])
-        worst = max(worst, compared(path.parent.name, expected, found["features"], found["reconstruction"]))
+        computed = ours(load_sae(path.parent, SCALE if "unfolded" in path.parent.name else None), expected["x"])
+        worst = max(worst, compared(path.parent.name, expected, computed["features"], computed["reconstruction"]))
     return worst
 
 
@@ -129,8 +129,8 @@ def check(folder: Path) -> float:
         sae = sae_lens.SAE.load_from_disk(path.parent)
         assert sae.cfg.metadata.hook_name == "blocks.3.hook_resid_post", "the metadata is lost"
         expected = load_file(path)
-        found = theirs(sae, expected["x"])
-        worst = max(worst, compared(path.parent.name, expected, found["features"], found["reconstruction"]))
+        computed = theirs(sae, expected["x"])
+        worst = max(worst, compared(path.parent.name, expected, computed["features"], computed["reconstruction"]))
     write_theirs(folder / "theirs")
     return worst
 
@@ -144,10 +144,10 @@ def write_theirs(folder: Path) -> None:
         return SAEMetadata(hook_name="blocks.2.hook_resid_post", model_name="none", prepend_bos=False)
 
     def filled(sae, architecture: str):
-        own = dict(sae.named_parameters())
+        parameters = dict(sae.named_parameters())
         for name, tensor in weights(architecture).items():
-            if name in own:
-                own[name].data.copy_(tensor)
+            if name in parameters:
+                parameters[name].data.copy_(tensor)
         return sae
 
     classes = {
@@ -157,17 +157,17 @@ def write_theirs(folder: Path) -> None:
         "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig),
     }
     for architecture, (sae_class, config_class) in classes.items():
-        extra = [{"k": K}, {"k": K, "rescale_acts_by_decoder_norm": True}] if architecture == "topk" else [{}]
+        variants = [{"k": K}, {"k": K, "rescale_acts_by_decoder_norm": True}] if architecture == "topk" else [{}]
         for normalisation in (*NORMALISATIONS, "expected_average_only_in"):
             for centred in (True, False):
-                for own in extra:
+                for settings in variants:
                     config = config_class(
                         d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=centred, normalize_activations=normalisation,
-                        metadata=metadata(), **own,
+                        metadata=metadata(), **settings,
                     )  # fmt: skip
                     sae = filled(sae_class(config), architecture)
                     unfolded = normalisation == "expected_average_only_in"
-                    rescaled = "-rescaled" if len(own) > 1 else ""
+                    rescaled = "-rescaled" if len(settings) > 1 else ""
                     kind = f"{'centred' if centred else 'raw'}{rescaled}-{'unfolded' if unfolded else normalisation}"
                     target = folder / f"{architecture}-{kind}"
                     sae.save_model(target)
@@ -182,8 +182,8 @@ def write_theirs(folder: Path) -> None:
         "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig, {}),
         "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig, {"k": K}),
     }
-    for architecture, (sae_class, config_class, own) in trained.items():
-        sae = filled(sae_class(config_class(d_in=D_IN, d_sae=D_SAE, metadata=metadata(), **own)), architecture)
+    for architecture, (sae_class, config_class, settings) in trained.items():
+        sae = filled(sae_class(config_class(d_in=D_IN, d_sae=D_SAE, metadata=metadata(), **settings)), architecture)
         if architecture == "batchtopk":
             sae.topk_threshold.fill_(0.8)
         target = folder / f"trained-{architecture}"

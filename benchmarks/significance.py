@@ -125,16 +125,16 @@ def study(texts: Path, work: Path, n_shuffles: int) -> dict[str, Any]:
         nulls = {}
         for situation, pairings in shuffles.items():
             sizes = () if situation.startswith("contexts") else SIZES
-            found = run.p_values(energy, pairings, sizes, POWER_REPETITIONS)
-            nulls[situation] = [by_size[0.0] for by_size in found]
+            repetitions = run.p_values(energy, pairings, sizes, POWER_REPETITIONS)
+            nulls[situation] = [by_size[0.0] for by_size in repetitions]
             results["null"].append(rejections(situation, energy, nulls[situation]))
             if sizes:
-                results["power"].append(power(situation, energy, nulls[situation], found[:POWER_REPETITIONS]))
-            other = [{"within": p} for p in run.own_mates_p_values(energy, pairings)]
-            results["before_shuffling"].append(rejections(situation, energy, other))
-        own = run.p_values(energy, [true_pairing(run.corpus)])[0][0.0]
-        results["true"].append(discoveries(energy, own, nulls[SAME_CATEGORY]))
-        results["stored"].append(run.compared_with_stored(energy, own["within"]))
+                results["power"].append(power(situation, energy, nulls[situation], repetitions[:POWER_REPETITIONS]))
+            before = [{"within": p} for p in run.p_values_before_shuffling(energy, pairings)]
+            results["before_shuffling"].append(rejections(situation, energy, before))
+        true = run.p_values(energy, [true_pairing(run.corpus)])[0][0.0]
+        results["true"].append(discoveries(energy, true, nulls[SAME_CATEGORY]))
+        results["stored"].append(run.compared_with_stored(energy, true["within"]))
     for i, (situation, noise) in enumerate(tqdm(SYNTHETIC.items(), desc="synthetic")):
         seeds = range(10_000 * i, 10_000 * i + SEEDS_PER_SHUFFLE * n_shuffles)
         null = [tested(*synthetic(noise, seed)) for seed in seeds]
@@ -181,10 +181,10 @@ class Run:
             active = ask("SELECT feature, token_id, activation FROM activations ORDER BY feature, token_id")
         self.included, self.stored_counted = (self._by_context(tokens["token_id"], tokens[name]) for name in
                                               ("included", "counted"))  # fmt: skip
-        own = np.searchsorted(contexts["context_id"], self.ids)
-        document = contexts["document_id"][own].astype(np.int64)
+        place = np.searchsorted(contexts["context_id"], self.ids)
+        document = contexts["document_id"][place].astype(np.int64)
         category = documents["category"][np.searchsorted(documents["document_id"], document)].astype(str)
-        self.corpus = Corpus(document, category, contexts["context_index"][own].astype(np.int64), plan["row"][own])
+        self.corpus = Corpus(document, category, contexts["context_index"][place].astype(np.int64), plan["row"][place])
         self.active = {name: np.asarray(values) for name, values in active.items()}
 
     def _by_context(self, token_ids: Ids, values: NDArray[Any]) -> NDArray[Any]:
@@ -197,13 +197,13 @@ class Run:
     def gradients(self) -> Mapping[str, Singles]:
         """∂E/∂x by energy [context, position, d_model]."""
         query = "SELECT token_id, vector FROM gradients WHERE energy = $energy ORDER BY token_id"
-        found = {}
+        by_energy = {}
         with Warehouse(self.db) as warehouse:
             for energy in ENERGIES:
                 frame = warehouse.sql(query, energy=energy).pl()
                 vectors = frame["vector"].explode().to_numpy().astype(np.float32).reshape(len(frame), -1)
-                found[energy] = self._by_context(frame["token_id"].to_numpy(), vectors)
-        return found
+                by_energy[energy] = self._by_context(frame["token_id"].to_numpy(), vectors)
+        return by_energy
 
     def activations(self, features: slice) -> Singles:
         """a [context, position, feature]."""
@@ -237,25 +237,25 @@ class Run:
         """
         gradients = self.gradients[energy]
         contexts = [self.contexts(pairing) for pairing in pairings]
-        counted = [own.counted() for own in contexts]
+        counted = [pairs.counted() for pairs in contexts]
         parts: list[dict[float, list[Ps]]] = [defaultdict(list) for _ in pairings]
         for features in tqdm(self._chunks(), desc=energy):
             all_a, all_g = self.activations(features), self._along(gradients, features)
-            for i, (pairing, own, tokens, found) in enumerate(zip(pairings, contexts, counted, parts, strict=True)):
+            for i, (pairing, pairs, tokens, by_size) in enumerate(zip(pairings, contexts, counted, parts, strict=True)):
                 a, g = all_a[pairing.activations], all_g[pairing.gradients]
-                within = own.less_mates(own.centred(g))
-                enough = enough_to_test(a, tokens, own.documents)
-                found[0.0].append(_of(enough, compare(a, g, within, tokens, own.documents)))
+                within = pairs.less_mates(pairs.centred(g))
+                enough = enough_to_test(a, tokens, pairs.documents)
+                by_size[0.0].append(_of(enough, compare(a, g, within, tokens, pairs.documents)))
                 if i < n_planted:
-                    effect, effect_within = unit_effect(a, within, own)
+                    effect, effect_within = unit_effect(a, within, pairs)
                     for size in sizes:
                         both = (x + np.float32(size) * y for x, y in ((g, effect), (within, effect_within)))
-                        found[size].append(_of(enough, compare(a, *both, tokens, own.documents)))
-        return [{size: _joined(found) for size, found in by_size.items()} for by_size in parts]
+                        by_size[size].append(_of(enough, compare(a, *both, tokens, pairs.documents)))
+        return [{size: _joined(chunks) for size, chunks in by_size.items()} for by_size in parts]
 
     # -- checks
 
-    def own_mates_p_values(self, energy: str, pairings: Sequence[Pairing]) -> list[Floats]:
+    def p_values_before_shuffling(self, energy: str, pairings: Sequence[Pairing]) -> list[Floats]:
         """p of the within-context test of each pairing, g̃ taken *before* shuffling with the mates of its own row.
 
         The activations' document is no mate there either. This is the other way to test a shuffled pairing.
@@ -270,13 +270,13 @@ class Run:
         parts: list[list[Floats]] = [[] for _ in pairings]
         for features in tqdm(self._chunks(), desc=f"{energy}, g̃ before shuffling"):
             all_a, g = self.activations(features), self._along(self.gradients[energy], features)
-            for own, (pairing, before, counted) in zip(parts, prepared, strict=True):
+            for chunks, (pairing, before, counted) in zip(parts, prepared, strict=True):
                 a = all_a[pairing.activations]
                 within = before.less_mates(before.centred(g))[pairing.gradients]
                 enough = enough_to_test(a, counted, documents[pairing.activations])
                 p = compare(a, g[pairing.gradients], within, counted, documents[pairing.activations])["within"]
-                own.append(p[enough])
-        return [np.concatenate(own) for own in parts]
+                chunks.append(p[enough])
+        return [np.concatenate(chunks) for chunks in parts]
 
     def compared_with_stored(self, energy: str, p: Floats) -> dict[str, Any]:
         """Whether p of the true pairing and the counted tokens are what ingest stored."""
@@ -293,7 +293,7 @@ class Run:
 
 
 def _of(features: NDArray[np.bool_], p: Ps) -> Ps:
-    return {test: own[features] for test, own in p.items()}
+    return {test: values[features] for test, values in p.items()}
 
 
 def _joined(parts: Sequence[Ps]) -> Ps:
@@ -303,7 +303,7 @@ def _joined(parts: Sequence[Ps]) -> Ps:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def rejections(situation: str, energy: str, found: Sequence[Ps]) -> dict[str, Any]:
+def rejections(situation: str, energy: str, repetitions: Sequence[Ps]) -> dict[str, Any]:
     """Of each test: shares rejected at 5 % and at 0.1 % and the number of q < 0.05, of each repetition."""
     measures: dict[str, Callable[[Floats], float]] = {
         "at_5": lambda p: float((p < 0.05).mean()),
@@ -311,9 +311,10 @@ def rejections(situation: str, energy: str, found: Sequence[Ps]) -> dict[str, An
         "n_q": lambda p: int((benjamini_hochberg(p) < 0.05).sum()),
     }
     tests = {
-        test: {name: [measure(own[test]) for own in found] for name, measure in measures.items()} for test in found[0]
+        test: {name: [measure(p[test]) for p in repetitions] for name, measure in measures.items()}
+        for test in repetitions[0]
     }
-    n_features = [len(next(iter(own.values()))) for own in found]
+    n_features = [len(next(iter(p.values()))) for p in repetitions]
     return {"situation": situation, "energy": energy, "features": n_features, "tests": tests}
 
 
@@ -330,16 +331,16 @@ def power(situation: str, energy: str, null: Sequence[Ps], planted: Sequence[Map
     return {"situation": situation, "energy": energy, "sizes": list(SIZES), "tests": tests}
 
 
-def discoveries(energy: str, own: Ps, null: Sequence[Ps]) -> dict[str, Any]:
+def discoveries(energy: str, true: Ps, null: Sequence[Ps]) -> dict[str, Any]:
     """On the true pairing, of each test: features at q < 0.05, and below the p that 0.1 % of the null falls below."""
     tests = {
         test: {
-            "n_q": int((benjamini_hochberg(own[test]) < 0.05).sum()),
-            "n_calibrated": int((own[test] < threshold_of(null, test, 0.001)).sum()),
+            "n_q": int((benjamini_hochberg(true[test]) < 0.05).sum()),
+            "n_calibrated": int((true[test] < threshold_of(null, test, 0.001)).sum()),
         }
         for test in TESTS
     }
-    return {"energy": energy, "features": len(own["within"]), "tests": tests}
+    return {"energy": energy, "features": len(true["within"]), "tests": tests}
 
 
 def threshold_of(null: Sequence[Ps], test: str, level: float) -> float:
@@ -359,9 +360,10 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     ]
     strength = [["situation", "energy", "test", "threshold", *map("{:g}".format, SIZES)]]
     for row in results["power"]:
-        for test, own in row["tests"].items():
-            cells = [f"{percent(a)} ({percent(b)})" for a, b in zip(own["calibrated"], own["nominal"], strict=True)]
-            strength.append([row["situation"], row["energy"], test, f"{own['threshold']:.2g}", *cells])
+        for test, shares in row["tests"].items():
+            both = zip(shares["calibrated"], shares["nominal"], strict=True)
+            cells = [f"{percent(calibrated)} ({percent(nominal)})" for calibrated, nominal in both]
+            strength.append([row["situation"], row["energy"], test, f"{shares['threshold']:.2g}", *cells])
     true = [["energy", "features", *(f"{test}: q / calibrated" for test in TESTS)]]
     for row in results["true"]:
         cells = [f"{row['tests'][test]['n_q']:,} / {row['tests'][test]['n_calibrated']:,}" for test in TESTS]
@@ -374,10 +376,10 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     return ["\n".join(facts), *map(_markdown, (null, before, strength, true))]
 
 
-def _null_cell(own: Mapping[str, Sequence[float]]) -> str:
-    spread = f"{np.mean(own['at_5']):.1%} ± {100 * np.std(own['at_5'], ddof=1):.1f}"
-    found = f"{np.mean(own['n_q']):.3g} ({np.count_nonzero(own['n_q'])} of {len(own['n_q'])})"
-    return f"{spread} / {np.mean(own['at_01']):.2%} / {found}"
+def _null_cell(rejected: Mapping[str, Sequence[float]]) -> str:
+    at_5, n_q = rejected["at_5"], rejected["n_q"]
+    spread = f"{np.mean(at_5):.1%} ± {100 * np.std(at_5, ddof=1):.1f}"
+    return f"{spread} / {np.mean(rejected['at_01']):.2%} / {np.mean(n_q):.3g} ({np.count_nonzero(n_q)} of {len(n_q)})"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

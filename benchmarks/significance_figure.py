@@ -51,10 +51,10 @@ def _null(panel: Any, rows: list[dict[str, Any]]) -> None:
     panel.axvline(5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
     for i, (test, (label, colour, marker)) in enumerate(LOOKS.items()):
         shares = [100 * np.array(row["tests"][test]["at_5"]) for row in rows]
+        means, deviations = [of_row.mean() for of_row in shares], [of_row.std(ddof=1) for of_row in shares]
         panel.errorbar(
-            [own.mean() for own in shares], places + 0.24 - 0.16 * i, xerr=[own.std(ddof=1) for own in shares],
-            fmt=marker, color=colour, markersize=4.6, markeredgecolor=PAPER, markeredgewidth=0.4, elinewidth=1,
-            label=label, zorder=3,
+            means, places + 0.24 - 0.16 * i, xerr=deviations, fmt=marker, color=colour, markersize=4.6,
+            markeredgecolor=PAPER, markeredgewidth=0.4, elinewidth=1, label=label, zorder=3,
         )  # fmt: skip
     panel.set_yticks(places, [_name(row) for row in rows])
     panel.set_ylim(places[-1] - 0.6, 0.6)

@@ -1,4 +1,4 @@
-"""`elw lens`: tuned lenses fitted."""
+"""`elw lens`: a corpus and a model in, tuned lenses fitted to a file and measured."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def lens_train(
     save_translators(translators, output, torch.float16 if half else torch.float32)
     if held_out := translators.metadata.get("held_out"):
         say(f"On {held_out['tokens']:,} tokens of documents that were held out, in nats:")
-        print_rows(_lens_figures(held_out), form)
+        print_rows(_rows_of_held_out(held_out), form)
     else:
         say("No document was held out, so nothing was measured: that needs 3 documents in a category.")
 
 
-def _lens_figures(held_out: Mapping[str, Any]) -> Rows:
+def _rows_of_held_out(held_out: Mapping[str, Any]) -> Rows:
     """A row a layer: losses and divergences on held-out tokens, in nats."""
     from energy_lens.warehouse.output import Rows
 
     names = ["logit_lens_loss", "tuned_lens_loss", "logit_lens_kl", "tuned_lens_kl"]
     columns = [("layer", "integer"), *((name, "double") for name in names), ("output_loss", "double")]
     rows = [
-        [int(layer), *(rounded(own[name]) for name in names), rounded(held_out["output_loss"])]
-        for layer, own in held_out["layers"].items()
+        [int(layer), *(rounded(figures[name]) for name in names), rounded(held_out["output_loss"])]
+        for layer, figures in held_out["layers"].items()
     ]
     return Rows.of(columns, rows)

@@ -1,4 +1,4 @@
-"""Rows out: a listing as a table or data, and numbers as they are shown."""
+"""What commands show: rows in, a listing on stdout out, its numbers shortened; a training's progress as a bar."""
 
 from __future__ import annotations
 

@@ -1,17 +1,14 @@
-"""`elw model`: language models fetched and listed."""
+"""`elw model`: a name in, the folder of fetched weights out; models listed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from energy_lens.cli.app import model_app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, TextFormat
-
-if TYPE_CHECKING:
-    pass
 
 
 @model_app.command("pull")

@@ -1,8 +1,8 @@
-"""`elw sae`: SAEs trained, evaluated, imported, exported and listed."""
+"""`elw sae`: SAEs trained and evaluated on text, imported, exported and listed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,13 +87,13 @@ def sae_train(
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
 
     chosen = layers_to_train(layers, model)
-    given = {
+    settings = {
         "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
         "learning_rate": learning_rate, "context_length": context,
     }  # fmt: skip
-    config = TrainingConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    parents = [output] if len(config.ks) == 1 else [output / f"k_{own}" for own in config.ks]
+    config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
     places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
     if taken := [folder for folder in places if folder.exists()]:
         raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
@@ -177,15 +177,15 @@ def sae_evaluate(
             if not used:
                 raise UsageError(f"No run of {db} uses any of these SAEs on {model}: leave out --db, or name another.")
     evaluations = sae_evaluation.evaluate(language_model, saes, documents, options)
-    for note, own in _grouped((note, entry.layer) for entry in evaluations for note in entry.notes).items():
-        say(f"Layer {', '.join(map(str, own))}: {note}")
+    for note, noted_layers in _layers_by_note(evaluations).items():
+        say(f"Layer {', '.join(map(str, noted_layers))}: {note}")
     if as_json:
         import json
         from dataclasses import asdict
 
         print(json.dumps([asdict(entry) for entry in evaluations], indent=2))
     else:
-        print_rows(_figures(evaluations), form)
+        print_rows(_rows_of_figures(evaluations), form)
     for evaluation in evaluations:
         if save:
             say(f"Saved with the SAE in {save_evaluation(evaluation)}.")
@@ -198,27 +198,28 @@ def sae_evaluate(
             say(f"The figures of {evaluation.source} are stored {where}.")
 
 
-def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    """{text: its numbers}, in order and without repetition."""
-    groups: dict[str, list[int]] = {}
-    for text, number in pairs:
-        if number not in groups.setdefault(text, []):
-            groups[text].append(number)
-    return groups
+def _layers_by_note(evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
+    """{note: the layers it is made of}, in order and without repetition."""
+    layers: dict[str, list[int]] = {}
+    for evaluation in evaluations:
+        for note in evaluation.notes:
+            if evaluation.layer not in layers.setdefault(note, []):
+                layers[note].append(evaluation.layer)
+    return layers
 
 
-def _figures(evaluations: Sequence[Evaluation]) -> Rows:
+def _rows_of_figures(evaluations: Sequence[Evaluation]) -> Rows:
     """One row for each SAE and category, then its macro average and all tokens together."""
     from energy_lens.warehouse.output import Rows
 
-    figures = ["l0", "fvu", "cosine", "dead_share", "dense_share", "ce_clean", "delta_ce"]
-    figures += ["ce_recovered_zero", "ce_recovered_mean"]
+    names = ["l0", "fvu", "cosine", "dead_share", "dense_share", "ce_clean", "delta_ce"]
+    names += ["ce_recovered_zero", "ce_recovered_mean"]
     columns = [("layer", "integer"), ("category", "varchar"), ("n_tokens", "bigint")]
-    columns += [(name, "double") for name in figures] + [("folder", "varchar")]
+    columns += [(name, "double") for name in names] + [("folder", "varchar")]
     rows = [
-        (entry.layer, category, own.n_tokens, *(rounded(getattr(own, name)) for name in figures), entry.source)
+        (entry.layer, category, figures.n_tokens, *(rounded(getattr(figures, name)) for name in names), entry.source)
         for entry in evaluations
-        for category, own in [*entry.categories.items(), ("macro", entry.macro), ("all", entry.all)]
+        for category, figures in [*entry.categories.items(), ("macro", entry.macro), ("all", entry.all)]
     ]
     return Rows.of(columns, rows)
 

@@ -31,7 +31,7 @@ from energy_lens.ingest.training import activation_store
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, split_documents
 from energy_lens.ingest.training.polish import held_out_fvu, polish
-from energy_lens.ingest.training.saes import Progress, TrainingConfig, _add_quartiles, schedule, train_saes
+from energy_lens.ingest.training.saes import Progress, TrainingConfig, add_quartiles, schedule, train_saes
 from energy_lens.ingest.training.trainer import StepConfig, Support, Trainer, batch_top_k, geometric_median, top_k
 
 #: Planted data: 48 unit directions in 32 dimensions, 3 of them active in a token, in residual units of about 60.
@@ -703,7 +703,7 @@ def test_quartiles_are_those_of_active_values() -> None:
     sae.b_enc -= 15  # so that some slots stay empty
     x = Planted(seed=5).draw(750)
     store: Any = type("Store", (), {"round": lambda _, index: {1: x.split(250)[index]}, "__len__": lambda _: 3})()
-    _add_quartiles([sae], store)
+    add_quartiles([sae], store)
     activations = sae.encode(x)
     assert (activations.values == 0).any()
     assert sae.quartiles is not None

@@ -1,4 +1,4 @@
-"""Curvature probes: what a first-order prediction of an intervention misses, for every feature at a fixed cost.
+"""A forward pass in, curvature probes out: what a first-order prediction of an edit misses, for every feature at once.
 
 An edit δ of the residual changes the model's output, and the loss with it, even where the gradient is 0. To second
 order, without the curvature of the network itself (Gauss–Newton):
@@ -31,10 +31,10 @@ from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.unembedding import label_draws, sign_draws
 
+__all__ = ["Draws", "growth", "label_draws", "probe_generator", "read_probes", "sign_draws"]
+
 #: (model, h [n, d_model], draws, generator) → gradients by h [draw, n, d_model].
 Draws = Callable[[LanguageModel, Tensor, int, np.random.Generator], Tensor]
-
-__all__ = ["Draws", "growth", "label_draws", "probe_generator", "read_probes", "sign_draws"]
 
 #: How fast the curvature grows with the size of an edit relative to the residual's norm.
 GROWTH = 2.0

@@ -62,7 +62,7 @@ class LogitLens(Energy):
 
 
 class TunedLens(LogitLens):
-    """The same after an affine map of each layer, fitted to have it read as the last layer (`tuned_lens`)."""
+    """The same after an affine map of each layer, fitted to have it read as the last layer (`training.lenses`)."""
 
     name = "tuned_lens"
     version = 1

@@ -20,7 +20,6 @@ ENERGIES: dict[str, type[Energy]] = {
     energy.name: energy for energy in (NegativeLogLikelihood, LogitLens, TunedLens, AttentionEnergy, Hopfield)
 }
 
-
 #: Of an energy: it becomes a part of a column's name.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 

@@ -90,9 +90,9 @@ def load_translators(path: Path) -> Translators:
         data = path.read_bytes()
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): copy it again.") from error
-    for layer, own in by_layer.items():
-        d_model = len(own.bias)
-        if own.weight.shape != (d_model, d_model) or not own.weight.isfinite().all() or not own.bias.isfinite().all():
+    for layer, translator in by_layer.items():
+        weight, bias = translator.weight, translator.bias
+        if weight.shape != (len(bias), len(bias)) or not weight.isfinite().all() or not bias.isfinite().all():
             raise UsageError(f"{path} is damaged (the map of layer {layer}): copy it again.")
     return Translators(by_layer, about["model_name"], hashlib.sha256(data).hexdigest(), str(path), about["metadata"])
 
@@ -104,8 +104,9 @@ def save_translators(translators: Translators, path: Path, dtype: torch.dtype = 
     layers = sorted(translators.by_layer)
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        own = translators.of(layer)
-        tensors |= {f"{layer}.weight": own.weight.to(dtype).contiguous(), f"{layer}.bias": own.bias.to(dtype)}
+        translator = translators.of(layer)
+        tensors[f"{layer}.weight"] = translator.weight.to(dtype).contiguous()
+        tensors[f"{layer}.bias"] = translator.bias.to(dtype)
     about = {"model_name": translators.model_name, "layers": layers, "metadata": translators.metadata}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

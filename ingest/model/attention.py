@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+#: The name under which transformers finds the function that reads queries and keys.
+ATTENTION_READER = "elw_attention_reader"
+
 
 class AttentionInputs(NamedTuple):
     """What a block's attention compares; positions are in them."""
@@ -16,11 +19,7 @@ class AttentionInputs(NamedTuple):
     window: int | None  #: tokens that a token attends to, itself the last; None: all up to it
 
 
-#: The name under which transformers finds the function that reads queries and keys.
-_ATTENTION_READER = "elw_attention_reader"
-
-
-class _AttentionReached(Exception):
+class AttentionReached(Exception):
     """Raised where a block would attend: carries what it would compare."""
 
     def __init__(self, inputs: AttentionInputs, more: str | None) -> None:
@@ -45,10 +44,11 @@ def _reach_attention(
     """An attention function by transformers' interface, which leaves the pass."""
     more = "a cap on scores" if softcap is not None else "attention sinks" if s_aux is not None else None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    raise _AttentionReached(AttentionInputs(query, key, scale, sliding_window), more)
+    raise AttentionReached(AttentionInputs(query, key, scale, sliding_window), more)
 
 
-def _register_attention_reader() -> None:
+def register_attention_reader() -> None:
+    """Make the function known to transformers, under ATTENTION_READER."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_ATTENTION_READER, _reach_attention)
+    AttentionInterface.register(ATTENTION_READER, _reach_attention)

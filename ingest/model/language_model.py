@@ -1,7 +1,7 @@
-"""What the energies need of a language model, whatever its architecture calls the parts.
+"""A language model whose parts are known, whatever its architecture calls them: token ids in, hidden states out.
 
-Four places: the blocks of the residual stream, the final norm, the unembedding and the embedding. `resolving` finds
-them by structure and proves them by a forward pass; nothing here knows a list of names.
+Three parts: the blocks of the residual stream, the final norm and the unembedding. `resolving` finds them by structure
+and proves them by a forward pass; nothing here knows a list of names.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.attention import (
-    _ATTENTION_READER,
+    ATTENTION_READER,
     AttentionInputs,
-    _AttentionReached,
-    _register_attention_reader,
+    AttentionReached,
+    register_attention_reader,
 )
 
 
@@ -102,15 +102,15 @@ class LanguageModel:
         Raises UsageError for a model whose attention does not go through transformers' attention interface, or adds
         more to its scores than queries and keys.
         """
-        _register_attention_reader()
+        register_attention_reader()
         entered_above = self._entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
         config = self.module.config
         before = config._attn_implementation  # type: ignore[union-attr]
-        config._attn_implementation = _ATTENTION_READER  # type: ignore[union-attr]
+        config._attn_implementation = ATTENTION_READER  # type: ignore[union-attr]
         try:
             with entered_above:
                 self.hidden(tokens)
-        except _AttentionReached as reached:
+        except AttentionReached as reached:
             if reached.more:
                 raise UsageError(
                     f"The attention of {self.name} uses {reached.more}, which the attention energy does not know: "
@@ -140,14 +140,14 @@ class LanguageModel:
 @contextlib.contextmanager
 def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
     """Inside, calling any of the blocks gives `output`, whatever goes in."""
-    before = [vars(block).get("forward") for block in blocks]
+    forwards = [vars(block).get("forward") for block in blocks]
     try:
         for block in blocks:
             vars(block)["forward"] = lambda *_, **__: output
         yield
     finally:
-        for block, own in zip(blocks, before, strict=True):
-            if own is None:
+        for block, forward in zip(blocks, forwards, strict=True):
+            if forward is None:
                 vars(block).pop("forward", None)  # the class's own again
             else:
-                vars(block)["forward"] = own
+                vars(block)["forward"] = forward

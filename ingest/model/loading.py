@@ -26,12 +26,15 @@ import torch
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.resolving import _first_line, resolve
+from energy_lens.ingest.model.resolving import first_line, resolve
 
 DEFAULT_MODEL = "smollm2-135m"
 
 #: The layers of the default model that are hooked by default: the relative depths 8, 10, 12, 16, 20 of 24.
 DEFAULT_LAYERS = (10, 12, 15, 20, 25)
+
+#: Precisions of a model's passes, by the words of --dtype.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,6 @@ PACKAGED_MODELS = {
         licence="Apache-2.0",
     )
 }
-
-
-# ------------------------------------------------------------------------------------------------ attention
-
-
-# ------------------------------------------------------------------------------------------------ hooks
-
-
-# ------------------------------------------------------------------------------------------------ loading
 
 
 def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -120,8 +114,8 @@ def tokenizer_sha256(folder: Path) -> str:
 
 def cache_folder() -> Path:
     """ELW_CACHE, else the user's cache folder."""
-    if own := os.environ.get("ELW_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("ELW_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-lens"
 
 
@@ -209,10 +203,10 @@ def _scratch(parent: Path, prefix: str | None = None) -> Iterator[Path]:
 
 
 def _verify(path: Path, sha256: str) -> None:
-    found = _sha256(path)
-    if found != sha256:
+    digest = _sha256(path)
+    if digest != sha256:
         raise ElwError(
-            f"{path.name} has sha256 {found[:12]}… where {sha256[:12]}… was expected: it is damaged or another "
+            f"{path.name} has sha256 {digest[:12]}… where {sha256[:12]}… was expected: it is damaged or another "
             "version; fetch it again."
         )
 
@@ -244,7 +238,7 @@ def _convert(gguf: Path, folder: Path) -> None:
                 tokenizer = AutoTokenizer.from_pretrained(**source)
         except Exception as error:
             raise ElwError(
-                f"{gguf} could not be read as a GGUF model ({_first_line(error)}): it is damaged, or of an "
+                f"{gguf} could not be read as a GGUF model ({first_line(error)}): it is damaged, or of an "
                 "architecture that transformers cannot read from GGUF."
             ) from error
         _check_complete(str(gguf), loading)
@@ -260,7 +254,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: its copy stands
                 scratch.rename(folder)
         except Exception as error:
-            raise ElwError(f"{folder} cannot be written ({_first_line(error)}): make room or set ELW_CACHE.") from error
+            raise ElwError(f"{folder} cannot be written ({first_line(error)}): make room or set ELW_CACHE.") from error
         if not (folder / "config.json").exists():
             raise ElwError(f"{folder} could not be written: remove what is there, or set ELW_CACHE.")
 
@@ -286,7 +280,7 @@ def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: st
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
         raise ElwError(
-            f"{name} could not be loaded as a causal language model ({_first_line(error)}): a config.json, "
+            f"{name} could not be loaded as a causal language model ({first_line(error)}): a config.json, "
             "safetensors weights and a tokenizer that transformers knows are needed."
         ) from error
     _check_complete(name, loading)
@@ -305,6 +299,3 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

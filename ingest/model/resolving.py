@@ -37,18 +37,18 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
 
 def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     n_layers = getattr(module.config, "num_hidden_layers", None)
-    found = [
+    candidates = [
         (parent, child)
         for parent in module.modules()
         for child in parent.children()
         if isinstance(child, nn.ModuleList) and len(child) == n_layers
     ]
-    if len(found) != 1:
+    if len(candidates) != 1:
         raise ElwError(
-            f"{name} has {len(found)} lists of {n_layers} blocks where one was expected: "
+            f"{name} has {len(candidates)} lists of {n_layers} blocks where one was expected: "
             "its residual stream could not be resolved."
         )
-    return found[0]
+    return candidates[0]
 
 
 def _is_norm(module: nn.Module, d_model: int) -> bool:
@@ -67,12 +67,12 @@ def _prove(model: LanguageModel) -> None:
         with residual_stream(model, [model.n_layers - 1]) as residuals:
             logits = model.module(input_ids=tokens, use_cache=False).logits
         normed = model.final_norm(residuals[model.n_layers - 1])
-        rebuilt = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
+        rebuilt_logits = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
         earlier = model.unembedding(model.hidden(changed))[:, :-1]
     except Exception as error:
-        raise ElwError(f"{model.name} cannot be run as a causal language model ({_first_line(error)}).") from error
+        raise ElwError(f"{model.name} cannot be run as a causal language model ({first_line(error)}).") from error
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
-    if not all(torch.allclose(logits, own, atol=tolerance, rtol=0) for own in rebuilt):
+    if not all(torch.allclose(logits, rebuilt, atol=tolerance, rtol=0) for rebuilt in rebuilt_logits):
         raise ElwError(
             f"{model.name} does more than norm and unembed after its last block (scaled or capped logits, or a "
             "projection): its energies would be wrong, so it is refused."
@@ -81,6 +81,7 @@ def _prove(model: LanguageModel) -> None:
         raise ElwError(f"{model.name} is not causal (a token changes what is said before it): it is refused.")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says, for a sentence of ours."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

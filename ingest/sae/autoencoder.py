@@ -8,8 +8,8 @@
   x̂   = a·W_dec + b_dec, and the normalisation undone
 
 A gated SAE has two thresholds on one projection: with W = W_gate·exp(r_mag), it is a JumpReLU SAE whose threshold is
-b_mag − exp(r_mag)·b_gate (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2). Files are read and written by
-`sae_files`, which folds every constant factor into the weights.
+b_mag − exp(r_mag)·b_gate (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2). Files are read by `formats`, which
+folds every constant factor into the weights, and written by `saving`.
 """
 
 from __future__ import annotations

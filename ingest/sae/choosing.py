@@ -93,33 +93,33 @@ def shipped_layers(model_name: str) -> list[int]:
     return sorted(int(path.name.removeprefix("layer_")) for path in folder.glob("layer_*"))
 
 
-def sae_folders(given: Path) -> list[Path]:
+def sae_folders(path: Path) -> list[Path]:
     """The SAE folders that a path means: itself, or its subfolders that hold an SAE.
 
     Raises UsageError when there is none.
     """
-    if (given / CONFIG).exists() or not given.is_dir():
-        return [given]
-    found = sorted(path.parent for path in given.glob(f"*/{CONFIG}"))
-    if not found:
+    if (path / CONFIG).exists() or not path.is_dir():
+        return [path]
+    folders = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    if not folders:
         raise UsageError(
-            f"{given} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "
-            f"expected{pickled(given)}."
+            f"{path} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "
+            f"expected{pickled(path)}."
         )
-    return found
+    return folders
 
 
-def load_saes(given: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
-    """The SAEs of the given folders, each once; several may read one layer.
+def load_saes(paths: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
+    """The SAEs that paths mean, each once; several may read one layer.
 
     layers: take only the SAEs of these.
     Raises UsageError for a folder without SAEs, or a layer that none of them reads.
     """
-    folders = dict.fromkeys(folder for path in given for folder in sae_folders(path))
+    folders = dict.fromkeys(folder for path in paths for folder in sae_folders(path))
     saes = [load_sae(folder) for folder in folders]
-    found = sorted({sae.layer for sae in saes})
-    if missing := [layer for layer in layers or () if layer not in found]:
-        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {found}.")
+    available = sorted({sae.layer for sae in saes})
+    if missing := [layer for layer in layers or () if layer not in available]:
+        raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {available}.")
     return [sae for sae in saes if layers is None or sae.layer in layers]
 
 
@@ -127,8 +127,9 @@ def listed(model_name: str) -> list[tuple[str, SparseAutoencoder]]:
     """(source, SAE) of every SAE for a model, those of the package first."""
     shipped = [load_sae(shipped_folder(model_name, layer)) for layer in shipped_layers(model_name)]
     folder = registered_folder(model_name)
-    own = [load_sae(path) for path in sae_folders(folder)] if any(folder.glob(f"*/{CONFIG}")) else []
-    return [("shipped", sae) for sae in shipped] + [("registered", sae) for sae in sorted(own, key=lambda s: s.layer)]
+    registered = [load_sae(path) for path in sae_folders(folder)] if any(folder.glob(f"*/{CONFIG}")) else []
+    registered.sort(key=lambda sae: sae.layer)
+    return [("shipped", sae) for sae in shipped] + [("registered", sae) for sae in registered]
 
 
 def registered_folder(model_name: str) -> Path:

@@ -1,4 +1,4 @@
-"""How good SAEs are on documents they never saw: what they leave out, and what that costs the model.
+"""SAEs, a model and documents they never saw in; out an evaluation of each SAE: what it leaves out, at what cost.
 
 1. Documents that any of the SAEs was trained on or chosen by are left out; a seeded sample of contexts is taken from
    the others, in turn from each category, cut as in a run.
@@ -71,7 +71,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     check_saes(model, saes)
-    unseen, known = _unseen(saes, documents)
+    unseen, seen_by_sae = _unseen(saes, documents)
     batches = _cut(model, unseen, options)
     meters = [_Meter(sae) for sae in saes]
     with torch.no_grad():
@@ -92,14 +92,14 @@ def evaluate(
         "massive_norm_ratio": MASSIVE_NORM_RATIO,
         "dense_above": DENSE_SHARE,
     }
-    return [meter.evaluation(measured_on, own, options.ce) for meter, own in zip(meters, known, strict=True)]
+    return [meter.evaluation(measured_on, seen, options.ce) for meter, seen in zip(meters, seen_by_sae, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------ on what
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _ContextBatch:
     """Contexts of one category."""
 
     category: str
@@ -148,19 +148,19 @@ def _unseen(
     saes: Sequence[SparseAutoencoder], documents: Sequence[Document]
 ) -> tuple[list[Document], list[set[str] | None]]:
     """The documents that no SAE has seen, so that all are measured on the same, and what each has seen."""
-    known = [documents_seen(sae) for sae in saes]
-    seen = set[str]().union(*(own for own in known if own))
-    unseen = [document for document in documents if document.sha256[:16] not in seen]
+    seen_by_sae = [documents_seen(sae) for sae in saes]
+    seen_by_any = set[str]().union(*(seen for seen in seen_by_sae if seen))
+    unseen = [document for document in documents if document.sha256[:16] not in seen_by_any]
     if documents and not unseen:
-        layers = [str(sae.layer) for sae, own in zip(saes, known, strict=True) if own]
+        layers = [str(sae.layer) for sae, seen in zip(saes, seen_by_sae, strict=True) if seen]
         raise UsageError(
             f"All {len(documents)} documents are among those that the SAEs of layer {', '.join(layers)} were trained "
             "on or chosen by: give text that they never saw."
         )
-    return unseen, known
+    return unseen, seen_by_sae
 
 
-def _cut(model: LanguageModel, documents: Sequence[Document], options: EvaluationOptions) -> list[_Batch]:
+def _cut(model: LanguageModel, documents: Sequence[Document], options: EvaluationOptions) -> list[_ContextBatch]:
     """A sample of contexts, in batches of one category each; whatever order the documents come in.
 
     Losses are measured on what the sample would be if it had ce_tokens tokens.
@@ -177,18 +177,18 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
     parts: dict[tuple[bool, str], list[Context]] = {}
     for i, context in enumerate(sample):
         parts.setdefault((i < n_with_losses, planned[context.document_id].category), []).append(context)
-    batches: list[_Batch] = []
-    for (ce, category), own in sorted(parts.items()):
+    batches: list[_ContextBatch] = []
+    for (ce, category), contexts in sorted(parts.items()):
         # Contexts of like length side by side need little padding.
-        own.sort(key=lambda context: (-context.n_tokens, context.document_id, context.first_token))
-        for start in range(0, len(own), options.batch_size):
-            chosen = own[start : start + options.batch_size]
+        contexts.sort(key=lambda context: (-context.n_tokens, context.document_id, context.first_token))
+        for start in range(0, len(contexts), options.batch_size):
+            chosen = contexts[start : start + options.batch_size]
             windows = [token_ids[c.document_id][c.first_token : c.first_token + c.n_tokens] for c in chosen]
-            batches.append(_Batch(category, [c.document_id for c in chosen], *padded(windows), special, ce))
+            batches.append(_ContextBatch(category, [c.document_id for c in chosen], *padded(windows), special, ce))
     return batches
 
 
-def _progress(batches: Sequence[_Batch], what: str) -> Iterator[_Batch]:
+def _progress(batches: Sequence[_ContextBatch], what: str) -> Iterator[_ContextBatch]:
     """The batches, with a bar on stderr."""
     with bar(what, sum(int(batch.lengths.sum()) for batch in batches), "token") as progress:
         for batch in batches:
@@ -196,7 +196,7 @@ def _progress(batches: Sequence[_Batch], what: str) -> Iterator[_Batch]:
             progress.update(int(batch.lengths.sum()))
 
 
-# ------------------------------------------------------------------------------------------------ streaming sums
+# ------------------------------------------------------------------------------------------------ one SAE
 
 
 class _Meter:
@@ -218,19 +218,21 @@ class _Meter:
             self.sums[category] = Sums.empty(self.sae.d_model, self.sae.d_sae)
         return self.sums[category]
 
-    def evaluation(self, measured_on: dict[str, Any], seen: set[str] | None, ce: bool) -> Evaluation:
+    def evaluation(self, shared: dict[str, Any], seen: set[str] | None, ce: bool) -> Evaluation:
+        """The figures of all that was added; shared: what all SAEs are measured on, seen: the documents of this one."""
         pooled = Sums.empty(self.sae.d_model, self.sae.d_sae)
         for _, sums in sorted(self.sums.items()):
             pooled.merge(sums)
         categories = {category: sums.figures() for category, sums in sorted(self.sums.items())}
         total = pooled.figures()
-        own = {
+        measured_on = {
+            **shared,
             "overlap_checked": seen is not None,
             "norm_median": self.median,
             "norm_median_from": "training" if self.sae.norm_median is not None else "evaluation",
         }
         if ce:
-            own["mean_from"] = "training" if self.sae.mean is not None else "evaluation"
+            measured_on["mean_from"] = "training" if self.sae.mean is not None else "evaluation"
         return Evaluation(
             layer=self.sae.layer,
             sae_sha256=self.sae.sha256,
@@ -238,8 +240,8 @@ class _Meter:
             all=total,
             macro=macro_average(total, list(categories.values())),
             categories=categories,
-            measured_on={**measured_on, **own},
-            notes=list(self._notes({**measured_on, **own}, total)),
+            measured_on=measured_on,
+            notes=list(self._notes(measured_on, total)),
         )
 
     def _notes(self, measured_on: dict[str, Any], figures: Figures) -> Iterator[str]:
@@ -260,7 +262,7 @@ class _Meter:
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def _complete_norm_medians(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_Batch]) -> None:
+def _complete_norm_medians(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_ContextBatch]) -> None:
     """Median ‖x‖ over all evaluated tokens, for SAEs that have none."""
     if lacking := [meter for meter in meters if meter.norm_median is None]:
         contexts = (ids for batch in _progress(batches, "Norm medians") for ids in batch.contexts())
@@ -269,7 +271,7 @@ def _complete_norm_medians(model: LanguageModel, meters: Sequence[_Meter], batch
             meter.norm_median = medians[meter.sae.layer]
 
 
-def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_Batch]) -> None:
+def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_ContextBatch]) -> None:
     """Mean x over the included evaluated tokens, for SAEs that have none."""
     lacking = [meter for meter in meters if meter.mean is None]
     if not lacking:
@@ -286,7 +288,7 @@ def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Seq
         meter.mean = torch.from_numpy(spread.mean).float()
 
 
-def _check_resumption(model: LanguageModel, layers: Sequence[int], batch: _Batch) -> None:
+def _check_resumption(model: LanguageModel, layers: Sequence[int], batch: _ContextBatch) -> None:
     """Raises ElwError when going on from a block's output does not give what the whole model gives."""
     tokens = batch.tokens[:1]
     with residual_stream(model, layers) as residuals:
@@ -300,7 +302,7 @@ def _check_resumption(model: LanguageModel, layers: Sequence[int], batch: _Batch
             )
 
 
-def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _Batch) -> None:
+def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _ContextBatch) -> None:
     """Add a batch to every SAE's sums."""
     layers = sorted({meter.sae.layer for meter in meters})
     if batch.ce:
@@ -331,7 +333,7 @@ def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _Batch) -> N
 
 
 def _add_reconstruction(
-    sae: SparseAutoencoder, sums: Sums, batch: _Batch, residuals: Tensor, reasons: Tensor
+    sae: SparseAutoencoder, sums: Sums, batch: _ContextBatch, residuals: Tensor, reasons: Tensor
 ) -> Tensor:
     """Add a batch's reconstruction figures; returns x̂ [n, d_model] of its n included tokens.
 
@@ -355,7 +357,7 @@ def _add_reconstruction(
 
 
 def _replaced_losses(
-    model: LanguageModel, meter: _Meter, batch: _Batch, x: Tensor, included: Tensor, rows: Tensor
+    model: LanguageModel, meter: _Meter, batch: _ContextBatch, x: Tensor, included: Tensor, rows: Tensor
 ) -> Tensor:
     """[context, position] losses with rows ([n, d_model], or one for all) for x at the n included tokens."""
     replaced = x.clone()
@@ -363,12 +365,9 @@ def _replaced_losses(
     return _losses(model, model.hidden_above(batch.tokens, meter.sae.layer, replaced), batch)
 
 
-def _losses(model: LanguageModel, hidden: Tensor, batch: _Batch) -> Tensor:
+def _losses(model: LanguageModel, hidden: Tensor, batch: _ContextBatch) -> Tensor:
     """[context, position] float64 nats of the final norm's output; 0 where there is no next token."""
     targets = batch.tokens.roll(-1, dims=1)[batch.has_next]
     losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)
     losses[batch.has_next] = next_token_losses(model, hidden[batch.has_next], targets).double()
     return losses
-
-
-# ------------------------------------------------------------------------------------------------ SAE folders

@@ -16,14 +16,13 @@ from energy_lens.warehouse.quality import COUNTS, STORED_FIGURES
 #: A feature that fires on more than this share of the included tokens is dense.
 DENSE_SHARE = 0.10
 
-
 #: What an included residual is replaced by.
 ARMS = ("sae", "zero", "mean")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Over a category's tokens, or all of them; None where nothing was there to measure, or was not asked for."""
+    """An SAE's, over a category's tokens or all; None where nothing was there to measure, or was not asked for."""
 
     n_documents: int  #: with an included token
     n_tokens: int  #: included
@@ -54,8 +53,8 @@ class Evaluation:
     all: Figures
     macro: Figures  #: means over the categories that have a figure; the counts are those of `all`
     categories: dict[str, Figures]
-    measured_on: dict[str, Any]
-    notes: list[str]
+    measured_on: dict[str, Any]  #: tokens, documents and settings, and where its norm median and mean come from
+    notes: list[str]  #: what a reader of the figures must know, a sentence each
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: every figure, and what they were measured on."""
@@ -63,7 +62,7 @@ class Evaluation:
         return {name: fields[name] for name in ("all", "macro", "categories", "measured_on")}
 
     def metadata(self) -> dict[str, Any]:
-        """What an SAE keeps of it in `metadata`: the pooled figures that `facts` reads, and all of it."""
+        """What an SAE keeps of it in `metadata`: the pooled figures that the table `saes` has, and all of it."""
         pooled = {name: getattr(self.all, name) for name in STORED_FIGURES}
         return {**pooled, "evaluation": self.as_dict()}
 
@@ -119,6 +118,7 @@ class Sums:
             self.losses[arm] = self.losses.get(arm, 0.0) + total
 
     def figures(self) -> Figures:
+        """What the sums come to."""
         n = self.spread.n
         clean, sae, zero, mean = (_ratio(self.losses.get(arm), self.n_loss_tokens) for arm in ("clean", *ARMS))
         return Figures(
@@ -156,8 +156,9 @@ def _difference(left: float | None, right: float | None) -> float | None:
 
 def macro_average(pooled: Figures, categories: Sequence[Figures]) -> Figures:
     """The mean over categories of each figure, where a category has it; the counts are the pooled ones."""
-    figures: dict[str, Any] = {}
+    averages: dict[str, Any] = {}
     for name in (entry.name for entry in dataclasses.fields(Figures)):
-        values = [value for own in categories if (value := getattr(own, name)) is not None]
-        figures[name] = getattr(pooled, name) if name in COUNTS else math.fsum(values) / len(values) if values else None
-    return Figures(**figures)
+        values = [value for of_category in categories if (value := getattr(of_category, name)) is not None]
+        average = math.fsum(values) / len(values) if values else None
+        averages[name] = getattr(pooled, name) if name in COUNTS else average
+    return Figures(**averages)

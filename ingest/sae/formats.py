@@ -1,4 +1,4 @@
-"""SAE folders: reading and writing the formats of SAELens and sparsify.
+"""An SAE's folder in, the SAE in float32 out: the formats of SAELens and sparsify, read (`saving` writes them).
 
 SAELens v6  `cfg.json` and `sae_weights.safetensors`: standard, topk, jumprelu, gated. What a warehouse needs beyond
             that (norm median, activation quartiles, mean, quality figures) lies beside it in `cfg.json` under
@@ -65,7 +65,7 @@ class _Description:
     rescale_acts_by_decoder_norm: bool = False
     finetuned: bool = False  #: whether activations are multiplied by a tensor scaling_factor before decoding
     model_name: str = ""
-    own: Mapping[str, Any] | None = None  #: metadata.elw
+    elw_metadata: Mapping[str, Any] | None = None  #: metadata.elw
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -93,7 +93,7 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
     for name, tensor in folded.items():
         if not torch.isfinite(tensor).all():
             raise UsageError(f"{weights_path}: {name} leaves the range of float32 once its factors are multiplied in.")
-    own = dict(described.own or {})
+    metadata = dict(described.elw_metadata or {})
     statistics = _read_statistics(folder, described)
     return SparseAutoencoder(
         layer=described.layer,
@@ -101,13 +101,13 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
         **folded,
         architecture=described.architecture,
         normalisation="none" if described.normalisation == SCALED_INPUT else described.normalisation,
-        norm_median=_norm_median(own.pop("norm_median", None), path),
+        norm_median=_norm_median(metadata.pop("norm_median", None), path),
         quartiles=statistics.get("activation_quartiles"),
         mean=statistics.get("mean"),
         model_name=described.model_name,
         sha256=_identity(weights_path, described, activation_scale),
         source=str(folder),
-        metadata=own,
+        metadata=metadata,
     )
 
 
@@ -225,7 +225,7 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
         rescale_acts_by_decoder_norm=rescale,
         finetuned=_boolean(config, "finetuning_scaling_factor", False, path),
         model_name=str(metadata.get("model_name") or ""),
-        own=_object(metadata.get("elw") or {}, "metadata.elw", path),
+        elw_metadata=_object(metadata.get("elw") or {}, "metadata.elw", path),
     )
 
 
@@ -282,7 +282,7 @@ def _describe_sparsify(config: Mapping[str, Any], folder: Path, layer: int | Non
         normalisation="none",
         layer=block,
         model_name=str(metadata.get("model_name") or ""),
-        own=_object(metadata.get("elw") or {}, "metadata.elw", path),
+        elw_metadata=_object(metadata.get("elw") or {}, "metadata.elw", path),
     )
 
 
@@ -292,17 +292,17 @@ def _layer_of_hook(hook_name: Any, path: Path, layer: int | None) -> int:
         return layer
     name = str(hook_name)
     if match := RESID_POST.fullmatch(name):
-        found = int(match[1])
+        block = int(match[1])
     elif (match := RESID_PRE.fullmatch(name)) and int(match[1]) > 0:
-        found = int(match[1]) - 1
+        block = int(match[1]) - 1
     else:
         raise UsageError(
             f"{path}: hook_name is {_shown(name)}; a block's output is expected: blocks.N.hook_resid_post, or "
             "blocks.N.hook_resid_pre with N >= 1."
         )
-    if layer not in (None, found):
-        raise UsageError(f"{path}: hook_name is {_shown(name)}, the output of block {found}; layer {layer} was given.")
-    return found
+    if layer not in (None, block):
+        raise UsageError(f"{path}: hook_name is {_shown(name)}, the output of block {block}; layer {layer} was given.")
+    return block
 
 
 def _layer_of_folder(folder: Path, layer: int | None) -> int:
@@ -312,10 +312,10 @@ def _layer_of_folder(folder: Path, layer: int | None) -> int:
     if match and layer in (None, int(match[1])):
         return int(match[1])
     if match or layer is None or INSIDE_BLOCK.fullmatch(name):
-        given = "" if layer is None else f", and layer {layer} was given"
+        conflict = "" if layer is None else f", and layer {layer} was given"
         raise UsageError(
             f"{folder}: a folder of sparsify is named after the module it reads, and this one is {_shown(name)}"
-            f"{given}; a whole block is expected, such as layers.15, h.5 or gpt_neox.layers.5 (or else --layer)."
+            f"{conflict}; a whole block is expected, such as layers.15, h.5 or gpt_neox.layers.5 (or else --layer)."
         )
     return layer
 
@@ -415,16 +415,16 @@ def _read_tensors(
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            held = set(file.keys())
+            held_names = set(file.keys())
             for name in shapes:
-                if name not in held:
-                    found = ", ".join(sorted(held)) or "nothing"
-                    raise UsageError(f"{path} holds {found[:200]}; a tensor {name} is expected.")
-            wanted = {**shapes, **{name: shape for name, shape in (optional or {}).items() if name in held}}
+                if name not in held_names:
+                    listing = ", ".join(sorted(held_names)) or "nothing"
+                    raise UsageError(f"{path} holds {listing[:200]}; a tensor {name} is expected.")
+            wanted = {**shapes, **{name: shape for name, shape in (optional or {}).items() if name in held_names}}
             for name, shape in wanted.items():
-                found_shape = tuple(file.get_slice(name).get_shape())
-                if found_shape != shape:
-                    raise UsageError(f"{path}: {name} has shape {found_shape}; {shape} is expected.")
+                held_shape = tuple(file.get_slice(name).get_shape())
+                if held_shape != shape:
+                    raise UsageError(f"{path}: {name} has shape {held_shape}; {shape} is expected.")
             for name in wanted:
                 tensors[name] = file.get_tensor(name)
     except FileNotFoundError as error:
@@ -448,9 +448,3 @@ def pickled(folder: Path) -> str:
     """What to add to a refusal where the weights seem to be pickled."""
     names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     return f", and {names[0]} is a pickle, which is never read: convert it to safetensors" if names else ""
-
-
-# ------------------------------------------------------------------------------------------------ writing
-
-
-# ------------------------------------------------------------------------------------------------ which SAEs

@@ -1,4 +1,4 @@
-"""SAEs that somebody else made, registered for a model: read once, checked against it, kept in the user's cache.
+"""An SAE's folder in, a copy of it out: registered for a model in the user's cache, or exported in another format.
 
 A registered SAE is a folder in SAELens v6 format below `cache_folder()/saes/MODEL`, its constant factors folded in,
 its norm median measured if asked for. `elw ingest --sae` takes it by its path, and any other readable folder as well.

@@ -79,8 +79,8 @@ def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = tor
 
 
 def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
-    own = {"norm_median": sae.norm_median, **sae.metadata}
-    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": own}
+    elw_metadata = {"norm_median": sae.norm_median, **sae.metadata}
+    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": elw_metadata}
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Residuals of a corpus, harvested once for all layers and kept on disk in rounds, ready to be trained on.
+"""A corpus' contexts in, their residuals out: harvested once for all layers and kept on disk in rounds.
 
 A round is a fixed number of contexts, taken in seeded order from all documents, so that it is a sample of the corpus
 and a batch drawn from it mixes hundreds of texts. Its residuals lie in one raw bfloat16 file a layer, which is mapped

@@ -24,13 +24,13 @@ def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
     """
     parts: dict[str, list[Document]] = {"train": [], "select": [], "test": []}
     for category in sorted({document.category for document in documents}):
-        own = sorted((d for d in documents if d.category == category), key=lambda document: document.sha256)
-        held_out = len(own) >= 3
-        n_test = max(1, round(TEST_SHARE * len(own))) if held_out else 0
-        n_select = max(1, round(SELECT_SHARE * len(own))) if held_out else 0
-        parts["test"] += own[:n_test]
-        parts["select"] += own[n_test : n_test + n_select]
-        parts["train"] += own[n_test + n_select :]
+        of_category = sorted((d for d in documents if d.category == category), key=lambda document: document.sha256)
+        held_out = len(of_category) >= 3
+        n_test = max(1, round(TEST_SHARE * len(of_category))) if held_out else 0
+        n_select = max(1, round(SELECT_SHARE * len(of_category))) if held_out else 0
+        parts["test"] += of_category[:n_test]
+        parts["select"] += of_category[n_test : n_test + n_select]
+        parts["train"] += of_category[n_test + n_select :]
     return {name: sorted(part, key=lambda document: document.path) for name, part in parts.items()}
 
 

@@ -32,11 +32,6 @@ from energy_lens.ingest.model.unembedding import divergence, expected_rows, next
 from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
 from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 
-# ------------------------------------------------------------------------------------------------ files
-
-
-# ------------------------------------------------------------------------------------------------ fitting
-
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -60,7 +55,7 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _TokenBatch:
     """Included tokens of some contexts that have a next one."""
 
     residuals: Mapping[int, Tensor]  #: layer: x [n, d_model], in the model's precision
@@ -93,7 +88,7 @@ def fit_translators(
     first = contexts[: max(1, MEDIAN_TOKENS // options.context_length)].split(options.batch_contexts)
     medians = norm_medians(model, (batch.numpy() for batch in first), [*layers, model.n_layers - 1])
 
-    def batches(contexts: Tensor, what: str) -> Iterator[_Batch]:
+    def batches(contexts: Tensor, what: str) -> Iterator[_TokenBatch]:
         pieces = contexts.split(options.batch_contexts)
         for done, tokens in enumerate(pieces, 1):
             yield _read(model, tokens.long(), layers, medians)
@@ -113,12 +108,12 @@ def fit_translators(
     if len(test):
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
         test = test[order[: max(1, options.test_tokens // options.context_length)]]
-        metadata["held_out"] = _figures(model, translators, batches(test, "held-out figures"))
+        metadata["held_out"] = _held_out_figures(model, translators, batches(test, "held-out figures"))
     return Translators(translators, model.name, metadata=metadata)
 
 
 @torch.no_grad()
-def _read(model: LanguageModel, tokens: Tensor, layers: Sequence[int], medians: Mapping[int, float]) -> _Batch:
+def _read(model: LanguageModel, tokens: Tensor, layers: Sequence[int], medians: Mapping[int, float]) -> _TokenBatch:
     """Residuals of contexts [batch, position] at tokens that are included at every layer and have a next one."""
     top = model.n_layers - 1
     residuals = harvest_residuals(model, tokens, [*layers, top])
@@ -126,13 +121,13 @@ def _read(model: LanguageModel, tokens: Tensor, layers: Sequence[int], medians: 
     mask = torch.stack(masks).all(0)
     mask[:, -1] = False
     last = residuals[top][mask]
-    own = {layer: residuals[layer][mask] for layer in layers}
-    return _Batch(own, last, model.final_norm(last), tokens.roll(-1, dims=1)[mask])
+    included = {layer: residuals[layer][mask] for layer in layers}
+    return _TokenBatch(included, last, model.final_norm(last), tokens.roll(-1, dims=1)[mask])
 
 
 @torch.no_grad()
 def _regressed(
-    model: LanguageModel, layers: Sequence[int], batches: Iterator[_Batch], ridge: float
+    model: LanguageModel, layers: Sequence[int], batches: Iterator[_TokenBatch], ridge: float
 ) -> dict[int, Translator]:
     """Ridge regression of the last residual, at a root mean square of 1, on each layer's residuals."""
     d, n = model.d_model, 0
@@ -167,7 +162,7 @@ def _regressed(
 def _descended(
     model: LanguageModel,
     translators: Mapping[int, Translator],
-    batches: Iterator[_Batch],
+    batches: Iterator[_TokenBatch],
     n_steps: int,
     options: FitOptions,
 ) -> dict[int, Translator]:
@@ -200,7 +195,9 @@ def _descended(
 
 
 @torch.no_grad()
-def _figures(model: LanguageModel, translators: Mapping[int, Translator], batches: Iterator[_Batch]) -> dict[str, Any]:
+def _held_out_figures(
+    model: LanguageModel, translators: Mapping[int, Translator], batches: Iterator[_TokenBatch]
+) -> dict[str, Any]:
     """Mean loss and KL(p‖q) in nats, by layer, of the logit lens and of the tuned lens; the model's own loss."""
     n, output = 0, 0.0
     sums = {(layer, lens): [0.0, 0.0] for layer in translators for lens in ("logit_lens", "tuned_lens")}
@@ -211,9 +208,9 @@ def _figures(model: LanguageModel, translators: Mapping[int, Translator], batche
             x = batch.residuals[layer]
             for lens, read in (("logit_lens", x), ("tuned_lens", translator(x))):
                 hidden = model.final_norm(read)
-                own = next_token_losses(model, hidden, batch.next_tokens)
-                kl = divergence((own, hidden), (losses, batch.hidden, gradients))
-                sums[layer, lens][0] += float(own.double().sum())
+                lens_losses = next_token_losses(model, hidden, batch.next_tokens)
+                kl = divergence((lens_losses, hidden), (losses, batch.hidden, gradients))
+                sums[layer, lens][0] += float(lens_losses.double().sum())
                 sums[layer, lens][1] += float(kl.double().sum())
     layers = {
         str(layer): {

@@ -1,4 +1,4 @@
-"""L-BFGS after Adam: the same loss on a fixed sample, whose support is held still for a round.
+"""A trained SAE and residuals in, the SAE polished: L-BFGS after Adam, on the same loss, its support held for a round.
 
 Between two changes of the support the loss is smooth, so that a quasi-Newton method can use its curvature. Variables
 are W_enc, b_enc, b_dec and v, where d = v/‖v‖ is the decoder row: without the division its scale would be free. The

@@ -1,12 +1,12 @@
-"""Train SAEs for several layers, and several k, at once, from one pass of the model over a corpus.
+"""A corpus and a model in, trained SAEs out: for several layers, and several k, at once, from one pass of the model.
 
 1. Documents are split by content hash into train, select and test, in every category alike. Test documents decide
    nothing; select documents decide which L-BFGS rounds are kept.
 2. Contexts of the training documents, in seeded order, run through the model; the residuals of all layers are kept
    on disk in rounds (`activation_store`). Excluded tokens (first of a context, massive norms) are left out.
-3. Round by round, shuffled, each SAE takes `passes` passes of Adam steps (`sae_trainer`) on x·s, where s makes the
+3. Round by round, shuffled, each SAE takes `passes` passes of Adam steps (`trainer`) on x·s, where s makes the
    mean norm √d_model.
-4. With optimizer "lbfgs" the decoder, encoder and biases are polished by L-BFGS (`sae_polish`).
+4. With optimizer "lbfgs" the decoder, encoder and biases are polished by L-BFGS (`polish`).
 5. s is folded back: activations are in residual units, decoder rows keep unit norm.
 6. Quartiles of each feature's active values and held-out figures are measured and stored with the weights.
 
@@ -49,7 +49,7 @@ MIN_ACTIVE = 40
 
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMIZERS = ("adam", "lbfgs")
-ARCHITECTURES = ("topk", "batchtopk")
+TRAINED_ARCHITECTURES = ("topk", "batchtopk")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TrainingConfig:
             features = f"the number of features, {self.d_sae} (--features)"
             require(1 <= k <= self.d_sae, f"--k is {k}; it must lie between 1 and {features}.")
         for option, name, known in (
-            ("--architecture", self.architecture, ARCHITECTURES), ("--optimizer", self.optimizer, OPTIMIZERS)
+            ("--architecture", self.architecture, TRAINED_ARCHITECTURES), ("--optimizer", self.optimizer, OPTIMIZERS)
         ):  # fmt: skip
             require(name in known, f"{option} is {name!r}; choose {' or '.join(known)}.")
         for option, number in (("--batch-size", self.batch_size), ("--passes", self.passes)):
@@ -236,7 +236,7 @@ def train_saes(
     polished = _polish(training, parts["select"]) if config.optimizer == "lbfgs" else {}
     saes = [trainer.finished(store.norm_medians[trainer.layer], model.name) for trainer in training.trainers]
     training._say(len(store), "measuring quartiles")
-    _add_quartiles(saes, store)
+    add_quartiles(saes, store)
     training._say(len(store), "measuring held-out figures")
     settings = {name: value for name, value in asdict(config).items() if name != "ks"}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -285,7 +285,7 @@ def _sample(store: ActivationStore, layer: int, n: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _add_quartiles(saes: Sequence[SparseAutoencoder], store: ActivationStore) -> None:
+def add_quartiles(saes: Sequence[SparseAutoencoder], store: ActivationStore) -> None:
     """Quartiles of each feature's active values over training tokens; NaN where it fired too rarely."""
     for sae in saes:
         pieces = []
@@ -296,9 +296,9 @@ def _add_quartiles(saes: Sequence[SparseAutoencoder], store: ActivationStore) ->
         sae.quartiles = torch.full((sae.d_sae, 3), math.nan)
         order = indices.argsort()
         counts = torch.bincount(indices, minlength=sae.d_sae).tolist()
-        for feature, own in enumerate(values[order].split(counts)):
-            if len(own) >= MIN_ACTIVE:
-                sae.quartiles[feature] = own.quantile(torch.tensor([0.25, 0.5, 0.75]))
+        for feature, active_values in enumerate(values[order].split(counts)):
+            if len(active_values) >= MIN_ACTIVE:
+                sae.quartiles[feature] = active_values.quantile(torch.tensor([0.25, 0.5, 0.75]))
 
 
 def _add_figures(

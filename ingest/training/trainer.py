@@ -1,4 +1,4 @@
-"""One SAE while it is trained: steps of Adam whose gradients are taken at active features only.
+"""Batches of residuals in, an SAE out: steps of Adam whose gradients are taken at active features only.
 
 With k of m features active a token, the gradients of both weight matrices are products of a sparse matrix [m, batch]
 with a dense one [batch, d_model], m/k times cheaper than autograd's dense ones. What stays dense is the encoder's
