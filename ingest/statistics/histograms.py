@@ -111,7 +111,7 @@ class LayerHistograms:
         """Take in a row.
 
         mates_g: g of the next context at the row's activations, by energy [context, position, K]
-        (`RowGradients.mates`). sampled: [context] whether to bin the gradients of inactive features.
+        (`RowGradients.mates_g`). sampled: [context] whether to bin the gradients of inactive features.
         """
         alone = len(row.included) == 1  # the next context would be the same one
         paired = row.included & row.included.roll(-1, 0) & (not alone)
