@@ -58,7 +58,7 @@ class RowGradients(NamedTuple):
     counted: Tensor  #: [context, position] bool: tokens that the within-context test counts
 
 
-class Mates(NamedTuple):
+class RowMates(NamedTuple):
     """What of a row can be compared with other contexts at the same position."""
 
     included: Tensor  #: [context, position, 1] 1 where the token is included, else 0
@@ -80,7 +80,7 @@ class EnergyParts(NamedTuple):
     following: Tensor  #: ∇ of the row's next context (cyclic)
 
 
-class Activations(NamedTuple):
+class RowActivations(NamedTuple):
     """A row's n activations that are not 0, in the order of context, position and slot."""
 
     slots: Tensor  #: [context·position, K] bool: where they are
@@ -174,14 +174,14 @@ class LayerStatistics:
         ]
         return torch.cat(chunks)
 
-    def _add_counts(self, activations: Activations, counted: Tensor) -> None:
+    def _add_counts(self, activations: RowActivations, counted: Tensor) -> None:
         """Count active tokens that the test counts, and their contexts. counted: [context, position, 1]."""
         is_counted = counted.reshape(-1, 1).expand_as(activations.slots)[activations.slots]
         counts = self._by_context(is_counted.long(), activations)
         self.n_counted += counts.sum(0)
         self.n_contexts += (counts > 0).sum(0)
 
-    def _add_test(self, moments: Moments, activations: Activations, g: EnergyParts) -> None:
+    def _add_test(self, moments: Moments, activations: RowActivations, g: EnergyParts) -> None:
         """Add each context's S_c, and that of the control, and their squares."""
         for centred_g, s, s2 in ((g.tested, moments.s, moments.s2), (g.null, moments.null_s, moments.null_s2)):
             products = (activations.values * centred_g[activations.slots]).double()
@@ -189,7 +189,7 @@ class LayerStatistics:
             s += by_context.sum(0)
             s2 += by_context.square().sum(0)
 
-    def _add_curvature(self, row: LayerRow, activations: Activations, h: Tensor) -> None:
+    def _add_curvature(self, row: LayerRow, activations: RowActivations, h: Tensor) -> None:
         """Add Σa²h²·growth. h: of each probe at the activations [context·position, K, probe]."""
         assert row.norms is not None
         values, features = (part.flatten(0, 1) for part in row.activations)
@@ -198,7 +198,7 @@ class LayerStatistics:
         a2h2 = (values.double().square() * h2 * growth(relative.double()))[activations.slots]
         self.sum_a2h2.nan_to_num_(0).index_add_(0, activations.features, a2h2)
 
-    def _by_context(self, values: Tensor, activations: Activations) -> Tensor:
+    def _by_context(self, values: Tensor, activations: RowActivations) -> Tensor:
         """Σ of values [n], one of each activation, by context and feature: [context, d_sae]."""
         flat = torch.zeros(activations.n_contexts * self.sae.d_sae, dtype=values.dtype)
         flat.index_add_(0, activations.contexts * self.sae.d_sae + activations.features, values)
@@ -223,7 +223,7 @@ class LayerStatistics:
         }
 
 
-def row_mates(included: Tensor) -> Mates:
+def row_mates(included: Tensor) -> RowMates:
     """Which tokens of a row have enough mates. included: [context, position] bool."""
     is_included = included[..., None]
     inc = is_included.float()
@@ -232,10 +232,10 @@ def row_mates(included: Tensor) -> Mates:
     n_null = n - following
     counted = is_included & (n >= MIN_MATES)
     null_counted = is_included & (following > 0) & (n_null >= MIN_MATES - 1)
-    return Mates(inc, n, counted, n_null, null_counted)
+    return RowMates(inc, n, counted, n_null, null_counted)
 
 
-def energy_vectors(gradients: Tensor, mates: Mates) -> EnergyParts:
+def energy_vectors(gradients: Tensor, mates: RowMates) -> EnergyParts:
     """The vectors of one energy, from s_t·∂E/∂x [context, position, d_model], which is anything where not included."""
     gradient = gradients * mates.included
     centred = centred_by_context(gradient, mates.included)
@@ -246,13 +246,13 @@ def energy_vectors(gradients: Tensor, mates: Mates) -> EnergyParts:
     return EnergyParts(gradient, tested, null, gradient.roll(-1, 0))
 
 
-def row_activations(activations: SparseActivations) -> Activations:
+def row_activations(activations: SparseActivations) -> RowActivations:
     """The activations that are not 0, of those of a row [context, position, K]."""
     n_contexts, n_positions, _ = activations.values.shape
     values, features = (part.flatten(0, 1) for part in activations)
     context = torch.arange(n_contexts).repeat_interleave(n_positions)[:, None].expand_as(features)
     slots = values > 0
-    return Activations(slots, values[slots], features[slots], context[slots], n_contexts)
+    return RowActivations(slots, values[slots], features[slots], context[slots], n_contexts)
 
 
 def centred_by_context(gradient: Tensor, included: Tensor) -> Tensor:
