@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.ingest.energies.registry import ENERGIES
-from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
+from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, commits, ingest
 from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.ingest.statistics.histograms import LayerHistograms
 from energy_lens.ingest.statistics.stream import LayerStatistics
@@ -35,7 +35,7 @@ SETS = [("nll",), *(("nll", name) for name in ENERGIES if name != "nll"), tuple(
 STAGES: list[tuple[Any, str, str]] = [
     (LayerStatistics, "add", "moments, test, control"),
     (LayerHistograms, "add", "histograms"),
-    (pipeline, "store_group", "commits"),
+    (commits, "store_group", "commits"),
     (pipeline, "finish", "finish"),
 ]
 

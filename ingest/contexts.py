@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +15,28 @@ from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
+from energy_lens.warehouse.runs import StoredRun
 
 
 class TokenSource:
     """Token ids of documents, tokenised once each."""
 
-    def __init__(self, model: LanguageModel, documents: Mapping[str, Document]) -> None:
-        """documents: those found now, by sha256."""
-        self._model = model
+    def __init__(self, load_model: Callable[[], LanguageModel], documents: Mapping[str, Document]) -> None:
+        """load_model: called for a document's first use. documents: those of the corpus at hand, by sha256."""
+        self._load_model = load_model
         self._documents = documents
         self._cache: dict[str, NDArray[np.int32]] = {}
 
     def document(self, document: Document) -> NDArray[np.int32]:
         """All token ids of a document."""
         if document.sha256 not in self._cache:
-            self._cache[document.sha256] = np.array(self._model.tokenize(document.text()), dtype=np.int32)
+            self._cache[document.sha256] = np.array(self._load_model().tokenize(document.text()), dtype=np.int32)
         return self._cache[document.sha256]
 
     def context(self, context: Context, sha256: str, planned_from: Path | None = None) -> NDArray[np.int32]:
         """Token ids of a context of the document with that hash.
 
-        planned_from: where the document was when it was planned, for one that is not among those found now.
+        planned_from: where the document was when it was planned, for one that the corpus at hand does not hold.
         Raises UsageError when its text is no longer there.
         """
         document = self._documents.get(sha256)
@@ -44,9 +45,18 @@ class TokenSource:
             document = planned_document(sha256, planned_from)
         return self.document(document)[context.first_token : context.first_token + context.n_tokens]
 
+    def contexts_of(self, run: StoredRun, contexts: Iterable[Context]) -> dict[int, NDArray[np.int32]]:
+        """Token ids by context_id, of contexts of a run. Raises UsageError when a text is no longer there."""
+        by_id = {document.document_id: document for document in run.documents.values()}
+        token_ids = {}
+        for context in contexts:
+            document = by_id[context.document_id]
+            token_ids[context.context_id] = self.context(context, document.sha256, Path(document.source))
+        return token_ids
+
 
 def planned_document(sha256: str, source: Path) -> Document:
-    """A document of the plan that is not among the files found now, from where it was then.
+    """A document of the plan that the corpus at hand does not hold, from where it was then.
 
     Raises UsageError when its text is no longer there.
     """

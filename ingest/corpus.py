@@ -47,7 +47,7 @@ def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[D
     Raises UsageError for a path that is missing or cannot be read, a file that is not UTF-8 text, or a corpus
     without any text.
     """
-    found: dict[str, list[tuple[str, str, int, Path]]] = {}
+    copies_of: dict[str, list[tuple[str, str, int, Path]]] = {}
     seen: set[Path] = set()
     # A file that is reached twice counts once, under the smallest of its names.
     for name, category, source in sorted(_files(paths, exclude)):
@@ -58,12 +58,12 @@ def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[D
         if not _decode(data, source).strip():
             continue
         digest = hashlib.sha256(data).hexdigest()
-        found.setdefault(digest, []).append((name, category, len(data), source))
-    if not found:
-        given = ", ".join(str(p) for p in paths)
-        raise UsageError(f"There is no text in {given}: give a folder or a file with UTF-8 text.")
+        copies_of.setdefault(digest, []).append((name, category, len(data), source))
+    if not copies_of:
+        looked_in = ", ".join(str(p) for p in paths)
+        raise UsageError(f"There is no text in {looked_in}: give a folder or a file with UTF-8 text.")
     documents = []
-    for digest, copies in found.items():
+    for digest, copies in copies_of.items():
         (name, category, n_bytes, source), *others = copies
         aliases = tuple(other[0] for other in others)
         documents.append(Document(name, category, digest, n_bytes, source, aliases))
@@ -72,20 +72,20 @@ def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[D
 
 def _files(paths: Sequence[str | Path], exclude: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
     """(name, category, file) for every file below `paths`, as often as it is reached."""
-    for given in paths:
-        root = Path(given)
+    for path in paths:
+        root = Path(path)
         try:
             root.stat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{root} does not exist: give a file or folder with text.") from error
         except (OSError, ValueError) as error:
             raise _unreadable(root, error) from error
-        own_name = Path(os.path.abspath(root)).name
+        root_name = Path(os.path.abspath(root)).name
         for source in [root] if root.is_file() else _walk(root):
             relative = Path(source.name) if source == root else source.relative_to(root)
             if _excluded(relative, exclude):
                 continue
-            category = relative.parts[0] if len(relative.parts) > 1 else own_name
+            category = relative.parts[0] if len(relative.parts) > 1 else root_name
             name = relative.as_posix()
             try:
                 (name + category).encode()

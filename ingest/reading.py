@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import ModelOnDemand
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.plan import Context
 
@@ -126,9 +127,30 @@ class Reader:
                 for layer, values in reading.divergences.items()
             }
             for (name, at_layer), values in energies.items():
-                for layer, own in layers.items():
+                for layer, layer_reading in layers.items():
                     if at_layer in (None, layer):
-                        defined = np.arange(n) < n - 1 if at_layer is None else own.included
-                        own.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
+                        defined = np.arange(n) < n - 1 if at_layer is None else layer_reading.included
+                        layer_reading.discrete[name] = discrete_gradient(values.astype(np.float64), defined)
             results.append(ContextReading(context, ids.astype(np.int64), energies, layers, divergences))
         return results
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a run reads with, settled before anything is loaded; the fields are those of Reader."""
+
+    model: ModelOnDemand
+    saes: Mapping[int, SparseAutoencoder]
+    energies: Sequence[Energy]
+    batch_size: int
+    n_probes: int
+    seed: int
+
+    def with_medians(self, norm_medians: Mapping[int, float]) -> Instruments:
+        """The same with the norm median of each layer, by which tokens are included."""
+        saes = {layer: replace(sae, norm_median=norm_medians[layer]) for layer, sae in self.saes.items()}
+        return replace(self, saes=saes)
+
+    def reader(self) -> Reader:
+        """A reader, with the model loaded. Every SAE needs a norm median."""
+        return Reader(self.model.load(), self.saes, self.energies, self.batch_size, self.n_probes, self.seed)

@@ -102,9 +102,9 @@ def token_classes(texts: Sequence[str]) -> list[str]:
     text = "".join(texts)
     labels = _character_classes(text)
     result, start = [], 0
-    for own in texts:
-        spanned = labels[start : start + len(own)]
-        start += len(own)
+    for token_text in texts:
+        spanned = labels[start : start + len(token_text)]
+        start += len(token_text)
         counts = Counter(label for label in spanned if label != "whitespace")
         if not counts:
             result.append("whitespace")

@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
+from energy_lens.ingest.model import loading
+from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, commits, ingest
 from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
 
@@ -137,7 +138,8 @@ import json, os, signal, sys
 from pathlib import Path
 import scipy.stats  # what is slow to import, once, before the first fork
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from energy_lens.ingest.pipeline import run as pipeline
+from energy_lens.ingest import pipeline
+from energy_lens.ingest.pipeline import commits
 from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.warehouse import migrations
 from energy_lens.warehouse.database import Warehouse
@@ -171,9 +173,9 @@ def work(call):
     counted(Warehouse, "run", lambda self, name: f"run {name}", call.get("die"), sign)
     counted(migrations, "migration_files", lambda: "migrating", call.get("die"), sign)
     counted(migrations, "view_files", lambda: "making views", call.get("die"), sign)
-    counted(pipeline, "store_group", lambda *_: "group", call.get("die"), sign)
+    counted(commits, "store_group", lambda *_: "group", call.get("die"), sign)
     told(GroupBuilder, "build", "built")
-    told(pipeline, "store_group", "group")
+    told(commits, "store_group", "group")
     given = call["options"]
     given["db"], given["saes"] = Path(given["db"]), tuple(map(Path, given["saes"]))
     try:
@@ -406,7 +408,7 @@ def test_a_reader_does_not_stop_an_ingest(
         assert str(os.getpid()) in line
         assert not driver.ended_within(1)
         events = Counter(driver.seen)
-        assert 1 <= events["built"] - events["group"] <= pipeline.MAX_PENDING_GROUPS == 2
+        assert 1 <= events["built"] - events["group"] <= commits.MAX_PENDING_GROUPS == 2
     driver.wait_for("summary ")
     assert driver.end() == 0
     assert_equal_tables(tables(own.db), expected)
@@ -500,7 +502,7 @@ def test_an_ingest_with_nothing_to_do_runs_no_model(
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(pipeline, "load_model", loaded)
+    monkeypatch.setattr(loading, "load_model", loaded)
     again = ingest([corpus], options)
     assert again.new_groups == again.new_tokens == 0
     assert str(again) == f"Nothing to do: run 1 of {options.db} holds these {first.tokens:,} tokens already."
@@ -518,7 +520,7 @@ def test_finish_is_made_up_for(options: IngestOptions, corpus: Path, monkeypatch
             ingest([corpus], options)
     assert value(options.db, "SELECT stats_groups FROM runs") == 0
     assert value(options.db, "SELECT count(*) FROM plan_groups WHERE committed_at IS NULL") == 0
-    monkeypatch.setattr(pipeline, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     ingest([corpus], options)
     assert value(options.db, "SELECT stats_groups FROM runs") == value(options.db, "SELECT count(*) FROM plan_groups")
     assert value(options.db, "SELECT count(*) FROM efas") > 0
@@ -697,12 +699,12 @@ def test_auto_precision_is_chosen_once(options: IngestOptions, corpus: Path, mon
     """--dtype auto stores its choice with the run and goes on with it, without timing anything again."""
     short = replace(options, dtype="auto", max_tokens=1)
     chosen = ingest([corpus], short)
-    assert chosen.dtype in pipeline.DTYPES
+    assert chosen.dtype in loading.DTYPES
     assert value(options.db, "SELECT dtype FROM runs") == chosen.dtype
-    monkeypatch.setattr(pipeline._Ingest, "_faster_dtype", None)
+    monkeypatch.setattr(pipeline, "faster_dtype", None)
     later = ingest([corpus], replace(short, max_tokens=None))
     assert (later.run_id, later.dtype) == (1, chosen.dtype)
-    other = next(name for name in pipeline.DTYPES if name != chosen.dtype)
+    other = next(name for name in loading.DTYPES if name != chosen.dtype)
     assert ingest([corpus], replace(short, dtype=other)).run_id == 2
     assert ingest([corpus], short).run_id == 2  # the later of two equal runs
 

@@ -300,7 +300,7 @@ def test_the_stream_equals_loops_over_tokens(given_rows: Sequence[Any]) -> None:
                 SparseActivations(torch.from_numpy(a).float(), torch.arange(3).expand(*included.shape, 3)),
                 {"nll": torch.from_numpy(-g).float()},
             )
-            counted.add(row, statistics.add(row).mates, sampled)
+            counted.add(row, statistics.add(row).mates_g, sampled)
             n_contexts = len(included)
             for c, t in np.argwhere(included):
                 for j in range(2):

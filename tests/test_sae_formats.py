@@ -30,8 +30,7 @@ from energy_lens.cli.main import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.energies.hopfield import Hopfield
-from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.ingest.pipeline import run as pipeline
+from energy_lens.ingest.pipeline import IngestOptions, calibration, ingest
 from energy_lens.ingest.sae import autoencoder as sae_module
 from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae.choosing import registered_folder, sae_folders
@@ -777,7 +776,7 @@ def test_ingest_equals_numpy(
 
     ∂E/∂x is taken as stored, and is the raw gradient: g is −⟨∂E/∂x, s_t·d_j⟩.
     """
-    monkeypatch.setattr(pipeline, "CALIBRATION_TOKENS", 10**9)
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 10**9)
     model = tiny("llama")
     for layer, kind in kinds.items():
         save_sae(tiny_sae(*kind, layer), tmp_path / "saes" / str(layer))

@@ -191,7 +191,7 @@ def test_gradients_at_activations_and_counted_tokens(included: NDArray[np.bool_]
     dense = -row.gradients["nll"] @ sae.W_dec.double().numpy().T
     active = tensors.activations.values.numpy() > 0
     following = np.where(np.roll(included, -1, 0)[..., None], np.roll(dense, -1, 0), 0)
-    for g, everywhere in ((found.own, dense), (found.mates, following)):
+    for g, everywhere in ((found.g, dense), (found.mates_g, following)):
         expected = np.take_along_axis(everywhere, tensors.activations.indices.numpy(), -1)
         np.testing.assert_allclose(g["nll"].numpy()[active], expected[active], rtol=1e-5, atol=1e-5)
 

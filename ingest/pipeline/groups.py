@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,12 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.inclusion import REASONS
+from energy_lens.ingest.pipeline.rows import (
+    Columns,
+    activation_rows,
+    document_gradient_rows,
+    energy_rows,
+    gradient_rows,
+    histogram_rows,
+    moment_rows,
+    table_frame,
+    token_ids,
+    token_layer_rows,
+    token_rows,
+)
 from energy_lens.ingest.reading import ContextReading, Reader
-from energy_lens.ingest.sae.autoencoder import SparseActivations, widened
+from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, widened
 from energy_lens.ingest.statistics.histograms import HistogramPlan, LayerHistograms
-from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
-from energy_lens.ingest.token_classes import token_classes
+from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics, RowGradients
 from energy_lens.warehouse.plan import Group
 
 #: Physical order of a group's rows, which is what a look-up by layer and feature profits from.
@@ -43,179 +53,130 @@ class GroupTables:
 
 
 class GroupBuilder:
-    """Turns readings into rows; `token_texts` caches the text of each vocabulary id."""
+    """Runs groups of one run; what it keeps from one to the next is the text of each vocabulary id."""
 
     def __init__(
         self, run_id: int, context_length: int, reader: Reader, histogram_plan: HistogramPlan, store_gradients: bool
     ) -> None:
         self.run_id = run_id
-        self.histogram_plan = histogram_plan
         self.context_length = context_length
         self.reader = reader
-        self.energies = [energy.name for energy in reader.energies]
+        self.histogram_plan = histogram_plan
         self.store_gradients = store_gradients
-        self.token_texts: dict[int, str] = {}
+        self.energies = [energy.name for energy in reader.energies]
+        self._token_texts: dict[int, str] = {}
 
-    def build(self, group: Group, token_ids: Mapping[int, NDArray[np.int32]], on_tokens: Any = None) -> GroupTables:
+    def build(
+        self,
+        group: Group,
+        token_ids: Mapping[int, NDArray[np.int32]],
+        on_tokens: Callable[[int], object] | None = None,
+    ) -> GroupTables:
         """Run a group.
 
         token_ids: context_id: vocabulary ids. on_tokens: called with the number of tokens done since the last call.
         """
-        columns: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        statistics = {layer: LayerStatistics(sae, self.energies) for layer, sae in self.reader.saes.items()}
-        histograms = {
-            layer: LayerHistograms(self.reader.saes[layer], self.energies, bins)
-            for layer, bins in self.histogram_plan.layers.items()
-        }
-        document_sums: dict[tuple[int, int, str], tuple[int, NDArray[np.float64]]] = {}
+        parts: dict[str, list[Columns]] = defaultdict(list)
+        sums = GroupSums(self.reader.saes, self.energies, self.histogram_plan)
         contexts = [(context, token_ids[context.context_id]) for row in group.rows for context in row]
         readings = self.reader.read(contexts)
         for row in group.rows:
             row_readings = [next(readings) for _ in row]
-            for layer, layer_statistics in statistics.items():
-                padded = layer_row(row_readings, layer)
-                at_active = layer_statistics.add(padded)
-                if layer in histograms:
-                    sampled = [context.context_id in self.histogram_plan.sampled for context in row]
-                    histograms[layer].add(padded, at_active.mates, sampled)
-                for i, reading in enumerate(row_readings):
-                    n, n_slots = reading.layers[layer].activations.values.shape
-                    own_g = {energy: values[i, :n, :n_slots].numpy() for energy, values in at_active.own.items()}
-                    self._layer_rows(columns, reading, layer, own_g, at_active.counted[i, :n].numpy())
-                    self._add_document_sums(document_sums, reading, layer)
+            for layer in self.reader.saes:
+                at_active = sums.add(row_readings, layer)
+                for place, reading in enumerate(row_readings):
+                    self._add_layer_rows(parts, reading, layer, at_active, place)
             for reading in row_readings:
-                self._context_rows(columns, reading)
+                self._add_context_rows(parts, reading)
             if on_tokens:
                 on_tokens(sum(len(reading.tokens) for reading in row_readings))
-        for layer, layer_statistics in statistics.items():
-            for energy in self.energies:
-                moments = layer_statistics.columns(energy)
-                features = np.arange(layer_statistics.sae.d_sae, dtype=np.int32)
-                place = {"group_id": group.group_id, "layer": layer, "energy": energy}
-                columns["feature_moments"].append({**place, "feature": features, **moments})
-                if layer in histograms:
-                    columns["feature_histograms"].append({**place, **histograms[layer].columns(energy)})
-        for (document_id, layer, energy), (n_tokens, total) in document_sums.items():
-            columns["document_gradients"].append(
-                {
-                    "group_id": group.group_id, "document_id": np.array([document_id], dtype=np.int32), "layer": layer,
-                    "energy": energy, "n_tokens": n_tokens, "gradient_sum": total[None],
-                }
-            )  # fmt: skip
-        return GroupTables(group, {table: self._frame(parts) for table, parts in columns.items()})
+        sums.add_rows(parts, group.group_id)
+        return GroupTables(group, {table: table_frame(self.run_id, of_table) for table, of_table in parts.items()})
 
-    def _token_ids(self, reading: ContextReading) -> NDArray[np.int64]:
-        return np.int64(reading.context.context_id) * self.context_length + np.arange(len(reading.tokens))
-
-    def _context_rows(self, columns: dict[str, list[dict[str, Any]]], reading: ContextReading) -> None:
-        token_ids = self._token_ids(reading)
-        texts = [self._text(int(token)) for token in reading.tokens]
-        columns["tokens"].append(
-            {
-                "token_id": token_ids,
-                "position": np.arange(len(token_ids), dtype=np.int16),
-                "vocabulary_id": reading.tokens.astype(np.int32),
-                "text": np.array(texts, dtype=object),
-                "class": np.array(token_classes(texts), dtype=object),
-            }
-        )
-        for (energy, layer), values in reading.energies.items():
-            if layer is None:
-                kept = np.arange(len(token_ids)) < len(token_ids) - 1
-            else:
-                kept = reading.layers[layer].included
-            divergence = reading.divergences.get((energy, layer))
-            columns["energies"].append(
-                {
-                    "token_id": token_ids[kept], "layer": layer, "energy": energy, "value": values[kept],
-                    "kl_to_output": np.full(kept.sum(), np.nan) if divergence is None else divergence[kept],
-                }
-            )  # fmt: skip
-
-    def _layer_rows(
-        self,
-        columns: dict[str, list[dict[str, Any]]],
-        reading: ContextReading,
-        layer: int,
-        g: Mapping[str, NDArray[np.float32]],
-        counted: NDArray[np.bool_],
+    def _add_layer_rows(
+        self, parts: dict[str, list[Columns]], reading: ContextReading, layer: int, at_active: RowGradients, place: int
     ) -> None:
-        own = reading.layers[layer]
-        token_ids = self._token_ids(reading)
-        included = own.included
-        columns["token_layers"].append(
-            {
-                "token_id": token_ids, "layer": layer, "norm": own.norms.numpy(), "included": included,
-                "reason": np.array([REASONS[code] if code else None for code in own.reasons], dtype=object),
-                "counted": counted,
-            }
-        )  # fmt: skip
-        for energy in self.energies:
-            gradients = own.gradients[energy][torch.from_numpy(included)]
-            rows = {
-                "token_id": token_ids[included], "layer": layer, "energy": energy,
-                "norm": gradients.norm(dim=1).numpy(), "discrete": own.discrete[energy][included].astype(np.float32),
-            }  # fmt: skip
-            if self.store_gradients:
-                rows["vector"] = gradients.numpy()
-            columns["gradients"].append(rows)
-        values, features = own.activations.values.numpy(), own.activations.indices.numpy()
-        active = values > 0
-        columns["activations"].append(
-            {
-                "layer": layer,
-                "feature": features[active].astype(np.int32),
-                "token_id": np.broadcast_to(token_ids[:, None], active.shape)[active],
-                "activation": values[active],
-                **{f"g_{energy}": values_g[active] for energy, values_g in g.items()},
-            }
-        )
+        """Rows of a context at one layer. place: of the context in its row of the plan."""
+        ids = token_ids(reading, self.context_length)
+        # The row is padded to its longest context and widest activations.
+        n, n_slots = reading.layers[layer].activations.values.shape
+        g = {energy: values[place, :n, :n_slots].numpy() for energy, values in at_active.g.items()}
+        parts["token_layers"].append(token_layer_rows(reading, layer, ids, at_active.counted[place, :n].numpy()))
+        parts["gradients"] += [
+            gradient_rows(reading, layer, energy, ids, self.store_gradients) for energy in self.energies
+        ]
+        parts["activations"].append(activation_rows(reading, layer, ids, g))
 
-    def _add_document_sums(
-        self,
-        sums: dict[tuple[int, int, str], tuple[int, NDArray[np.float64]]],
-        reading: ContextReading,
-        layer: int,
-    ) -> None:
-        own = reading.layers[layer]
-        included = torch.from_numpy(own.included)
-        for energy in self.energies:
-            key = (reading.context.document_id, layer, energy)
-            total = own.decoder_gradients(energy)[included].double().sum(0).numpy()
-            n_before, before = sums.get(key, (0, np.zeros_like(total)))
-            sums[key] = (n_before + int(included.sum()), before + total)
+    def _add_context_rows(self, parts: dict[str, list[Columns]], reading: ContextReading) -> None:
+        """Rows of a context that belong to no SAE."""
+        ids = token_ids(reading, self.context_length)
+        texts = [self._text(int(vocabulary_id)) for vocabulary_id in reading.tokens]
+        parts["tokens"].append(token_rows(reading, ids, texts))
+        parts["energies"] += energy_rows(reading, ids)
 
-    def _text(self, token: int) -> str:
-        text = self.token_texts.get(token)
+    def _text(self, vocabulary_id: int) -> str:
+        text = self._token_texts.get(vocabulary_id)
         if text is None:
-            text = self.reader.model.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            self.token_texts[token] = text
+            text = self.reader.model.tokenizer.decode([vocabulary_id], clean_up_tokenization_spaces=False)
+            self._token_texts[vocabulary_id] = text
         return text
 
-    def _frame(self, parts: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-        """One frame from column parts; a scalar in a part stands for all of the part's rows."""
-        sizes = [next(len(v) for v in part.values() if isinstance(v, np.ndarray)) for part in parts]
-        data: dict[str, Any] = {"run_id": np.full(sum(sizes), self.run_id, dtype=np.int32)}
-        for name in parts[0]:
-            pieces = [
-                part[name] if isinstance(part[name], np.ndarray) else np.full(size, part[name])
-                for part, size in zip(parts, sizes, strict=True)
-            ]
-            column = np.concatenate(pieces)
-            data[name] = column.tolist() if column.dtype == object else column
-        frame = pl.DataFrame(data)
-        return frame.with_columns(
-            pl.col(name).fill_nan(None) for name in ("discrete", "kl_to_output", "sum_a2h2") if name in frame.columns
-        )
+
+class GroupSums:
+    """What a group is summed up to, token by token, at each layer: moments, histograms, gradients of its documents."""
+
+    def __init__(
+        self, saes: Mapping[int, SparseAutoencoder], energies: Sequence[str], histogram_plan: HistogramPlan
+    ) -> None:
+        self._energies = energies
+        self._statistics = {layer: LayerStatistics(sae, energies) for layer, sae in saes.items()}
+        self._histograms = {
+            layer: LayerHistograms(saes[layer], energies, bins) for layer, bins in histogram_plan.layers.items()
+        }
+        self._sampled = histogram_plan.sampled
+        #: (document_id, layer, energy): included tokens, and Σ s_t·∂E/∂x over them [d_model]
+        self._documents: dict[tuple[int, int, str], tuple[int, NDArray[np.float64]]] = {}
+
+    def add(self, readings: Sequence[ContextReading], layer: int) -> RowGradients:
+        """Take in one row of the plan at one layer; returns the gradients at its activations."""
+        row = layer_row(readings, layer)
+        at_active = self._statistics[layer].add(row)
+        if layer in self._histograms:
+            sampled = [reading.context.context_id in self._sampled for reading in readings]
+            self._histograms[layer].add(row, at_active.mates_g, sampled)
+        for reading in readings:
+            self._add_to_document(reading, layer)
+        return at_active
+
+    def _add_to_document(self, reading: ContextReading, layer: int) -> None:
+        at_layer = reading.layers[layer]
+        included = torch.from_numpy(at_layer.included)
+        for energy in self._energies:
+            key = (reading.context.document_id, layer, energy)
+            total = at_layer.decoder_gradients(energy)[included].double().sum(0).numpy()
+            n_before, total_before = self._documents.get(key, (0, np.zeros_like(total)))
+            self._documents[key] = (n_before + int(included.sum()), total_before + total)
+
+    def add_rows(self, parts: dict[str, list[Columns]], group_id: int) -> None:
+        """Add the sums' rows, by table, to those of the group."""
+        for layer, statistics in self._statistics.items():
+            for energy in self._energies:
+                parts["feature_moments"].append(moment_rows(statistics, group_id, layer, energy))
+                if layer in self._histograms:
+                    rows = histogram_rows(self._histograms[layer], group_id, layer, energy)
+                    parts["feature_histograms"].append(rows)
+        for (document_id, layer, energy), (n_tokens, total) in self._documents.items():
+            rows = document_gradient_rows(group_id, document_id, layer, energy, n_tokens, total)
+            parts["document_gradients"].append(rows)
 
 
 def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
     """Readings of one row of the plan side by side, padded on the right."""
     length = max(len(reading.tokens) for reading in readings)
-    own = [reading.layers[layer] for reading in readings]
+    at_layer = [reading.layers[layer] for reading in readings]
     # Batches differ in how many features their busiest token has, unless the SAE is TopK.
-    n_slots = max(reading.activations.values.shape[-1] for reading in own)
-    activations = [widened(reading.activations, n_slots) for reading in own]
+    n_slots = max(reading.activations.values.shape[-1] for reading in at_layer)
+    activations = [widened(reading.activations, n_slots) for reading in at_layer]
 
     def stack(parts: Sequence[Tensor]) -> Tensor:
         stacked = parts[0].new_zeros(len(parts), length, *parts[0].shape[1:])
@@ -223,14 +184,17 @@ def layer_row(readings: Sequence[ContextReading], layer: int) -> LayerRow:
             stacked[i, : len(part)] = part
         return stacked
 
-    probes = [own_probes for r in own if (own_probes := r.decoder_probes()) is not None]
+    probes = [of_context for reading in at_layer if (of_context := reading.decoder_probes()) is not None]
     return LayerRow(
-        included=stack([torch.from_numpy(reading.included) for reading in own]),
+        included=stack([torch.from_numpy(reading.included) for reading in at_layer]),
         activations=SparseActivations(
             stack([values for values, _ in activations]),
             stack([indices for _, indices in activations]),
         ),
-        gradients={energy: stack([r.decoder_gradients(energy) for r in own]) for energy in own[0].gradients},
+        gradients={
+            energy: stack([reading.decoder_gradients(energy) for reading in at_layer])
+            for energy in at_layer[0].gradients
+        },
         probes=tuple(stack(list(parts)) for parts in zip(*probes, strict=True)),
-        norms=stack([r.norms if r.scales is None else r.norms / r.scales for r in own]) if probes else None,
+        norms=stack([r.norms if r.scales is None else r.norms / r.scales for r in at_layer]) if probes else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import require
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 
 
@@ -30,22 +30,18 @@ class IngestOptions:
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
 
     def __post_init__(self) -> None:
-        checks = [
-            (self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed"),
-            (self.context_length <= 32_767, f"--context is {self.context_length}; at most 32,767 tokens are possible"),
-            (self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 context is needed"),
-            (
-                self.max_tokens is None or self.max_tokens >= 1,
-                f"--max-tokens is {self.max_tokens}; it must be positive",
-            ),
-            (self.probes >= 0, f"--probes is {self.probes}; it must not be negative"),
-            (
-                not self.probes or "nll" in self.energies,
-                "--probes measure the curvature of nll, which is not among the energies; add it (--energies)",
-            ),
-            (self.seed >= 0, f"--seed is {self.seed}; it must not be negative"),
-            (self.dtype in ("auto", *DTYPES), f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}"),
-        ]
-        for ok, message in checks:
-            if not ok:
-                raise UsageError(message + ".")
+        """Raises UsageError for what cannot be carried out."""
+        length, batch_size = self.context_length, self.batch_size
+        require(length >= 4, f"--context is {length}; at least 4 tokens are needed.")
+        require(length <= 32_767, f"--context is {length}; at most 32,767 tokens are possible.")
+        require(batch_size >= 1, f"--batch-size is {batch_size}; at least 1 context is needed.")
+        max_tokens = self.max_tokens
+        require(max_tokens is None or max_tokens >= 1, f"--max-tokens is {max_tokens}; it must be positive.")
+        require(self.probes >= 0, f"--probes is {self.probes}; it must not be negative.")
+        require(
+            not self.probes or "nll" in self.energies,
+            "--probes measure the curvature of nll, which is not among the energies; add it (--energies).",
+        )
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        known = self.dtype in ("auto", *DTYPES)
+        require(known, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")

@@ -74,8 +74,8 @@ def class_tokens(warehouse: Warehouse, run_id: int, context_length: int) -> None
     if frame.is_empty():
         return
     named = [
-        own.with_columns(pl.Series("class", token_classes(own["text"].to_list())))
-        for own in frame.partition_by("context_id", maintain_order=True)
+        of_context.with_columns(pl.Series("class", token_classes(of_context["text"].to_list())))
+        for of_context in frame.partition_by("context_id", maintain_order=True)
     ]
     warehouse.run("classes/create_named")
     warehouse.append("named_tokens", pl.concat(named).select("token_id", "class"))
@@ -128,7 +128,7 @@ def class_statistics(grid: Grid, active: Active, d_sae: int) -> Iterator[pl.Data
     counted_cells = np.bincount(cell, weights=is_counted, minlength=len(cells)) > 0
     n_counted = np.bincount(active.feature, weights=is_counted, minlength=d_sae)
     n_counted_contexts = np.bincount(cell_feature[counted_cells], minlength=d_sae)
-    n_counted_documents = _distinct(cell_feature[counted_cells], grid.document[cell_context[counted_cells]], d_sae)
+    n_counted_documents = _documents_of(cell_feature[counted_cells], grid.document[cell_context[counted_cells]], d_sae)
     testable = (
         (n_counted >= MIN_TEST_TOKENS)
         & (n_counted_contexts >= MIN_TEST_CONTEXTS)
@@ -137,8 +137,8 @@ def class_statistics(grid: Grid, active: Active, d_sae: int) -> Iterator[pl.Data
     for kind in LABELS:
         label = grid.label if kind == "own" else np.where(grid.included, _shifted(grid.label, following), -1)
         known = label >= 0
-        own = label[active.context, active.position]
-        n_active = np.bincount(active.feature[own >= 0], minlength=d_sae)
+        label_of_active = label[active.context, active.position]
+        n_active = np.bincount(active.feature[label_of_active >= 0], minlength=d_sae)
         parts = []
         for code in range(len(CLASSES)):
             indicator = (grid.label == code).astype(np.float64)
@@ -153,19 +153,19 @@ def class_statistics(grid: Grid, active: Active, d_sae: int) -> Iterator[pl.Data
             sums = np.bincount(cell, weights=tested[active.context, active.position], minlength=len(cells))
             sum_s = np.bincount(cell_feature, weights=sums, minlength=d_sae)
             sum_s2 = np.bincount(cell_feature, weights=sums**2, minlength=d_sae)
-            in_class = own == code
+            in_class = label_of_active == code
             parts.append(
-                _frame(
+                _class_frame(
                     kind, CLASSES[code], n_active, np.bincount(active.feature[in_class], minlength=d_sae),
                     int(known.sum()), int((label == code).sum()),
-                    _distinct(active.feature[in_class], grid.document[active.context[in_class]], d_sae),
+                    _documents_of(active.feature[in_class], grid.document[active.context[in_class]], d_sae),
                     np.where(testable & (sum_s2 > 0), sum_s / np.sqrt(np.maximum(sum_s2, 1e-300)), np.nan),
                 )
             )  # fmt: skip
         yield _assigned(pl.concat(parts))
 
 
-def _frame(
+def _class_frame(
     kind: str,
     name: str,
     n_active: Integers,
@@ -255,7 +255,7 @@ def _centred(indicator: Floats, grid: Grid) -> Floats:
     return centred
 
 
-def _distinct(features: Integers, documents: Integers, d_sae: int) -> Integers:
+def _documents_of(features: Integers, documents: Integers, d_sae: int) -> Integers:
     """[feature] how many different documents stand beside it."""
     width = int(documents.max()) + 1 if len(documents) else 1
     seen = np.zeros(d_sae * width, dtype=bool)

@@ -44,7 +44,7 @@ CHUNK_NUMBERS = 4_000_000
 
 
 @dataclass
-class _Cell:
+class _Stratum:
     """A combination of category and half, with its documents."""
 
     category: str
@@ -53,13 +53,13 @@ class _Cell:
 
 
 @dataclass
-class _Run:
+class _RunLayout:
     run_id: int
     context_length: int
     layers: list[int]
     energies: list[str]
     document_ids: NDArray[np.int64]
-    cells: list[_Cell]
+    strata: list[_Stratum]
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
@@ -91,7 +91,7 @@ def count_cells(warehouse: Warehouse, run_id: int, layer: int, energy: str, cont
     warehouse.run_formatted("finish/histogram_cells", {"gradient": gradient_column(energy)}, **place)
 
 
-def _read_run(warehouse: Warehouse, run_id: int) -> _Run:
+def _read_run(warehouse: Warehouse, run_id: int) -> _RunLayout:
     row = warehouse.run("finish/run", run=run_id).fetchone()
     assert row is not None
     documents = warehouse.run("finish/documents", run=run_id).fetchall()
@@ -99,15 +99,15 @@ def _read_run(warehouse: Warehouse, run_id: int) -> _Run:
     categories = np.array([category for _, category, _ in documents], dtype=object)
     halves = np.array([half for _, _, half in documents], dtype=object)
     everything = np.ones(len(ids), dtype=bool)
-    cells = [_Cell(ALL, BOTH, everything)]
-    cells += [_Cell(str(c), BOTH, categories == c) for c in sorted(set(categories))]
+    strata = [_Stratum(ALL, BOTH, everything)]
+    strata += [_Stratum(str(c), BOTH, categories == c) for c in sorted(set(categories))]
     if len(set(halves)) > 1:
-        cells += [_Cell(ALL, str(h), halves == h) for h in sorted(set(halves))]
+        strata += [_Stratum(ALL, str(h), halves == h) for h in sorted(set(halves))]
     context_length, layers, energies = row
-    return _Run(run_id, context_length, list(layers), list(energies), ids, cells)
+    return _RunLayout(run_id, context_length, list(layers), list(energies), ids, strata)
 
 
-def _place(run: _Run, layer: int) -> dict[str, int]:
+def _place(run: _RunLayout, layer: int) -> dict[str, int]:
     return {"run": run.run_id, "layer": layer, "context_length": run.context_length}
 
 
@@ -116,65 +116,65 @@ def _place(run: _Run, layer: int) -> dict[str, int]:
 
 def _decoder_statistics(
     warehouse: Warehouse,
-    run: _Run,
+    run: _RunLayout,
     layer: int,
     energy: str,
     rows: NDArray[np.floating],
     counted: Mapping[str, NDArray[np.generic]],
 ) -> Iterator[pl.DataFrame]:
-    """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per cell."""
+    """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per stratum."""
     column = {"gradient": gradient_column(energy)}
     active = warehouse.run_formatted("finish/active_sums", column, **_place(run, layer)).numpy()
     n_tokens, gradients = _document_gradients(warehouse, run, layer, energy, rows.shape[1])
-    moments = _Moments(warehouse.run("finish/moments", run=run.run_id, layer=layer, energy=energy).numpy())
-    active_sums, counted_sums = _Sparse(active, run), _Sparse(counted, run)
-    for cell in run.cells:
+    stream_sums = _StreamSums(warehouse.run("finish/moments", run=run.run_id, layer=layer, energy=energy).numpy())
+    active_sums, counted_sums = _DocumentSums(active, run), _DocumentSums(counted, run)
+    for stratum in run.strata:
         parts = []
         for features in _chunks(len(rows), len(run.document_ids)):
             dense = active_sums.dense(features)
             dense["sum_g"] = -(gradients @ rows[features].T.astype(np.float64))
-            own = moments.of(cell, features)
-            statistics = _cell_statistics(cell, dense, n_tokens, own["sum_g2"])
+            moments = stream_sums.of(stratum, features)
+            statistics = _stratum_statistics(stratum, dense, n_tokens, moments["sum_g2"])
             within = counted_sums.dense(features)
-            statistics |= {name: own[name] for name in _Moments.WITHIN}
-            statistics["sum_ac2"] = within["sum_ac2"][cell.documents].sum(0)
-            statistics["n_counted_documents"] = within["seen"][cell.documents].sum(0)
+            statistics |= {name: moments[name] for name in _StreamSums.WITHIN}
+            statistics["sum_ac2"] = within["sum_ac2"][stratum.documents].sum(0)
+            statistics["n_counted_documents"] = within["seen"][stratum.documents].sum(0)
             statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        whole["p_value"], whole["q_value"] = _test(whole)
-        yield _frame(run, layer, energy, "decoder", cell, whole)
+        whole["p_value"], whole["q_value"] = _p_and_q(whole)
+        yield _statistics_frame(run, layer, energy, "decoder", stratum, whole)
 
 
 def _discrete_statistics(
-    warehouse: Warehouse, run: _Run, layer: int, energy: str, d_sae: int
+    warehouse: Warehouse, run: _RunLayout, layer: int, energy: str, d_sae: int
 ) -> Iterator[pl.DataFrame]:
     """The same for the discrete gradient, whose sums all come from stored tables."""
     warehouse.run("finish/centre_discrete", **_place(run, layer), energy=energy)
-    active = _Sparse(warehouse.run("finish/active_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
+    active = _DocumentSums(warehouse.run("finish/active_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
     sums = warehouse.run("finish/document_sums_discrete", run=run.run_id).numpy()
     n_tokens, sum_g, sum_g2, sum_gc2 = (np.zeros(len(run.document_ids)) for _ in range(4))
     where = np.searchsorted(run.document_ids, sums["document_id"])
     for target, name in ((n_tokens, "n_tokens"), (sum_g, "sum_g"), (sum_g2, "sum_g2"), (sum_gc2, "sum_gc2")):
         target[where] = sums[name]
-    for cell in run.cells:
+    for stratum in run.strata:
         parts = []
         for features in _chunks(d_sae, len(run.document_ids)):
             dense = active.dense(features)
             dense["sum_g"] = np.broadcast_to(sum_g[:, None], dense["sum_a"].shape)
-            total = np.full(features.stop - features.start, sum_g2[cell.documents].sum())
-            statistics = _cell_statistics(cell, dense, n_tokens, total)
+            total = np.full(features.stop - features.start, sum_g2[stratum.documents].sum())
+            statistics = _stratum_statistics(stratum, dense, n_tokens, total)
             # A derivative along the text says nothing about adding the feature.
             statistics["sum_v2"] = np.full(len(total), np.nan)
-            statistics |= {name: dense[name][cell.documents].sum(0) for name in _WITHIN_DISCRETE}
-            counted_documents = (dense["n_counted"][cell.documents] > 0).sum(0)
+            statistics |= {name: dense[name][stratum.documents].sum(0) for name in _WITHIN_DISCRETE}
+            counted_documents = (dense["n_counted"][stratum.documents] > 0).sum(0)
             statistics["n_counted_documents"] = counted_documents.astype(np.float64)
-            statistics["sum_gc2"] = np.full(len(total), sum_gc2[cell.documents].sum())
+            statistics["sum_gc2"] = np.full(len(total), sum_gc2[stratum.documents].sum())
             statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
             parts.append(statistics)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        whole["p_value"], whole["q_value"] = _test(whole)
-        yield _frame(run, layer, energy, "discrete", cell, whole)
+        whole["p_value"], whole["q_value"] = _p_and_q(whole)
+        yield _statistics_frame(run, layer, energy, "discrete", stratum, whole)
 
 
 #: What the within-context test of the discrete gradient sums, of finish/active_sums_discrete.
@@ -182,7 +182,7 @@ _WITHIN_DISCRETE = ("n_counted", "n_counted_contexts", "sum_s", "sum_s2", "null_
 
 
 def _document_gradients(
-    warehouse: Warehouse, run: _Run, layer: int, energy: str, d_model: int
+    warehouse: Warehouse, run: _RunLayout, layer: int, energy: str, d_model: int
 ) -> tuple[Floats, Floats]:
     """Included tokens [document] and summed gradients [document, d_model], summed in group order."""
     n_tokens = np.zeros(len(run.document_ids))
@@ -199,10 +199,10 @@ def _document_gradients(
 # ------------------------------------------------------------------------------------------------ sums
 
 
-class _Sparse:
+class _DocumentSums:
     """Sums by feature and document from SQL, made dense for a chunk of features at a time."""
 
-    def __init__(self, columns: Mapping[str, NDArray[np.generic]], run: _Run) -> None:
+    def __init__(self, columns: Mapping[str, NDArray[np.generic]], run: _RunLayout) -> None:
         self._features = np.asarray(columns["feature"])  # sorted
         self._documents = np.searchsorted(run.document_ids, np.asarray(columns["document_id"]))
         self._values = {name: v for name, v in columns.items() if name not in ("feature", "document_id")}
@@ -219,7 +219,7 @@ class _Sparse:
         return result
 
 
-class _Moments:
+class _StreamSums:
     """Stream sums by feature, for each category and half."""
 
     WITHIN = ("n_counted", "n_counted_contexts", "sum_gc2", "sum_s", "sum_s2", "null_s", "null_s2", "sum_a2h2")
@@ -233,33 +233,36 @@ class _Moments:
         }
         self._category, self._half = np.asarray(columns["category"]), np.asarray(columns["half"])
 
-    def of(self, cell: _Cell, features: slice) -> dict[str, Floats]:
-        """Sums of one cell by feature."""
+    def of(self, stratum: _Stratum, features: slice) -> dict[str, Floats]:
+        """Sums of one stratum by feature."""
         chosen = np.ones(len(self._category), dtype=bool)
-        if cell.category != ALL:
-            chosen &= self._category == cell.category
-        if cell.half != BOTH:
-            chosen &= self._half == cell.half
+        if stratum.category != ALL:
+            chosen &= self._category == stratum.category
+        if stratum.half != BOTH:
+            chosen &= self._half == stratum.half
         n_parts = len({*zip(self._category[chosen], self._half[chosen], strict=True)})
         return {name: values[chosen].reshape(n_parts, -1)[:, features].sum(0) for name, values in self._columns.items()}
 
 
-def _cell_statistics(cell: _Cell, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats) -> dict[str, Floats]:
-    """Sums of one cell by feature, with the squared document shares that its intervals need.
+def _stratum_statistics(
+    stratum: _Stratum, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats
+) -> dict[str, Floats]:
+    """Sums of one stratum by feature, with the squared document shares that its intervals need.
 
     dense: [document, feature] sums; n_tokens: [document]; sum_g2: [feature].
     """
-    own = {name: values[cell.documents] for name, values in dense.items()}
-    tokens = n_tokens[cell.documents]
+    by_document = {name: values[stratum.documents] for name, values in dense.items()}
+    tokens = n_tokens[stratum.documents]
     n, n_documents = tokens.sum(), int((tokens > 0).sum())
-    total = {name: values.sum(0) for name, values in own.items()}
+    total = {name: values.sum(0) for name, values in by_document.items()}
     mean_a, mean_g = total["sum_a"] / max(n, 1), total["sum_g"] / max(n, 1)
     nothing = np.full(len(sum_g2), np.nan)
     sum_u2, sum_v2 = nothing, nothing
     if n_documents >= MIN_INTERVAL_DOCUMENTS:
-        u = own["sum_ag"] - mean_g * own["sum_a"] - mean_a * (own["sum_g"] - tokens[:, None] * mean_g)
+        g_above_mean = by_document["sum_g"] - tokens[:, None] * mean_g
+        u = by_document["sum_ag"] - mean_g * by_document["sum_a"] - mean_a * g_above_mean
         sum_u2 = (u**2).sum(0)
-        sum_v2 = ((own["sum_ag"] - total["sum_ag"] / n_documents)[tokens > 0] ** 2).sum(0)
+        sum_v2 = ((by_document["sum_ag"] - total["sum_ag"] / n_documents)[tokens > 0] ** 2).sum(0)
     names = ("n_active", "sum_a", "sum_a2", "sum_g", "sum_ag", "active_g", "active_g2")
     return {
         **{name: total[name] for name in names},
@@ -274,7 +277,7 @@ def _cell_statistics(cell: _Cell, dense: Mapping[str, Floats], n_tokens: Floats,
     }
 
 
-def _test(statistics: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+def _p_and_q(statistics: Mapping[str, Floats]) -> tuple[Floats, Floats]:
     """p and q by feature; NaN where there is too little to test."""
     testable = (
         (statistics["n_counted"] >= MIN_TEST_TOKENS)
@@ -290,19 +293,19 @@ def _test(statistics: Mapping[str, Floats]) -> tuple[Floats, Floats]:
     return p, q
 
 
-_INTEGERS = ("n_tokens", "n_active", "n_documents", "n_counted", "n_counted_contexts", "n_counted_documents")
+_INTEGER_COLUMNS = ("n_tokens", "n_active", "n_documents", "n_counted", "n_counted_contexts", "n_counted_documents")
 
 
-def _frame(
-    run: _Run, layer: int, energy: str, gradient: str, cell: _Cell, statistics: Mapping[str, Floats]
+def _statistics_frame(
+    run: _RunLayout, layer: int, energy: str, gradient: str, stratum: _Stratum, statistics: Mapping[str, Floats]
 ) -> pl.DataFrame:
-    """Rows of feature_statistics; features that never fire in a cell are kept for all documents only."""
+    """Rows of feature_statistics; features that never fire in a stratum are kept for all documents only."""
     frame = pl.DataFrame({name: np.asarray(values) for name, values in statistics.items()})
     frame = frame.with_columns(pl.col(pl.Float64).fill_nan(None))
-    frame = frame.with_columns(pl.col(name).cast(pl.Int64) for name in _INTEGERS if name in frame.columns)
-    if (cell.category, cell.half) != (ALL, BOTH):
+    frame = frame.with_columns(pl.col(name).cast(pl.Int64) for name in _INTEGER_COLUMNS if name in frame.columns)
+    if (stratum.category, stratum.half) != (ALL, BOTH):
         frame = frame.filter(pl.col("n_active") > 0)
-    place = {"layer": layer, "energy": energy, "gradient": gradient, "category": cell.category, "half": cell.half}
+    place = {"layer": layer, "energy": energy, "gradient": gradient, "category": stratum.category, "half": stratum.half}
     return frame.with_columns(run_id=pl.lit(run.run_id), **{name: pl.lit(value) for name, value in place.items()})
 
 

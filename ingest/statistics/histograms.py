@@ -111,21 +111,21 @@ class LayerHistograms:
         """Take in a row.
 
         mates_g: g of the next context at the row's activations, by energy [context, position, K]
-        (`RowGradients.mates`). sampled: [context] whether to bin the gradients of inactive features.
+        (`RowGradients.mates_g`). sampled: [context] whether to bin the gradients of inactive features.
         """
         alone = len(row.included) == 1  # the next context would be the same one
         paired = row.included & row.included.roll(-1, 0) & (not alone)
         features = torch.where(row.activations.values > 0, row.activations.indices, -1)
         self._add_mates(row.activations.values, features, paired, mates_g)
         dense = row.included & torch.tensor(sampled)[:, None]
-        # Activations that meet a sampled token's gradient: its own, and those of the context before it.
-        own = torch.ones(int(dense.sum()), dtype=torch.bool), features[dense]
+        # Activations that meet a sampled token's gradient: those of its context, and of the one before that in the row.
+        same = torch.ones(int(dense.sum()), dtype=torch.bool), features[dense]
         before = paired.roll(1, 0)[dense], features.roll(1, 0)[dense]
         for energy in self.energies:
             gradients = row.gradients[energy][dense]
             for start in range(0, len(gradients), DENSE_TOKENS):
                 part = slice(start, start + DENSE_TOKENS)
-                pairings = ((tokens[part], active[part]) for tokens, active in (own, before))
+                pairings = ((tokens[part], active[part]) for tokens, active in (same, before))
                 self._add_inactive(energy, gradients[part], *pairings)
 
     def _add_mates(self, values: Tensor, features: Tensor, paired: Tensor, mates_g: Mapping[str, Tensor]) -> None:
@@ -139,11 +139,11 @@ class LayerHistograms:
             cells.mates_active.view(-1).index_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
 
     def _add_inactive(
-        self, energy: str, gradients: Tensor, own: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]
+        self, energy: str, gradients: Tensor, same: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]
     ) -> None:
         """Bin g of inactive features.
 
-        gradients: s_t·∂E/∂x of at most DENSE_TOKENS sampled tokens [token, d_model]. own, before: for each pairing the
+        gradients: s_t·∂E/∂x of at most DENSE_TOKENS sampled tokens [token, d_model]. same, before: for each pairing the
         tokens that it has [token] bool, and the features that are active there [token, K], -1 for an empty slot.
         """
         cells, edges = self.cells[energy], self.bins.gradients[energy]
@@ -151,7 +151,7 @@ class LayerHistograms:
             part = slice(start, start + DENSE_FEATURES)
             g = -gradients @ self.sae.W_dec[part].T  # [token, feature]
             above = [g.numpy() > edge for edge in self._edges[energy][:, part]]
-            for (tokens, features), counts in ((own, cells.inactive), (before, cells.mates_inactive)):
+            for (tokens, features), counts in ((same, cells.inactive), (before, cells.mates_inactive)):
                 counts[part] += _by_bin(above, tokens)
                 # An active feature's own g of the same product is taken off again, so no count falls below 0.
                 inside = (features >= start) & (features < start + g.shape[1]) & tokens[:, None]

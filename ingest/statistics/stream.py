@@ -53,9 +53,41 @@ class LayerRow:
 class RowGradients(NamedTuple):
     """Decoder gradients at a row's activations, by energy [context, position, K]."""
 
-    own: dict[str, Tensor]
-    mates: dict[str, Tensor]  #: g of the row's next context (cyclic) at the same position; 0 where that is not included
+    g: dict[str, Tensor]
+    mates_g: dict[str, Tensor]  #: of the row's next context (cyclic) at the same position; 0 where not included
     counted: Tensor  #: [context, position] bool: tokens that the within-context test counts
+
+
+class RowMates(NamedTuple):
+    """What of a row can be compared with other contexts at the same position."""
+
+    included: Tensor  #: [context, position, 1] 1 where the token is included, else 0
+    n: Tensor  #: [context, position, 1] other contexts that are included there
+    counted: Tensor  #: [context, position, 1] bool: tokens that the within-context test counts
+    n_null: Tensor  #: [context, position, 1] the same as n without the row's next context
+    null_counted: Tensor  #: [context, position, 1] bool: tokens that the negative control counts
+
+
+class EnergyParts(NamedTuple):
+    """What the statistics need of one energy at each token.
+
+    First as vectors [context, position, d_model]; then −⟨vector, d_j⟩ at each activation [context·position, K].
+    """
+
+    gradient: Tensor  #: ∇, 0 where not included
+    tested: Tensor  #: ∇̃, 0 where not counted
+    null: Tensor  #: ∇̃ of the negative control, 0 where that is not counted
+    following: Tensor  #: ∇ of the row's next context (cyclic)
+
+
+class RowActivations(NamedTuple):
+    """A row's n activations that are not 0, in the order of context, position and slot."""
+
+    slots: Tensor  #: [context·position, K] bool: where they are
+    values: Tensor  #: [n] float32
+    features: Tensor  #: [n]
+    contexts: Tensor  #: [n] place in the row
+    n_contexts: int
 
 
 @dataclass
@@ -93,57 +125,45 @@ class LayerStatistics:
     @torch.no_grad()
     def add(self, row: LayerRow) -> RowGradients:
         """Take in a row; returns g at its activations."""
-        n_contexts, _, d_model = next(iter(row.gradients.values())).shape
-        inc = row.included[..., None].float()  # [context, position, 1]
-        mates = inc.sum(0) - inc
-        counted = row.included & (mates[..., 0] >= MIN_MATES)
-        following = inc.roll(-1, 0)
-        null_mates = mates - following
-        null_counted = row.included & (following[..., 0] > 0) & (null_mates[..., 0] >= MIN_MATES - 1)
-
+        mates = row_mates(row.included)
         vectors = []
         for energy in self.energies:
-            gradient = row.gradients[energy] * inc
-            centred = centred_by_context(gradient, inc)
-            total = centred.sum(0)
-            tested = (centred - (total - centred) / mates.clamp_min(1)) * counted[..., None]
-            shifted = centred.roll(-1, 0)
-            null = (shifted - (total - centred - shifted) / null_mates.clamp_min(1)) * null_counted[..., None]
-            moments = self.moments[energy]
-            moments.gradient_sum += gradient.double().sum((0, 1))
-            moments.gradient_outer += _outer(gradient)
-            moments.centred_outer += _outer(tested)
-            vectors += [gradient, tested, null, gradient.roll(-1, 0)]
+            parts = energy_vectors(row.gradients[energy], mates)
+            self._add_moments(self.moments[energy], parts)
+            vectors.append(parts)
         self.n_tokens += int(row.included.sum())
-
-        # [context·position, 4·energies + probes, d_model]: all vectors share the gathered decoder rows.
-        vectors += row.probes
-        stacked = torch.stack([vector.reshape(-1, d_model) for vector in vectors], 1)
-        values = row.activations.values.flatten(0, 1)
-        indices = row.activations.indices.flatten(0, 1)
-        g = -self._decoder_products(indices, stacked)  # [token, K, 4·energies + probes]
-        context = torch.arange(n_contexts).repeat_interleave(row.included.shape[1])[:, None].expand_as(indices)
-        active = values > 0
-        self._count(active & counted.reshape(-1, 1), context, indices, n_contexts)
-        for i, energy in enumerate(self.energies):
-            moments = self.moments[energy]
-            for offset, s, s2 in ((1, moments.s, moments.s2), (2, moments.null_s, moments.null_s2)):
-                products = (values * g[..., 4 * i + offset]).double()
-                by_context = self._by_context(products[active], context[active], indices[active], n_contexts)
-                s += by_context.sum(0)
-                s2 += by_context.square().sum(0)
+        g, h = self._at_activations(row, vectors)
+        activations = row_activations(row.activations)
+        self._add_counts(activations, mates.counted)
+        for energy, parts in g.items():
+            self._add_test(self.moments[energy], activations, parts)
         if row.probes:
-            h2 = g[..., 4 * len(self.energies) :].double().square().mean(-1)
-            assert row.norms is not None
-            relative = values * self._row_norms[indices] / row.norms.reshape(-1, 1)
-            a2h2 = (values.double().square() * h2 * growth(relative.double()))[active]
-            self.sum_a2h2.nan_to_num_(0).index_add_(0, indices[active], a2h2)
+            self._add_curvature(row, activations, h)
         shape = row.activations.values.shape
-        own, following_g = (
-            {energy: g[..., 4 * i + offset].reshape(shape) for i, energy in enumerate(self.energies)}
-            for offset in (0, 3)
+        return RowGradients(
+            g={energy: parts.gradient.reshape(shape) for energy, parts in g.items()},
+            mates_g={energy: parts.following.reshape(shape) for energy, parts in g.items()},
+            counted=mates.counted[..., 0],
         )
-        return RowGradients(own, following_g, counted)
+
+    def _add_moments(self, moments: Moments, vectors: EnergyParts) -> None:
+        """Add to the sums over tokens, from which those of every feature follow."""
+        moments.gradient_sum += vectors.gradient.double().sum((0, 1))
+        moments.gradient_outer += _outer(vectors.gradient)
+        moments.centred_outer += _outer(vectors.tested)
+
+    def _at_activations(self, row: LayerRow, vectors: Sequence[EnergyParts]) -> tuple[dict[str, EnergyParts], Tensor]:
+        """−⟨v, d_j⟩ of all vectors at the row's activations: by energy, and of the probes [token, K, probe]."""
+        # [token, vector, d_model]: all vectors share the gathered decoder rows.
+        together = [*(vector for parts in vectors for vector in parts), *row.probes]
+        stacked = torch.stack([vector.reshape(-1, self.sae.d_model) for vector in together], 1)
+        products = -self._decoder_products(row.activations.indices.flatten(0, 1), stacked)  # [token, K, vector]
+        n_parts = len(EnergyParts._fields)
+        by_energy = {
+            energy: EnergyParts(*products[..., n_parts * i : n_parts * (i + 1)].unbind(-1))
+            for i, energy in enumerate(self.energies)
+        }
+        return by_energy, products[..., n_parts * len(self.energies) :]
 
     def _decoder_products(self, indices: Tensor, vectors: Tensor) -> Tensor:
         """⟨d_j, v⟩ for each token's active features and vectors: [token, K, vector]."""
@@ -154,17 +174,35 @@ class LayerStatistics:
         ]
         return torch.cat(chunks)
 
-    def _by_context(self, values: Tensor, context: Tensor, feature: Tensor, n_contexts: int) -> Tensor:
-        """Σ of values by context and feature: [context, d_sae]."""
-        flat = torch.zeros(n_contexts * self.sae.d_sae, dtype=values.dtype)
-        flat.index_add_(0, context * self.sae.d_sae + feature, values)
-        return flat.view(n_contexts, self.sae.d_sae)
-
-    def _count(self, active: Tensor, context: Tensor, indices: Tensor, n_contexts: int) -> None:
-        ones = torch.ones(int(active.sum()), dtype=torch.int64)
-        counts = self._by_context(ones, context[active], indices[active], n_contexts)
+    def _add_counts(self, activations: RowActivations, counted: Tensor) -> None:
+        """Count active tokens that the test counts, and their contexts. counted: [context, position, 1]."""
+        is_counted = counted.reshape(-1, 1).expand_as(activations.slots)[activations.slots]
+        counts = self._by_context(is_counted.long(), activations)
         self.n_counted += counts.sum(0)
         self.n_contexts += (counts > 0).sum(0)
+
+    def _add_test(self, moments: Moments, activations: RowActivations, g: EnergyParts) -> None:
+        """Add each context's S_c, and that of the control, and their squares."""
+        for centred_g, s, s2 in ((g.tested, moments.s, moments.s2), (g.null, moments.null_s, moments.null_s2)):
+            products = (activations.values * centred_g[activations.slots]).double()
+            by_context = self._by_context(products, activations)
+            s += by_context.sum(0)
+            s2 += by_context.square().sum(0)
+
+    def _add_curvature(self, row: LayerRow, activations: RowActivations, h: Tensor) -> None:
+        """Add Σa²h²·growth. h: of each probe at the activations [context·position, K, probe]."""
+        assert row.norms is not None
+        values, features = (part.flatten(0, 1) for part in row.activations)
+        h2 = h.double().square().mean(-1)
+        relative = values * self._row_norms[features] / row.norms.reshape(-1, 1)
+        a2h2 = (values.double().square() * h2 * growth(relative.double()))[activations.slots]
+        self.sum_a2h2.nan_to_num_(0).index_add_(0, activations.features, a2h2)
+
+    def _by_context(self, values: Tensor, activations: RowActivations) -> Tensor:
+        """Σ of values [n], one of each activation, by context and feature: [context, d_sae]."""
+        flat = torch.zeros(activations.n_contexts * self.sae.d_sae, dtype=values.dtype)
+        flat.index_add_(0, activations.contexts * self.sae.d_sae + activations.features, values)
+        return flat.view(activations.n_contexts, self.sae.d_sae)
 
     def columns(self, energy: str) -> dict[str, NDArray[np.generic]]:
         """Columns of feature_moments for one energy, each [d_sae]."""
@@ -183,6 +221,38 @@ class LayerStatistics:
             # Probes are of the model's own output, so their curvature is that of nll.
             "sum_a2h2": (self.sum_a2h2 if energy == "nll" else torch.full_like(self.sum_a2h2, torch.nan)).numpy(),
         }
+
+
+def row_mates(included: Tensor) -> RowMates:
+    """Which tokens of a row have enough mates. included: [context, position] bool."""
+    is_included = included[..., None]
+    inc = is_included.float()
+    following = inc.roll(-1, 0)
+    n = inc.sum(0) - inc
+    n_null = n - following
+    counted = is_included & (n >= MIN_MATES)
+    null_counted = is_included & (following > 0) & (n_null >= MIN_MATES - 1)
+    return RowMates(inc, n, counted, n_null, null_counted)
+
+
+def energy_vectors(gradients: Tensor, mates: RowMates) -> EnergyParts:
+    """The vectors of one energy, from s_t·∂E/∂x [context, position, d_model], which is anything where not included."""
+    gradient = gradients * mates.included
+    centred = centred_by_context(gradient, mates.included)
+    total = centred.sum(0)
+    tested = (centred - (total - centred) / mates.n.clamp_min(1)) * mates.counted
+    following = centred.roll(-1, 0)
+    null = (following - (total - centred - following) / mates.n_null.clamp_min(1)) * mates.null_counted
+    return EnergyParts(gradient, tested, null, gradient.roll(-1, 0))
+
+
+def row_activations(activations: SparseActivations) -> RowActivations:
+    """The activations that are not 0, of those of a row [context, position, K]."""
+    n_contexts, n_positions, _ = activations.values.shape
+    values, features = (part.flatten(0, 1) for part in activations)
+    context = torch.arange(n_contexts).repeat_interleave(n_positions)[:, None].expand_as(features)
+    slots = values > 0
+    return RowActivations(slots, values[slots], features[slots], context[slots], n_contexts)
 
 
 def centred_by_context(gradient: Tensor, included: Tensor) -> Tensor:

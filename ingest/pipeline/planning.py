@@ -1,0 +1,225 @@
+"""The documents at hand and the run as it is stored in, its plan out: documents, contexts and groups, what is left.
+
+A run that exists keeps its plan; documents that it does not hold yet are appended as new groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from energy_lens.console import say
+from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import TokenSource, planned_document
+from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.energies.registry import ENERGIES
+from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.pipeline.options import IngestOptions
+from energy_lens.ingest.reading import Instruments
+from energy_lens.ingest.statistics.significance import MIN_MATES
+from energy_lens.version import __version__
+from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.plan import (
+    Context,
+    Group,
+    PlannedDocument,
+    assign_halves,
+    cut,
+    plan_groups,
+    sample_contexts,
+    segment_length,
+)
+from energy_lens.warehouse.runs import (
+    RunSettings,
+    StoredRun,
+    add_gradient_columns,
+    append_plan,
+    create_run,
+    find_run,
+    make_current,
+)
+
+
+class Notes:
+    """Sentences that a user should know of a run: each is said at once, and kept for the summary."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            self.sentences.append(sentence)
+            say(sentence)
+
+
+class Plan(NamedTuple):
+    """What a run is to do, or what is appended to it."""
+
+    documents: list[PlannedDocument]
+    details: dict[int, dict[str, Any]]  #: document_id: the rest of its row of `documents`, and its aliases
+    groups: list[Group]
+    segment_contexts: int  #: contexts of a segment
+
+
+def bring_up_to_date(
+    options: IngestOptions,
+    settings: RunSettings,
+    run: StoredRun | None,
+    documents: Mapping[str, Document],
+    instruments: Instruments,
+    source: TokenSource,
+    notes: Notes,
+) -> StoredRun:
+    """The run with the documents at hand in its plan, made the current one."""
+    if run is None:
+        return write_plan(options.db, settings, None, list(documents.values()), instruments, source, notes)
+    new = new_documents(run, documents)
+    notes.add(changed_files(run, documents))
+    # What is not going to be read now is not planned either: its text may be another by then.
+    if run.committed_tokens < (options.max_tokens or math.inf):
+        check_texts(run, groups_left(run, options.max_tokens), documents)
+        if new:
+            return write_plan(options.db, settings, run, new, instruments, source, notes)
+    with Warehouse(options.db, writable=True) as warehouse, warehouse.transaction():
+        make_current(warehouse, run.run_id)
+    return run
+
+
+# ------------------------------------------------------------------------------------------------ a run that exists
+
+
+def new_documents(run: StoredRun, documents: Mapping[str, Document]) -> list[Document]:
+    """Those of the documents at hand (by sha256) that the run does not hold yet."""
+    return [document for sha256, document in documents.items() if sha256 not in run.documents]
+
+
+def changed_files(run: StoredRun, documents: Mapping[str, Document]) -> list[str]:
+    """A sentence on the run's files that were edited, and one on those that were removed, if there are any."""
+    # By where they were found: a file of another corpus that happens to have the same name is no edit.
+    sources = {str(document.source.resolve()) for document in documents.values()}
+    old = [document for sha256, document in run.documents.items() if sha256 not in documents]
+    edited = [document.path for document in old if document.source in sources]
+    removed = [d.path for d in old if d.source not in sources and not Path(d.source).exists()]
+    sentences = []
+    for paths, what in ((edited, "edited"), (removed, "removed")):
+        if paths:
+            verb = "were" if len(paths) > 1 else "was"
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            sentences.append(
+                f"{paths[0]}{more} {verb} {what} since: the run still holds the old text; --new-run starts afresh."
+            )
+    return sentences
+
+
+def groups_left(run: StoredRun, max_tokens: int | None) -> list[Group]:
+    """Groups to process now: those not committed, up to the end of the one that reaches max_tokens."""
+    left, total = [], run.committed_tokens
+    for group in run.groups:
+        if group.group_id not in run.committed and total < (max_tokens or math.inf):
+            left.append(group)
+            total += group.n_tokens
+    return left
+
+
+def check_texts(run: StoredRun, groups: Sequence[Group], documents: Mapping[str, Document]) -> None:
+    """Raises UsageError when a text that these groups need is gone or edited: before anything is changed."""
+    needed = {context.document_id for group in groups for row in group.rows for context in row}
+    for sha256, document in run.documents.items():
+        if document.document_id in needed and sha256 not in documents:
+            planned_document(sha256, Path(document.source))
+
+
+# ------------------------------------------------------------------------------------------------ new documents
+
+
+def write_plan(
+    db: Path,
+    settings: RunSettings,
+    run: StoredRun | None,
+    new: Sequence[Document],
+    instruments: Instruments,
+    source: TokenSource,
+    notes: Notes,
+) -> StoredRun:
+    """Tokenise the new documents and append them to the run's plan, in one transaction; without a run, create it.
+
+    Raises UsageError for a model that the instruments do not fit, and for a new run without a context.
+    """
+    model = instruments.model.load()
+    say(f"Tokenising {len(new)} document{'s' * (len(new) != 1)} …")
+    plan = lay_plan(run, new, source, settings)
+    if run is None and not plan.groups:
+        raise UsageError("The corpus is too short: no document has 3 tokens. Give more text.")
+    notes.add(plan_notes(plan, settings.min_tail, appended=run is not None))
+    medians = {} if run else measured_medians(plan.documents, instruments, source)
+    with Warehouse(db, writable=True) as warehouse, warehouse.transaction():
+        if run:
+            run_id = run.run_id
+        else:
+            saes = [sae.facts(medians[layer]) for layer, sae in instruments.saes.items()]
+            add_gradient_columns(warehouse, [name for name in settings.energies if name not in ENERGIES])
+            units = {energy.name: energy.units for energy in instruments.energies}
+            run_id = create_run(warehouse, settings, model.facts(), saes, units, plan.segment_contexts, __version__)
+        append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)
+        make_current(warehouse, run_id)
+        stored_run = find_run(warehouse, settings.identity)
+    assert stored_run is not None
+    return stored_run
+
+
+def lay_plan(run: StoredRun | None, new: Sequence[Document], source: TokenSource, settings: RunSettings) -> Plan:
+    """Cut the new documents into contexts and put these in order; ids go on where the run's end."""
+    next_document, next_context = (len(run.documents), run.n_contexts) if run else (0, 0)
+    existing = Counter((stored.category, stored.half) for stored in run.documents.values()) if run else None
+    halves = assign_halves([(document.category, document.sha256) for document in new], existing)
+    planned: list[PlannedDocument] = []
+    details: dict[int, dict[str, Any]] = {}
+    for document_id, document in enumerate(new, next_document):
+        n_tokens = len(source.document(document))
+        windows = cut(n_tokens, settings.context_length)
+        contexts = tuple(Context(next_context + i, document_id, i, first, n) for i, (first, n) in enumerate(windows))
+        next_context += len(contexts)
+        half = halves[document.sha256]
+        planned.append(PlannedDocument(document_id, document.category, half, document.sha256, contexts))
+        details[document_id] = {
+            "path": document.path, "source": str(document.source.resolve()), "aliases": document.aliases,
+            "n_bytes": document.n_bytes, "n_tokens": n_tokens,
+            "n_dropped_tokens": n_tokens - sum(n for _, n in windows),
+        }  # fmt: skip
+    segment = run.segment_contexts if run else segment_length(next_context)
+    groups = plan_groups(planned, segment, settings.seed, len(run.groups) if run else 0)
+    return Plan(planned, details, groups, segment)
+
+
+def plan_notes(plan: Plan, min_tail: int, appended: bool) -> list[str]:
+    """Sentences on what of the new documents is left out, and on what will not be tested for want of mates."""
+    sentences = []
+    dropped = sum(of_document["n_dropped_tokens"] for of_document in plan.details.values())
+    if dropped:
+        sentences.append(f"{dropped:,} tokens in document ends of fewer than {min_tail} are left out.")
+    sizes = Counter((document.category, document.half) for document in plan.documents if document.contexts)
+    if small := sorted({category for (category, _), size in sizes.items() if size <= MIN_MATES}):
+        lacking = ", ".join(small)
+        if appended:
+            what = f"the tokens of the new documents do not count in it for {lacking}"
+        else:
+            what = f"z, p and q are NULL for {lacking}"
+        sentences.append(f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; {what}.")
+    return sentences
+
+
+def measured_medians(
+    planned: Sequence[PlannedDocument], instruments: Instruments, source: TokenSource
+) -> dict[int, float]:
+    """The norm median of each layer: the SAE's own, else from a forward pass over a sample of the plan."""
+    medians = {layer: sae.norm_median for layer, sae in instruments.saes.items() if sae.norm_median is not None}
+    if missing := [layer for layer in instruments.saes if layer not in medians]:
+        say(f"Measuring the median norm at layer {', '.join(map(str, missing))} …")
+        hashes = {document.document_id: document.sha256 for document in planned}
+        sample = sample_contexts(planned, NORM_MEDIAN_TOKENS, instruments.seed)
+        token_ids = (source.context(context, hashes[context.document_id]) for context in sample)
+        medians |= norm_medians(instruments.model.load(), token_ids, missing)
+    return medians
