@@ -141,13 +141,14 @@ def create_run(
     settings: RunSettings,
     model: Mapping[str, Any],
     saes: Sequence[Mapping[str, Any]],
-    units: Mapping[str, str],
+    energies: Sequence[Mapping[str, Any]],
     segment_contexts: int,
     version: str,
 ) -> int:
-    """Insert a run, its model and its SAEs with the figures they carry; returns its id. Call within a transaction.
+    """Insert a run, its model, its energies and its SAEs with the figures they carry; returns its id.
 
-    units: of each energy.
+    energies: rows of `run_energies` in the order of settings.energies, as Energy.facts gives them.
+    Call within a transaction.
     """
     run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
     warehouse.run(
@@ -155,10 +156,12 @@ def create_run(
         model=model["name"], model_sha256=settings.model_sha256, tokenizer_sha256=settings.tokenizer_sha256,
         vocabulary_size=model["vocabulary_size"], n_layers=model["n_layers"], d_model=model["d_model"],
         context_length=settings.context_length, segment_contexts=segment_contexts, layers=sorted(settings.saes),
-        energies=list(settings.energies), energy_units=[units[energy] for energy in settings.energies],
+        energies=list(settings.energies), energy_units=[energy["units"] for energy in energies],
         dtype=settings.dtype, seed=settings.seed, store_gradients=settings.store_gradients,
     )  # fmt: skip
     warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
+    rows = [{"run_id": run_id, "position": position, **energy} for position, energy in enumerate(energies)]
+    warehouse.append("run_energies", pl.DataFrame(rows))
     insert_saes(warehouse, run_id, saes)
     return run_id
 

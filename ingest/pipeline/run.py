@@ -296,8 +296,9 @@ class _Ingest:
             else:
                 saes = [sae.facts(medians[layer]) for layer, sae in self.saes.items()]
                 add_gradient_columns(warehouse, [name for name in self.settings.energies if name not in ENERGIES])
-                units = {energy.name: energy.units for energy in self.energies}
-                run_id = create_run(warehouse, self.settings, model.facts(), saes, units, segment, __version__)
+                words = dict.fromkeys(self.options.energies)  # as make_energies goes through them
+                energies = [energy.facts(word) for energy, word in zip(self.energies, words, strict=True)]
+                run_id = create_run(warehouse, self.settings, model.facts(), saes, energies, segment, __version__)
             append_plan(warehouse, run_id, planned, details, groups)
             make_current(warehouse, run_id)
             stored_run = find_run(warehouse, self.settings.identity)
