@@ -100,11 +100,11 @@ def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
 
 def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
     """The highest generation of runs that differ from these settings in nothing else; 0 when there is none."""
-    own = json.loads(settings.as_json())
+    wanted = json.loads(settings.as_json())
     generations = [0]
     for (text,) in warehouse.sql("SELECT settings FROM runs").fetchall():
         stored = json.loads(text)
-        if {**stored, "generation": 0} == {**own, "generation": 0}:
+        if {**stored, "generation": 0} == {**wanted, "generation": 0}:
             generations.append(int(stored["generation"]))
     return max(generations)
 
@@ -181,15 +181,15 @@ def append_plan(
         return
     rows, aliases = [], []
     for document in documents:
-        own = details[document.document_id]
+        detail = details[document.document_id]
         rows.append(
             {
                 "run_id": run_id, "document_id": document.document_id, "category": document.category,
                 "half": document.half, "sha256": document.sha256, "n_contexts": len(document.contexts),
-                **{k: own[k] for k in ("path", "source", "n_bytes", "n_tokens", "n_dropped_tokens")},
+                **{k: detail[k] for k in ("path", "source", "n_bytes", "n_tokens", "n_dropped_tokens")},
             }
         )  # fmt: skip
-        aliases += [{"run_id": run_id, "document_id": document.document_id, "path": path} for path in own["aliases"]]
+        aliases += [{"run_id": run_id, "document_id": document.document_id, "path": path} for path in detail["aliases"]]
     warehouse.append("documents", pl.DataFrame(rows))
     if aliases:
         warehouse.append("document_aliases", pl.DataFrame(aliases))
