@@ -141,7 +141,7 @@ def test_efas_says_the_same_of_the_same_energy(db: Path, outside: str, own: str)
 
 def test_top_examples_show_the_gradient_of_every_energy(db: Path) -> None:
     """A column for each energy, with what `activations` holds at that token."""
-    layer, feature = rows_of(db, "SELECT layer, feature FROM features ORDER BY n_active DESC, ALL LIMIT 1")[0]
+    layer, feature = rows_of(db, "SELECT layer, feature FROM features ORDER BY n_active DESC, layer, feature LIMIT 1")[0]
     with Warehouse(db) as warehouse:
         result = warehouse.sql("SELECT * FROM top_examples($layer, $feature, 5)", layer=layer, feature=feature)
         columns = result.columns
@@ -253,8 +253,9 @@ def test_controls_are_shown_apart(report: Path) -> None:
         assert f"{energy} (positive control)" in (report / "figures" / "efas_by_layer.svg").read_text(encoding="utf-8")
         assert f"with the `{energy}` gradient" not in text
     headlines = text[: text.index("How to read these numbers")]
-    for energy in ("nll", "lens", "half_squared_norm"):
+    for energy in ("nll", "half_squared_norm"):
         assert f"the `{energy}` gradient" in headlines or f"against `{energy}`" in headlines
+    assert "`lens` at layer 1," in headlines  # uncalibrated, as the package's own lens of this model is
     assert "half\\_squared\\_norm (squared residual units)" in text
     drawn = (report / "figures" / "attribution_and_density.svg").read_text(encoding="utf-8")
     assert "half_squared_norm" in drawn
