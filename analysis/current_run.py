@@ -106,6 +106,22 @@ class CurrentRun:
             )
         return replace(sae, norm_median=stored.norm_median)
 
+    def energy_sources(self, energies: Sequence[str]) -> dict[str, str]:
+        """What makes energies from outside the package, package.module:Class by name.
+
+        Raises UsageError when the run does not say.
+        """
+        if not energies:
+            return {}
+        with Warehouse(self.path) as warehouse:
+            stored = {} if warehouse.behind else dict(warehouse.run("current_run/energies", run=self.run_id).fetchall())
+        if unknown := [name for name in energies if not stored.get(name)]:
+            raise UsageError(
+                f"Run {self.run_id}, begun by an older version of elw, does not say what class made the energy "
+                f"{unknown[0]}: ingest anew, or choose others with --energy."
+            )
+        return {name: stored[name] for name in energies}
+
     def load_model(self, dtype: str | None = None) -> LanguageModel:
         """The run's model, in its precision or in another of pipeline.DTYPES. Raises UsageError when it is another."""
         self.check_model()

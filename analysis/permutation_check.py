@@ -22,6 +22,7 @@ from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
 from energy_lens.console import bar, say
 from energy_lens.errors import UsageError
+from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES, benjamini_hochberg
@@ -276,24 +277,37 @@ class PermutationInputs:
         gradients[tuple(map(torch.from_numpy, self._places(columns["token_id"])))] = vectors
         return gradients
 
+    def _made(self) -> list[Energy]:
+        """The energies made again as the run had them, those from outside the package by the names it stored.
+
+        Raises UsageError for one that cannot be made any more, or is another now.
+        """
+        run, versions = self.run, self._current.settings["energies"]
+        sources = self._current.energy_sources([name for name in self.energies if name not in ENERGIES])
+        # A changed version is told before the tuned lens is looked for.
+        changed = [
+            name
+            for name in self.energies
+            if name in ENERGIES and str(versions[name]).split("-")[0] != str(ENERGIES[name].version)
+        ]
+        energies: list[Energy] = []
+        if not changed:
+            words = [sources.get(name, name) for name in self.energies]
+            energies = make_energies(words, lambda: choose_translators(run.model))
+            identities = {energy.name: energy.identity for energy in energies}
+            changed = [name for name in self.energies if identities.get(name) != versions[name]]
+        if changed:
+            computed_by = sources.get(changed[0], "This version of elw")
+            raise UsageError(
+                f"{computed_by} computes {changed[0]} in another way than run {run.run_id} did: ingest anew."
+            )
+        return energies
+
     def _computed(self) -> dict[tuple[int, str], Tensor]:
         """s_t·∂E/∂x [context, position, d_model] by layer and energy, from the model run again."""
         run = self.run
         self._current.check_model()
-        versions: Mapping[str, int | str] = self._current.settings["energies"]
-        if outside := [name for name in self.energies if name not in ENERGIES]:
-            raise UsageError(
-                f"The energy {outside[0]} is not of this package, so its gradients cannot be taken again: ingest with "
-                "--store-gradients, or choose others with --energy."
-            )
-        changed = [name for name in self.energies if str(versions[name]).split("-")[0] != str(ENERGIES[name].version)]
-        if not changed:
-            energies = make_energies(self.energies, lambda: choose_translators(run.model))
-            changed = [energy.name for energy in energies if energy.identity != versions[energy.name]]
-        if changed:
-            raise UsageError(
-                f"This version of elw computes {changed[0]} in another way than run {run.run_id} did: ingest anew."
-            )
+        energies = self._made()
         shape = (len(self.used.ids), run.context_length, run.d_model)
         gradients = {(layer, energy): torch.zeros(shape) for layer in self.layers for energy in self.energies}
         contexts = self._current.contexts(self.used.ids.tolist())

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from energy_lens.cli.main import app
+from energy_lens.cli import app
 
 _HEAD = """# The command line
 

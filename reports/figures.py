@@ -180,14 +180,14 @@ def _efas_by_layer(rows: Sequence[Row]) -> Any:
     energies = _in_order(row["energy"] for row in rows)
     figure, panels = _panels(len(energies), height=2.9)
     for panel, energy in zip(panels, energies, strict=True):
-        own = [row for row in rows if row["energy"] == energy]
-        colour = GREEN if own[0]["is_control"] else BLUE
-        for place, row in enumerate(own):
-            _distribution(panel, place, [row[f"score_{q}"] for q in QUANTILES], colour, len(own))
+        energy_rows = [row for row in rows if row["energy"] == energy]
+        colour = GREEN if energy_rows[0]["is_control"] else BLUE
+        for place, row in enumerate(energy_rows):
+            _distribution(panel, place, [row[f"score_{q}"] for q in QUANTILES], colour, len(energy_rows))
         panel.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
-        panel.set_xlim(-0.6, len(own) - 0.4)
-        _layer_ticks(panel, own)
-        panel.set_title(f"{visible(energy)} (positive control)" if own[0]["is_control"] else visible(energy))
+        panel.set_xlim(-0.6, len(energy_rows) - 0.4)
+        _layer_ticks(panel, energy_rows)
+        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
         panel.set_ylabel("EFAS score (correlation)")
     return figure
 
@@ -211,16 +211,16 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
     energies = _in_order(row["energy"] for row in rows)
     figure, panels = _panels(len(energies), height=3.6, columns=1)
     for panel, energy in zip(panels, energies, strict=True):
-        own = [row for row in rows if row["energy"] == energy]
+        energy_rows = [row for row in rows if row["energy"] == energy]
         for role, (colour, marker, size, order) in ROLES.items():
-            points = [row for row in own if row["role"] == role]
+            points = [row for row in energy_rows if row["role"] == role]
             panel.scatter(
                 [row["density"] for row in points],
                 [row["attribution"] for row in points],
                 s=size, c=colour, marker=marker, linewidths=0, alpha=0.45 if role == "neither" else 0.9,
                 zorder=order, rasterized=len(points) > MAX_VECTOR_POINTS, label=f"{role} ({count(len(points))})",
             )  # fmt: skip
-        magnitudes = sorted(abs(row["attribution"]) for row in own if row["attribution"])
+        magnitudes = sorted(abs(row["attribution"]) for row in energy_rows if row["attribution"])
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         if magnitudes:
@@ -233,7 +233,7 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
         panel.tick_params(axis="x", which="major", length=3)
         panel.set_title(visible(energy))
         panel.set_xlabel("Activation density (share of included tokens at which the feature fires, log scale)")
-        panel.set_ylabel(f"Attribution Σ a·g ({visible(own[0]['units'])},\nsymmetric log scale)")
+        panel.set_ylabel(f"Attribution Σ a·g ({visible(energy_rows[0]['units'])},\nsymmetric log scale)")
         handles, labels = panel.get_legend_handles_labels()
         panel.legend(
             handles[1:] + handles[:1], labels[1:] + labels[:1], loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
@@ -254,10 +254,10 @@ def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
     shares = [1.0 if _is_output(rows, energy) else 1.7 for energy in energies]
     figure, panels = _panels(len(energies), height=2.9, shares=shares)
     for panel, energy in zip(panels, energies, strict=True):
-        own = [row for row in rows if row["energy"] == energy and row["category"] in categories]
-        sign = _log_sign(own)
-        layers = sorted({row["layer"] for row in own if row["layer"] is not None})
-        for row in own:
+        energy_rows = [row for row in rows if row["energy"] == energy and row["category"] in categories]
+        sign = _log_sign(energy_rows)
+        layers = sorted({row["layer"] for row in energy_rows if row["layer"] is not None})
+        for row in energy_rows:
             place = categories.index(row["category"])
             if layers:
                 offset = (place - (len(categories) - 1) / 2) * min(0.2, 0.8 / len(categories))
@@ -265,13 +265,13 @@ def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
             else:
                 x = place
             quantiles = [sign * row[q] if sign else row[q] for q in QUANTILES]
-            _distribution(panel, x, quantiles, CATEGORY_COLOURS[place], len(own))
+            _distribution(panel, x, quantiles, CATEGORY_COLOURS[place], len(energy_rows))
         if sign:
             panel.set_yscale("log")
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(lambda value, _: _grouped(value))
         scale = ",\nlog scale" if sign else ""
-        panel.set_ylabel(f"{'−' if sign == -1 else ''}E ({visible(own[0]['units'])}{scale})")
+        panel.set_ylabel(f"{'−' if sign == -1 else ''}E ({visible(energy_rows[0]['units'])}{scale})")
         panel.set_title(f"{visible(energy)}, by layer" if layers else f"{visible(energy)}, the model's output")
         if layers:
             places = range(0, len(layers), math.ceil(len(layers) / MAX_TICKS))
@@ -286,7 +286,7 @@ def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
             )
             panel.set_xlabel("Category")
             panel.set_xlim(-0.6, len(categories) - 0.4)
-        _mark_uniform_guess(panel, own)
+        _mark_uniform_guess(panel, energy_rows)
     if any(row["layer"] is not None for row in rows):
         _category_legend(figure, categories)
     return figure
@@ -328,14 +328,14 @@ def _negative_control(rows: Sequence[Row]) -> Any:
     energies = _in_order(row["energy"] for row in rows)
     figure, panels = _panels(len(energies), height=2.7)
     for panel, energy in zip(panels, energies, strict=True):
-        own = [row for row in rows if row["energy"] == energy]
-        width = own[0]["bin_high"] - own[0]["bin_low"]
+        energy_rows = [row for row in rows if row["energy"] == energy]
+        width = energy_rows[0]["bin_high"] - energy_rows[0]["bin_low"]
         # An empty bin at either end lets the outlines come down to zero.
-        first, last = own[0]["bin_low"] - width, own[-1]["bin_high"] + width
+        first, last = energy_rows[0]["bin_low"] - width, energy_rows[-1]["bin_high"] + width
         n_bins = round((last - first) / width)
         edges = [first + i * width for i in range(n_bins + 1)]
         heights = {column: [0.0] * n_bins for column in ("n_negative_control", "n_true_pairing")}
-        for row in own:
+        for row in energy_rows:
             for column, values in heights.items():
                 values[round((row["bin_low"] - first) / width)] = row[column] / (row["n_tested"] * width)
         control, true = heights["n_negative_control"], heights["n_true_pairing"]
@@ -350,8 +350,8 @@ def _negative_control(rows: Sequence[Row]) -> Any:
         panel.set_xlim(low, high)
         panel.set_ylim(0, 1.08 * max(0.4, *control, *true))
         panel.tick_params(axis="x", which="major", length=3)
-        panel.set_title(f"{visible(energy)} (positive control)" if own[0]["is_control"] else visible(energy))
-        panel.set_xlabel(f"z of {count(own[0]['n_tested'])} tested (layer, feature) pairs")
+        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
+        panel.set_xlabel(f"z of {count(energy_rows[0]['n_tested'])} tested (layer, feature) pairs")
         panel.set_ylabel("Density")
     _legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure

@@ -89,11 +89,10 @@ def _summary(answers: Mapping[str, Answer]) -> dict[str, Any]:
     """The rows that the report's sentences quote; no number is made here."""
     totals = [row for row in answers["alignment_by_layer"].rows if row["layer"] is None]
     decoder = [row for row in totals if row["gradient"] == "decoder"]
-    control = [row for row in decoder if row["is_control"]]
     top = answers["top_features"].rows
     return {
         "signals": [row for row in decoder if not row["is_control"]],
-        "control": control[0] if control else None,
+        "controls": [row for row in decoder if row["is_control"]],
         "discrete": [row for row in totals if row["gradient"] == "discrete" and row["score_largest"] is not None],
         "replication": {row["energy"]: row for row in answers["replication"].rows if row["layer"] is None},
         "negative_control": [row for row in answers["null_control"].rows if row["layer"] is None],

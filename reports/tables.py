@@ -88,10 +88,6 @@ def _edit(row: Row) -> str:
     return str(row["kind"]) if row["value"] is None else f"{row['kind']} {row['value']:g}"
 
 
-def _of_energy(energy: str) -> Callable[[Row], bool]:
-    return lambda row: bool(row["energy"] == energy)
-
-
 def _all_layers(row: Row) -> bool:
     return row["layer"] is None
 
@@ -215,10 +211,12 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             chosen=lambda row: row["gradient"] == "decoder",
             total=_all_layers,
         ),
-        "top_control": _top_features(answers["top_features"], lambda row: bool(row["is_control"]), is_control=True),
         **{
-            f"top_signal:{energy}": _top_features(answers["top_features"], _of_energy(energy))
+            f"top_{'control' if is_control else 'signal'}:{energy}": _top_features(
+                answers["top_features"], energy, is_control
+            )
             for energy in answers["run"].rows[0]["energies"]
+            for is_control in (False, True)
         },
         "replication": _table(
             answers["replication"],
@@ -390,8 +388,10 @@ def _band(row: Row) -> str:
     return f"{row['from_tokens']} to {row['to_tokens']}"
 
 
-def _top_features(answer: Answer, chosen: Callable[[Row], bool], is_control: bool = False) -> Table:
-    """Top features; the control shows its dose slope in place of the score's interval and of roles, all attractors."""
+def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:
+    """Top features of an energy; a control shows its dose slope in place of the score's interval and of roles, as all
+    are attractors.
+    """
     score_interval = Column("95 % interval", lambda row: interval(row["ci_low"], row["ci_high"]))
     role = Column("Role", lambda row: row["role"] or NOTHING, is_text=True)
     return _table(
@@ -408,5 +408,5 @@ def _top_features(answer: Answer, chosen: Callable[[Row], bool], is_control: boo
             Column("95 % interval", lambda row: interval(row["attribution_low"], row["attribution_high"], None)),
             *([] if is_control else [role]),
         ],
-        chosen=chosen,
+        chosen=lambda row: row["energy"] == energy and row["is_control"] == is_control,
     )

@@ -554,7 +554,15 @@ def test_one_document_one_layer_one_energy(
     ingest([document], options)
     with Warehouse(options.db, writable=True) as warehouse:
         warehouse.sql(f"UPDATE runs SET energies = ['{energy}'], energy_units = [units_of('{energy}')]")
-        for table in ("energies", "gradients", "document_gradients", "feature_moments", "feature_statistics"):
+        tables = (
+            "run_energies",
+            "energies",
+            "gradients",
+            "document_gradients",
+            "feature_moments",
+            "feature_statistics",
+        )
+        for table in tables:
             warehouse.sql(f"DELETE FROM {table} WHERE energy <> '{energy}'")
     render(options.db, tmp_path / "out")
     text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")

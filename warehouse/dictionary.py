@@ -32,13 +32,13 @@ def data_dictionary() -> str:
             parts.append(f"## {kind}\n\n")
             kind_before = kind
         parts.append(f"### {name}\n\n{comment}\n\n")
-        own = [(column, type_, text) for relation, column, type_, text in columns if relation == name]
-        if any(text for _, _, text in own):
+        described = [(column, type_, text) for relation, column, type_, text in columns if relation == name]
+        if any(text for _, _, text in described):
             parts.append("| column | type | meaning |\n|---|---|---|\n")
-            parts += [f"| `{column}` | {type_} | {_cell(text)} |\n" for column, type_, text in own]
+            parts += [f"| `{column}` | {type_} | {_cell(text)} |\n" for column, type_, text in described]
             parts.append("\n")
-        elif own:
-            names = ", ".join(f"`{column}`" for column, _, _ in own)
+        elif described:
+            names = ", ".join(f"`{column}`" for column, _, _ in described)
             parts.append(f"Columns: {names}.\n\n")
     return "".join(parts).rstrip() + "\n"
 

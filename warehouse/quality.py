@@ -81,13 +81,13 @@ def store_evaluation(
     warehouse: Warehouse, sae_sha256: str, model_sha256: str, evaluation: Mapping[str, Any]
 ) -> list[int]:
     """Put an evaluation in place of what the runs that use the SAE had; returns these runs."""
-    found = runs_of(warehouse, sae_sha256, model_sha256)
+    uses = runs_of(warehouse, sae_sha256, model_sha256)
     with warehouse.transaction():
-        for run_id, layer in found:
+        for run_id, layer in uses:
             warehouse.run("ingest/update_sae_quality", run=run_id, layer=layer, **sae_columns(evaluation))
             warehouse.sql("DELETE FROM sae_quality WHERE run_id = $run AND layer = $layer", run=run_id, layer=layer)
             _append(warehouse, "sae_quality", quality_rows(run_id, layer, evaluation))
-    return [run_id for run_id, _ in found]
+    return [run_id for run_id, _ in uses]
 
 
 def _append(warehouse: Warehouse, table: str, rows: list[dict[str, Any]]) -> None:

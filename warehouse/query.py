@@ -159,7 +159,7 @@ def _run_script(warehouse: Warehouse, query: Query, form: str, file: Path | None
             raise UsageError(f"The query has no parameter ${unknown[0]}: leave out -p {unknown[0]}=….")
         *before, last = statements
         for statement in before:
-            warehouse.sql(statement.text, **_own(query.parameters, statement))
+            warehouse.sql(statement.text, **_parameters_of(query.parameters, statement))
         notes = _write_result(warehouse, last, query, form, file)
         if warehouse.abandon_transaction():
             notes.append("A transaction was left open, so its changes are undone: end it with COMMIT.")
@@ -167,7 +167,7 @@ def _run_script(warehouse: Warehouse, query: Query, form: str, file: Path | None
 
 
 def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form: str, file: Path | None) -> list[str]:
-    parameters = _own(query.parameters, statement)
+    parameters = _parameters_of(query.parameters, statement)
     rendered = _rendered(warehouse, statement, parameters, form)
     # CSV is written here, for DuckDB 2.0's own writer waits for ever, once in some hundred times, when the query
     # fails after its first rows (measured, with one thread and with two).
@@ -230,7 +230,7 @@ def _effect(result: Result) -> str | None:
     return "Done." if count is None else f"{count:,} row{'' if count == 1 else 's'} changed."
 
 
-def _own(parameters: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
+def _parameters_of(parameters: Mapping[str, Any], statement: Statement) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name in statement.parameters}
 
 
@@ -286,12 +286,12 @@ def _first_paragraphs() -> Iterator[None]:
 
 def tables(warehouse: Warehouse) -> output.Rows:
     """Every table, view and macro: kind, name, rows (of tables), comment."""
-    found = warehouse.run("queries/catalogue").fetchall()
-    names = [name for kind, name, _ in found if kind == "table"]
+    relations = warehouse.run("queries/catalogue").fetchall()
+    names = [name for kind, name, _ in relations if kind == "table"]
     counts = [f"SELECT {literal(name)} AS name, count(*) AS rows FROM {identifier(name)}" for name in names]
     rows = dict(warehouse.sql(" UNION ALL ".join(counts)).fetchall()) if counts else {}
     columns = [("kind", "varchar"), ("name", "varchar"), ("rows", "bigint"), ("comment", "varchar")]
-    return output.Rows.of(columns, [(kind, name, rows.get(name), comment) for kind, name, comment in found])
+    return output.Rows.of(columns, [(kind, name, rows.get(name), comment) for kind, name, comment in relations])
 
 
 def describe(warehouse: Warehouse, name: str) -> tuple[str, output.Rows]:
@@ -299,14 +299,14 @@ def describe(warehouse: Warehouse, name: str) -> tuple[str, output.Rows]:
 
     Raises UsageError, with the names that come close, when there is none of this name.
     """
-    found = {
+    relations = {
         known.lower(): (kind, known, comment) for kind, known, comment in warehouse.run("queries/catalogue").fetchall()
     }
-    if name.lower() not in found:
-        close = difflib.get_close_matches(name.lower(), found, n=3, cutoff=0.5)
+    if name.lower() not in relations:
+        close = difflib.get_close_matches(name.lower(), relations, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "elw tables lists what there is."
         raise UsageError(f"There is no table, view or macro named {name}: {hint}")
-    kind, known, comment = found[name.lower()]
+    kind, known, comment = relations[name.lower()]
     result = warehouse.run("queries/describe_macro" if kind == "macro" else "queries/describe_columns", name=known)
     head = f"{known} ({kind})" + (f": {comment}" if comment else "")
     return head, output.Rows.of([(column, "varchar") for column in result.columns], result.fetchall())

@@ -100,11 +100,11 @@ def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
 
 def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
     """The highest generation of runs that differ from these settings in nothing else; 0 when there is none."""
-    own = json.loads(settings.as_json())
+    wanted = json.loads(settings.as_json())
     generations = [0]
     for (text,) in warehouse.sql("SELECT settings FROM runs").fetchall():
         stored = json.loads(text)
-        if {**stored, "generation": 0} == {**own, "generation": 0}:
+        if {**stored, "generation": 0} == {**wanted, "generation": 0}:
             generations.append(int(stored["generation"]))
     return max(generations)
 
@@ -128,10 +128,13 @@ def gradient_column(energy: str) -> str:
 
 
 def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:
-    """Give `activations` a column g_<energy> for each energy from outside the package. Call within a transaction."""
+    """Give `activations` a column g_<energy> for each energy that has none yet. Call within a transaction."""
+    known = {name for (name,) in warehouse.run("ingest/activation_columns").fetchall()}
     for energy in energies:
         column = gradient_column(energy)
-        comment = f"The same for the energy {energy}, which is not of this package; NULL in a run without it."
+        if column.strip('"') in known:
+            continue
+        comment = f"The same for the energy {energy}; NULL in a run without it."
         warehouse.sql(f"ALTER TABLE activations ADD COLUMN IF NOT EXISTS {column} FLOAT")
         warehouse.sql(f"COMMENT ON COLUMN activations.{column} IS '{comment}'")
 
@@ -141,13 +144,14 @@ def create_run(
     settings: RunSettings,
     model: Mapping[str, Any],
     saes: Sequence[Mapping[str, Any]],
-    units: Mapping[str, str],
+    energies: Sequence[Mapping[str, Any]],
     segment_contexts: int,
     version: str,
 ) -> int:
-    """Insert a run, its model and its SAEs with the figures they carry; returns its id. Call within a transaction.
+    """Insert a run, its model, its energies and its SAEs with the figures they carry; returns its id.
 
-    units: of each energy.
+    energies: rows of `run_energies` in the order of settings.energies, as Energy.facts gives them.
+    Call within a transaction.
     """
     run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
     warehouse.run(
@@ -155,10 +159,12 @@ def create_run(
         model=model["name"], model_sha256=settings.model_sha256, tokenizer_sha256=settings.tokenizer_sha256,
         vocabulary_size=model["vocabulary_size"], n_layers=model["n_layers"], d_model=model["d_model"],
         context_length=settings.context_length, segment_contexts=segment_contexts, layers=sorted(settings.saes),
-        energies=list(settings.energies), energy_units=[units[energy] for energy in settings.energies],
+        energies=list(settings.energies), energy_units=[energy["units"] for energy in energies],
         dtype=settings.dtype, seed=settings.seed, store_gradients=settings.store_gradients,
     )  # fmt: skip
     warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
+    rows = [{"run_id": run_id, "position": position, **energy} for position, energy in enumerate(energies)]
+    warehouse.append("run_energies", pl.DataFrame(rows))
     insert_saes(warehouse, run_id, saes)
     return run_id
 
@@ -178,15 +184,15 @@ def append_plan(
         return
     rows, aliases = [], []
     for document in documents:
-        own = details[document.document_id]
+        detail = details[document.document_id]
         rows.append(
             {
                 "run_id": run_id, "document_id": document.document_id, "category": document.category,
                 "half": document.half, "sha256": document.sha256, "n_contexts": len(document.contexts),
-                **{k: own[k] for k in ("path", "source", "n_bytes", "n_tokens", "n_dropped_tokens")},
+                **{k: detail[k] for k in ("path", "source", "n_bytes", "n_tokens", "n_dropped_tokens")},
             }
         )  # fmt: skip
-        aliases += [{"run_id": run_id, "document_id": document.document_id, "path": path} for path in own["aliases"]]
+        aliases += [{"run_id": run_id, "document_id": document.document_id, "path": path} for path in detail["aliases"]]
     warehouse.append("documents", pl.DataFrame(rows))
     if aliases:
         warehouse.append("document_aliases", pl.DataFrame(aliases))

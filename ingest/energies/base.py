@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,22 @@ class Energy(ABC):
     units: str
     version: int  #: enters a run's identity: raise it when numbers change
     at_layers: bool  #: whether E is read at each hooked layer (else once, at the model's output)
+    #: whether E is −log p of the next token, so that a uniform guess costs ln V: a layer above that is uncalibrated
+    is_loss: bool = False
+    #: whether features are aligned with E by construction: shown apart, and counted among no findings
+    is_control: bool = False
 
     @property
     def identity(self) -> int | str:
         """What a run's identity holds of this energy: its version, and whatever else its numbers depend on."""
         return self.version
+
+    def facts(self, source: str) -> dict[str, Any]:
+        """What a warehouse's `run_energies` holds of it; source: the word of --energies that made it."""
+        return {
+            "energy": self.name, "units": self.units, "at_layers": self.at_layers, "is_loss": self.is_loss,
+            "is_control": self.is_control, "identity": str(self.identity), "source": source,
+        }  # fmt: skip
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:  # noqa: B027 - nothing to refuse
         """Raises UsageError where the energy is not defined for a model at these layers; by default it always is."""

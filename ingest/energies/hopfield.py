@@ -19,6 +19,7 @@ class Hopfield(Energy):
     units = "squared activation units"
     version = 1
     at_layers = True
+    is_control = True
 
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}

@@ -32,6 +32,7 @@ class LogitLens(Energy):
     units = "nats"
     version = 1
     at_layers = True
+    is_loss = True
 
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}

@@ -19,6 +19,7 @@ class NegativeLogLikelihood(Energy):
     units = "nats"
     version = 1
     at_layers = False
+    is_loss = True
 
     def read(self, forward: ForwardPass) -> Reading:
         layers = list(forward.residuals)

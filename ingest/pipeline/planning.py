@@ -15,7 +15,6 @@ from energy_lens.console import say
 from energy_lens.errors import UsageError
 from energy_lens.ingest.contexts import TokenSource, planned_document
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.energies.registry import ENERGIES
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.reading import Instruments
@@ -75,14 +74,14 @@ def bring_up_to_date(
 ) -> StoredRun:
     """The run with the documents at hand in its plan, made the current one."""
     if run is None:
-        return write_plan(options.db, settings, None, list(documents.values()), instruments, source, notes)
+        return write_plan(options, settings, None, list(documents.values()), instruments, source, notes)
     new = new_documents(run, documents)
     notes.add(changed_files(run, documents))
     # What is not going to be read now is not planned either: its text may be another by then.
     if run.committed_tokens < (options.max_tokens or math.inf):
         check_texts(run, groups_left(run, options.max_tokens), documents)
         if new:
-            return write_plan(options.db, settings, run, new, instruments, source, notes)
+            return write_plan(options, settings, run, new, instruments, source, notes)
     with Warehouse(options.db, writable=True) as warehouse, warehouse.transaction():
         make_current(warehouse, run.run_id)
     return run
@@ -136,7 +135,7 @@ def check_texts(run: StoredRun, groups: Sequence[Group], documents: Mapping[str,
 
 
 def write_plan(
-    db: Path,
+    options: IngestOptions,
     settings: RunSettings,
     run: StoredRun | None,
     new: Sequence[Document],
@@ -155,14 +154,15 @@ def write_plan(
         raise UsageError("The corpus is too short: no document has 3 tokens. Give more text.")
     notes.add(plan_notes(plan, settings.min_tail, appended=run is not None))
     medians = {} if run else measured_medians(plan.documents, instruments, source)
-    with Warehouse(db, writable=True) as warehouse, warehouse.transaction():
+    with Warehouse(options.db, writable=True) as warehouse, warehouse.transaction():
         if run:
             run_id = run.run_id
         else:
             saes = [sae.facts(medians[layer]) for layer, sae in instruments.saes.items()]
-            add_gradient_columns(warehouse, [name for name in settings.energies if name not in ENERGIES])
-            units = {energy.name: energy.units for energy in instruments.energies}
-            run_id = create_run(warehouse, settings, model.facts(), saes, units, plan.segment_contexts, __version__)
+            words = dict.fromkeys(options.energies)  # as make_energies goes through them
+            energies = [energy.facts(word) for energy, word in zip(instruments.energies, words, strict=True)]
+            add_gradient_columns(warehouse, list(settings.energies))
+            run_id = create_run(warehouse, settings, model.facts(), saes, energies, plan.segment_contexts, __version__)
         append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)
         make_current(warehouse, run_id)
         stored_run = find_run(warehouse, settings.identity)

@@ -14,7 +14,7 @@ cells AS (
 )
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     gradient,
     layer,
     is_uncalibrated,

@@ -11,5 +11,8 @@ FROM efas
 WHERE gradient = 'decoder'
     AND category = 'all'
     AND n_active > 0
-    AND (energy <> 'hopfield' OR (SELECT energies = ['hopfield'] FROM current_run))
+    AND (
+        NOT is_control(energy)
+        OR (SELECT bool_and(is_control) FROM run_energies WHERE run_id = (SELECT run_id FROM current_run))
+    )
 ORDER BY energy, layer, feature

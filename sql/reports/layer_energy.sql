@@ -2,7 +2,7 @@
 -- an energy without a layer is the model's own output.
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     layer,
     CASE WHEN category <> 'all' THEN category END AS category,
     n_tokens,

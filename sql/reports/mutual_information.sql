@@ -22,7 +22,7 @@ ranked AS (
 )
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     layer,
     count(*) AS n_features,
     avg(mi) AS mean,

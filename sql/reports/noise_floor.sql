@@ -12,7 +12,7 @@ WITH banded AS (
 )
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     from_tokens,
     to_tokens,
     count(*) AS n_features,

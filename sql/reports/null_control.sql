@@ -2,7 +2,7 @@
 -- another), and how often on the true pairing. The row without a layer holds all layers.
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     layer,
     sum(n_tested)::BIGINT AS n_tested,
     sum(share_rejected * n_tested) / sum(n_tested) AS share_rejected,

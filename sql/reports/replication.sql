@@ -31,7 +31,7 @@ ranked AS (
 )
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     layer,
     count(*) FILTER (is_common) AS n_features,
     corr(rank_a, rank_b) FILTER (is_common) AS spearman,

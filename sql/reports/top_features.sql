@@ -5,7 +5,7 @@
 WITH tested AS (
     SELECT
         *,
-        energy = 'hopfield' AS is_control,
+        is_control(energy) AS is_control,
         q_value < 0.05 AS is_significant,
         bool_or(q_value < 0.05) OVER (PARTITION BY energy) AS has_significant
     FROM efas

@@ -18,7 +18,7 @@ binned AS (
 )
 SELECT
     energy,
-    energy = 'hopfield' AS is_control,
+    is_control(energy) AS is_control,
     n_tested,
     bin * bin_width AS bin_low,
     (bin + 1) * bin_width AS bin_high,

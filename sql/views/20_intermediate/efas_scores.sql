@@ -1,5 +1,5 @@
--- Scores, intervals and tests as algebra on the moments; every run, category and half.
--- columns as in: efas, efas_halves
+-- Scores, intervals and tests as algebra on the moments; every run, category and half. The columns of efas, efas_all
+-- and efas_halves are these, and so are their comments.
 CREATE OR REPLACE VIEW efas_scores AS
 WITH scored AS (
     SELECT
@@ -44,3 +44,28 @@ SELECT
     END AS role
 FROM scored;
 COMMENT ON VIEW efas_scores IS 'EFAS of every run, category and half; efas, efas_all and efas_halves are its parts.';
+COMMENT ON COLUMN efas_scores.run_id IS 'Run.';
+COMMENT ON COLUMN efas_scores.model IS 'Model of the run.';
+COMMENT ON COLUMN efas_scores.layer IS 'Block whose output the feature reads.';
+COMMENT ON COLUMN efas_scores.feature IS 'Feature of that layer''s SAE, from 0.';
+COMMENT ON COLUMN efas_scores.energy IS 'Energy E: nll, logit_lens, tuned_lens, attention (nats) or hopfield (squared activation units, the positive control).';
+COMMENT ON COLUMN efas_scores.gradient IS 'decoder: g = minus the inner product of dE/dx and the decoder row. discrete: minus the derivative of E along the text.';
+COMMENT ON COLUMN efas_scores.category IS 'A category of documents, or all.';
+COMMENT ON COLUMN efas_scores.half IS 'A or B: half of the documents of each category.';
+COMMENT ON COLUMN efas_scores.n_tokens IS 'Included tokens.';
+COMMENT ON COLUMN efas_scores.n_active IS 'Tokens at which the feature is active.';
+COMMENT ON COLUMN efas_scores.n_documents IS 'Documents with included tokens.';
+COMMENT ON COLUMN efas_scores.score IS 'EFAS: Pearson correlation of activation and g over included tokens, zeros counted. Above 0: where the feature is more active, adding more of it lowers E more than at an average token.';
+COMMENT ON COLUMN efas_scores.score_active IS 'The same over tokens at which the feature is active, from 3 of them: a dose slope.';
+COMMENT ON COLUMN efas_scores.score_within IS 'Correlation within contexts, with position effects taken out; what z tests.';
+COMMENT ON COLUMN efas_scores.ci_low IS 'Lower end of the 95 % interval of score across documents (not within contexts, as q is); NULL below 10 documents.';
+COMMENT ON COLUMN efas_scores.ci_high IS 'Upper end of that interval.';
+COMMENT ON COLUMN efas_scores.z IS 'Within-context test statistic; NULL below 50 active counted tokens, 10 contexts or 5 documents.';
+COMMENT ON COLUMN efas_scores.p_value IS 'Two-sided normal p of z.';
+COMMENT ON COLUMN efas_scores.q_value IS 'Benjamini-Hochberg q of p within run, energy, gradient, layer and category.';
+COMMENT ON COLUMN efas_scores.z_null IS 'The same statistic with another context''s gradient: the negative control, about standard normal.';
+COMMENT ON COLUMN efas_scores.attribution IS 'Sum of a g over included tokens: first-order prediction of the change of E when the feature is ablated (above 0: the model gets worse). NULL for discrete.';
+COMMENT ON COLUMN efas_scores.attribution_low IS 'Lower end of its 95 % interval across documents; NULL below 10 documents.';
+COMMENT ON COLUMN efas_scores.attribution_high IS 'Upper end of that interval.';
+COMMENT ON COLUMN efas_scores.attribution_curvature IS 'Attribution plus half the Gauss-Newton curvature, which grows with the size of the edit: predicts an ablation far better. NULL without ingest --probes.';
+COMMENT ON COLUMN efas_scores.role IS 'attractor when the interval of attribution lies above 0, repulsor when below; never taken from score.';

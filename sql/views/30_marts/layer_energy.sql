@@ -1,7 +1,7 @@
 -- How an energy is distributed over the tokens of each layer and category.
 CREATE OR REPLACE VIEW layer_energy AS
 WITH placed AS (
-    SELECT e.energy, e.layer, e.value, e.kl_to_output, p.category, r.model, r.vocabulary_size
+    SELECT e.run_id, e.energy, e.layer, e.value, e.kl_to_output, p.category, r.model, r.vocabulary_size
     FROM energies AS e
     JOIN current_run AS r USING (run_id)
     JOIN token_places AS p USING (run_id, token_id)
@@ -17,6 +17,7 @@ grouped AS (
         stddev_pop(value) AS sd,
         avg(kl_to_output) AS kl_to_output,
         quantile_cont(value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS quantiles,
+        any_value(run_id) AS run_id,
         any_value(vocabulary_size) AS vocabulary_size
     FROM placed
     GROUP BY GROUPING SETS ((model, energy, layer, category), (model, energy, layer))
@@ -34,11 +35,12 @@ SELECT
     quantiles[3] AS median,
     quantiles[4] AS q75,
     quantiles[5] AS q95,
-    CASE WHEN energy IN ('nll', 'logit_lens', 'tuned_lens') THEN ln(vocabulary_size) END AS uniform_guess,
+    CASE WHEN x.is_loss THEN ln(vocabulary_size) END AS uniform_guess,
     mean > uniform_guess AS uncalibrated,
     kl_to_output,
-    units_of(energy) AS units
-FROM grouped;
+    x.units
+FROM grouped
+LEFT JOIN run_energies AS x USING (run_id, energy);
 COMMENT ON VIEW layer_energy IS 'Distribution of each energy of the current run by layer and category. Energies of different layers are not one landscape.';
 COMMENT ON COLUMN layer_energy.model IS 'Model of the run.';
 COMMENT ON COLUMN layer_energy.energy IS 'Energy.';

@@ -1,11 +1,12 @@
--- Where a feature fires most. Parameters are bound first in a SELECT without FROM, because a column would shadow a
--- parameter of the same name.
+-- Where a feature fires most, with the decoder gradient of every energy: a macro's stars are expanded when it is
+-- called, so that columns of energies that came later are among them. Parameters are bound first in a SELECT without
+-- FROM, because a column would shadow a parameter of the same name.
 CREATE OR REPLACE MACRO top_examples(layer, feature, n) AS TABLE
 WITH wanted AS (
     SELECT layer AS wanted_layer, feature AS wanted_feature, n AS wanted_n
 ),
 strongest AS (
-    SELECT a.run_id, a.token_id, a.activation, a.g_nll, a.g_logit_lens, a.g_tuned_lens, a.g_attention, a.g_hopfield
+    SELECT a.*
     FROM activations AS a, wanted
     WHERE a.run_id = (SELECT run_id FROM current_run)
         AND a.layer = wanted_layer
@@ -33,11 +34,7 @@ SELECT
     p.path,
     p.category,
     p.document_position,
-    s.g_nll,
-    s.g_logit_lens,
-    s.g_tuned_lens,
-    s.g_attention,
-    s.g_hopfield,
+    s.* EXCLUDE (run_id, layer, feature, token_id, activation),
     s.token_id
 FROM strongest AS s
 JOIN around USING (token_id)

@@ -1,0 +1,25 @@
+-- Statistics, histograms, classes and calibrations of a feature have one row each.
+SELECT 'feature_statistics' AS "table", 'run_id, layer, feature, energy, gradient, category, half' AS columns, concat_ws(':', run_id, layer, feature, energy, gradient, category, half) AS key, count(*) AS n
+FROM feature_statistics
+GROUP BY run_id, layer, feature, energy, gradient, category, half
+HAVING n > 1
+UNION ALL
+SELECT 'histogram_cells' AS "table", 'run_id, layer, feature, energy, category' AS columns, concat_ws(':', run_id, layer, feature, energy, category) AS key, count(*) AS n
+FROM histogram_cells
+GROUP BY run_id, layer, feature, energy, category
+HAVING n > 1
+UNION ALL
+SELECT 'feature_classes' AS "table", 'run_id, layer, feature, class, labels' AS columns, concat_ws(':', run_id, layer, feature, class, labels) AS key, count(*) AS n
+FROM feature_classes
+GROUP BY run_id, layer, feature, class, labels
+HAVING n > 1
+UNION ALL
+SELECT 'calibration' AS "table", 'run_id, layer, feature, energy' AS columns, concat_ws(':', run_id, layer, feature, energy) AS key, count(*) AS n
+FROM calibration
+GROUP BY run_id, layer, feature, energy
+HAVING n > 1
+UNION ALL
+SELECT 'activation_quartiles' AS "table", 'run_id, layer, feature' AS columns, concat_ws(':', run_id, layer, feature) AS key, count(*) AS n
+FROM activation_quartiles
+GROUP BY run_id, layer, feature
+HAVING n > 1
