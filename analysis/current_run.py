@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES, load_model, locate
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -107,7 +107,7 @@ class CurrentRun:
         return replace(sae, norm_median=stored.norm_median)
 
     def load_model(self, dtype: str | None = None) -> LanguageModel:
-        """The run's model, in its precision or in another of pipeline.DTYPES. Raises UsageError when it is another."""
+        """The run's model, in its precision or in another of DTYPES. Raises UsageError when it is another."""
         self.check_model()
         return load_model(self.facts.model, DTYPES[dtype or self.facts.dtype])
 
@@ -146,3 +146,8 @@ class CurrentRun:
             (Context(int(id_), 0, 0, 0, int(end - start)), tokens["vocabulary_id"][start:end])
             for id_, start, end in zip(wanted, starts, ends, strict=True)
         ]
+
+
+def check_feature(sae: SparseAutoencoder, feature: int) -> None:
+    """Raises UsageError for a feature that the SAE does not have."""
+    require(feature < sae.d_sae, f"Layer {sae.layer} has no feature {feature}: its features are 0 to {sae.d_sae - 1}.")

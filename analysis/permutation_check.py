@@ -21,7 +21,7 @@ from torch import Tensor
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import LEVEL, PairedContexts, Permuted, permutation_test, within_rows
 from energy_lens.console import bar, say
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, require
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES, benjamini_hochberg
@@ -135,8 +135,8 @@ class PermutationInputs:
 
     def __init__(self, path: Path | None, options: PermutationOptions) -> None:
         """Raises UsageError as `check_run` does."""
-        if options.permutations < FEWEST_PERMUTATIONS:
-            raise UsageError(f"--permutations is {options.permutations}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
+        n = options.permutations
+        require(n >= FEWEST_PERMUTATIONS, f"--permutations is {n}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
         self.path, self.options = path, options
         self._current = CurrentRun(path)
         self.run = self._current.facts
@@ -250,13 +250,13 @@ class PermutationInputs:
 
     def _paired(self, layer: int, features: NDArray[Any]) -> PairedContexts:
         with Warehouse(self.path) as warehouse:
-            found = warehouse.run("permutation/activations", features=features.tolist(), **self._of(layer)).numpy()
-        context, position = self._places(found["token_id"])
-        feature = np.searchsorted(features, found["feature"])
+            active = warehouse.run("permutation/activations", features=features.tolist(), **self._of(layer)).numpy()
+        context, position = self._places(active["token_id"])
+        feature = np.searchsorted(features, active["feature"])
         used = self.used
         return PairedContexts(
             used.categories, used.documents, used.ranks, context, position, feature,
-            found["activation"].astype(np.float64),
+            active["activation"].astype(np.float64),
         )  # fmt: skip
 
     def _of(self, layer: int) -> dict[str, Any]:
@@ -308,27 +308,29 @@ class PermutationInputs:
         return gradients
 
 
-def summaries(outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
+def permutation_sentences(outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
     """A sentence or two for each energy: how far the tests agree, and whether the permutations are in order."""
     from scipy.stats import spearmanr
 
     for energy in dict.fromkeys(outcome.energy for outcome in outcomes):
-        own = [outcome for outcome in outcomes if outcome.energy == energy]
+        tested = [outcome for outcome in outcomes if outcome.energy == energy]
 
-        def joined(figure: Callable[[LayerOutcome], Floats], own: Sequence[LayerOutcome] = own) -> Floats:
-            return np.concatenate([figure(outcome) for outcome in own])
+        def joined(figure: Callable[[LayerOutcome], Floats], tested: Sequence[LayerOutcome] = tested) -> Floats:
+            return np.concatenate([figure(outcome) for outcome in tested])
 
         z, by_z = joined(lambda o: o.z), joined(lambda o: o.p_value) <= LEVEL
         by_permutation, by_sum = (
             joined(figure) <= LEVEL for figure in (lambda o: o.permuted.p, lambda o: o.permuted.p_sum)
         )
         agreement = f"{spearmanr(z, joined(lambda o: o.permuted.z)).statistic:.2f}" if len(z) > 2 else "undefined"
-        random = float(np.average([o.permuted.random_rejected for o in own], weights=[len(o.features) for o in own]))
+        random = float(
+            np.average([o.permuted.random_rejected for o in tested], weights=[len(o.features) for o in tested])
+        )
         deviation = float(np.median(joined(lambda o: o.permuted.permuted_deviation)))
         yield (
-            f"{energy}: {len(z):,} features tested in {len(own)} layer{'s' * (len(own) != 1)}; z and its permutation "
-            f"agree with a Spearman correlation of {agreement}. At 5 % z rejects {by_z.mean():.1%}, its permutation "
-            f"{by_permutation.mean():.1%}, both {(by_z & by_permutation).mean():.1%}, the permuted sum "
+            f"{energy}: {len(z):,} features tested in {len(tested)} layer{'s' * (len(tested) != 1)}; z and its "
+            f"permutation agree with a Spearman correlation of {agreement}. At 5 % z rejects {by_z.mean():.1%}, its "
+            f"permutation {by_permutation.mean():.1%}, both {(by_z & by_permutation).mean():.1%}, the permuted sum "
             f"{by_sum.mean():.1%}; a random pairing of documents is rejected for {random:.1%}. Permuted z has a median "
             f"standard deviation of {deviation:.2f}, and the normal 1."
         )

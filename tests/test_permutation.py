@@ -17,7 +17,13 @@ from scipy import stats
 
 from energy_lens.analysis import permutation_check
 from energy_lens.analysis.permutation import Block, PairedContexts, look_up, pair_sums, paired_tokens, permutation_test
-from energy_lens.analysis.permutation_check import Inputs, PermutationInputs, PermutationOptions, check_run, summaries
+from energy_lens.analysis.permutation_check import (
+    Inputs,
+    PermutationInputs,
+    PermutationOptions,
+    check_run,
+    permutation_sentences,
+)
 from energy_lens.cli.main import main
 from energy_lens.ingest.model.loading import DEFAULT_MODEL
 from energy_lens.ingest.sae.choosing import shipped_folder
@@ -441,4 +447,4 @@ def test_real_agreement_with_z(real_warehouse: Path) -> None:
             assert (outcome.permuted.p_sum <= 0.05).mean() > 0.95
         else:
             assert abs((outcome.permuted.p <= 0.05).mean() - (outcome.p_value <= 0.05).mean()) < 0.08
-    assert len(list(summaries(outcomes))) == 2
+    assert len(list(permutation_sentences(outcomes))) == 2
