@@ -55,9 +55,10 @@ def efas_test(
     --store-gradients, or taken anew on a sample of contexts. Nothing is written.
     """
     from energy_lens.analysis import permutation_check as check
+    from energy_lens.analysis.permutation_inputs import PermutationOptions
     from energy_lens.warehouse.output import Rows
 
-    options = check.PermutationOptions(
+    options = PermutationOptions(
         layers=numbers(layer, "--layer") if layer is not None else None,
         energies=tuple(words(energy, "--energy")) if energy is not None else None,
         category=category,

@@ -107,7 +107,10 @@ def intervene_measure(
     """
     options = typed(context)
     if context.invoked_subcommand is not None:
-        refuse_options(options.values(), f"before {context.invoked_subcommand}: put what it knows behind it")
+        refuse_options(
+            options.values(),
+            f"before {context.invoked_subcommand}: put what {context.invoked_subcommand} knows behind it",
+        )
         return
     if text is not None:
         refuse_options(

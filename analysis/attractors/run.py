@@ -112,7 +112,7 @@ def _samples(
     with Warehouse(current.path) as warehouse:
         chosen = {layer: _chosen_tokens(warehouse, current, layer, context_ids, options) for layer in saes}
     token_ids = {layer: columns["token_id"] for layer, columns in chosen.items()}
-    starts = _starts(current, model, saes, context_ids, token_ids)
+    starts = _starting_points(current, model, saes, context_ids, token_ids)
     return {
         layer: _Sample(columns["token_id"], columns["text"], columns["half"], starts[layer])
         for layer, columns in chosen.items()
@@ -132,7 +132,7 @@ def _chosen_tokens(
     return {name: values[places] for name, values in tokens.items()}
 
 
-def _starts(
+def _starting_points(
     current: CurrentRun,
     model: LanguageModel,
     saes: dict[int, SparseAutoencoder],

@@ -91,7 +91,7 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
 def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request: Request, layer: int) -> Planned:
     """A layer's intervention as it was left, or else planned now."""
     words = request.words_for(layer, options.features)
-    identity = _identity(options, words, layer)
+    identity = _settings_hash(options, words, layer)
     sample = current.sample(options.contexts, options.seed)
     batches = [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
     with Warehouse(path, writable=True) as warehouse:
@@ -106,7 +106,7 @@ def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request
     return plan
 
 
-def _identity(options: InterventionOptions, words: Sequence[str], layer: int) -> str:
+def _settings_hash(options: InterventionOptions, words: Sequence[str], layer: int) -> str:
     """Equal for equal interventions of a layer, whatever other layers they are asked for with."""
     settings = {
         "layer": layer, "edit": [options.edit.kind, options.edit.value, options.edit.where], "by": options.by,
