@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, require
+from energy_lens.ingest.energies.base import Energy
+from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES, load_model, locate
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -106,24 +108,50 @@ class CurrentRun:
             )
         return replace(sae, norm_median=stored.norm_median)
 
-    def energy_sources(self, energies: Sequence[str]) -> dict[str, str]:
+    def make_energies(self, names: Sequence[str]) -> list[Energy]:
+        """Energies of the run, made again as it had them; those from outside the package by the names it stored.
+
+        Raises UsageError for one that cannot be made any more, or that is computed in another way now.
+        """
+        identities = self.settings["energies"]
+        sources = self._energy_sources([name for name in names if name not in ENERGIES])
+        # A changed version is told before the tuned lens is looked for.
+        changed = [
+            name
+            for name in names
+            if name in ENERGIES and str(identities[name]).split("-")[0] != str(ENERGIES[name].version)
+        ]
+        energies: list[Energy] = []
+        if not changed:
+            words = [sources.get(name, name) for name in names]
+            energies = make_energies(words, lambda: choose_translators(self.facts.model))
+            made = {energy.name: energy.identity for energy in energies}
+            changed = [name for name in names if made.get(name) != identities[name]]
+        if changed:
+            maker = sources.get(changed[0], "This version of elw")
+            raise UsageError(f"{maker} computes {changed[0]} in another way than run {self.run_id} did: ingest anew.")
+        return energies
+
+    def _energy_sources(self, names: Sequence[str]) -> dict[str, str]:
         """What makes energies from outside the package, package.module:Class by name.
 
         Raises UsageError when the run does not say.
         """
-        if not energies:
+        if not names:
             return {}
         with Warehouse(self.path) as warehouse:
-            stored = {} if warehouse.behind else dict(warehouse.run("current_run/energies", run=self.run_id).fetchall())
-        if unknown := [name for name in energies if not stored.get(name)]:
+            sources = (
+                {} if warehouse.behind else dict(warehouse.run("current_run/energies", run=self.run_id).fetchall())
+            )
+        if unknown := [name for name in names if not sources.get(name)]:
             raise UsageError(
                 f"Run {self.run_id}, begun by an older version of elw, does not say what class made the energy "
                 f"{unknown[0]}: ingest anew, or choose others with --energy."
             )
-        return {name: stored[name] for name in energies}
+        return {name: sources[name] for name in names}
 
     def load_model(self, dtype: str | None = None) -> LanguageModel:
-        """The run's model, in its precision or in another of pipeline.DTYPES. Raises UsageError when it is another."""
+        """The run's model, in its precision or in another of DTYPES. Raises UsageError when it is another."""
         self.check_model()
         return load_model(self.facts.model, DTYPES[dtype or self.facts.dtype])
 
@@ -162,3 +190,8 @@ class CurrentRun:
             (Context(int(id_), 0, 0, 0, int(end - start)), tokens["vocabulary_id"][start:end])
             for id_, start, end in zip(wanted, starts, ends, strict=True)
         ]
+
+
+def check_feature(sae: SparseAutoencoder, feature: int) -> None:
+    """Raises UsageError for a feature that the SAE does not have."""
+    require(feature < sae.d_sae, f"Layer {sae.layer} has no feature {feature}: its features are 0 to {sae.d_sae - 1}.")

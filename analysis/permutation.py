@@ -122,12 +122,12 @@ class Block:
 
     @classmethod
     def of(cls, contexts: PairedContexts, category: str) -> Block:
-        own = np.flatnonzero(contexts.categories == category)
-        ids = np.unique(contexts.documents[own])
+        places = np.flatnonzero(contexts.categories == category)
+        ids = np.unique(contexts.documents[places])
         documents = np.full(len(contexts.documents), -1)
-        documents[own] = np.searchsorted(ids, contexts.documents[own])
-        ranks = contexts.ranks[own]
-        return cls([own[ranks == i] for i in range(ranks.max() + 1)], documents, len(ids))
+        documents[places] = np.searchsorted(ids, contexts.documents[places])
+        ranks = contexts.ranks[places]
+        return cls([places[ranks == i] for i in range(ranks.max() + 1)], documents, len(ids))
 
     def pairings(self, n: int, generator: np.random.Generator) -> Tensor:
         """[1 + n, document] π(A): the identity, then random permutations."""
@@ -161,9 +161,9 @@ def pair_sums(
         feature = torch.from_numpy(contexts.feature[chosen] - first_feature)
         activation = torch.from_numpy(contexts.activation[chosen])
         products = activation[:, None] * g[torch.from_numpy(contexts.position[chosen]), feature].double()
-        own = torch.from_numpy(block.documents[contexts.context[chosen]])
+        document = torch.from_numpy(block.documents[contexts.context[chosen]])
         of_rank = torch.zeros(n_documents * n_features, len(places), dtype=torch.float64)
-        of_rank.index_add_(0, own * n_features + feature, products)
+        of_rank.index_add_(0, document * n_features + feature, products)
         of_rank = of_rank.view(n_documents, n_features, len(places))
         s[:, :, documents] += of_rank
         s2[:, :, documents] += of_rank.square()
@@ -175,8 +175,8 @@ def paired_tokens(block: Block, centred: Tensor) -> Tensor:
     counted = (centred != 0).any(-1).double()
     n_tokens = torch.zeros(block.n_documents, block.n_documents, 1, dtype=torch.float64)
     for places in block.by_rank:
-        documents, own = torch.from_numpy(block.documents[places]), counted[torch.from_numpy(places)]
-        n_tokens[documents[:, None], documents, 0] += own @ own.T
+        documents, of_rank = torch.from_numpy(block.documents[places]), counted[torch.from_numpy(places)]
+        n_tokens[documents[:, None], documents, 0] += of_rank @ of_rank.T
     return n_tokens
 
 
@@ -194,9 +194,9 @@ def within_rows(gradients: Tensor, included: Tensor, rows: list[Integers]) -> Te
     the plan: mates. A position counts with at least MIN_MATES other contexts included there.
     """
     for places in map(torch.from_numpy, rows):
-        own = included[places][..., None].to(gradients.dtype)
-        g = centred_by_context(gradients[places] * own, own)
-        mates = own.sum(0) - own
+        counts = included[places][..., None].to(gradients.dtype)
+        g = centred_by_context(gradients[places] * counts, counts)
+        mates = counts.sum(0) - counts
         g -= (g.sum(0) - g) / mates.clamp_min(1)
-        gradients[places] = g * own * (mates >= MIN_MATES)
+        gradients[places] = g * counts * (mates >= MIN_MATES)
     return gradients

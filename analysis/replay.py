@@ -60,7 +60,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Figures:
+class AlignmentFigures:
     """The figures of one table of alignments, or their mean or spread over several; NaN where there is none."""
 
     tested: float  #: features that vary, summed over texts and layers
@@ -78,12 +78,12 @@ class Arm:
 
     name: str
     repetitions: int | None  #: of noise; 1 where nothing is drawn, None for published figures
-    figures: Figures  #: means over the repetitions
-    spread: Figures | None  #: their standard deviation, from two repetitions on
+    figures: AlignmentFigures  #: means over the repetitions
+    spread: AlignmentFigures | None  #: their standard deviation, from two repetitions on
 
 
 #: The draft's table, whose numbers were simulated; its one run on a real GPT-2 found none of 5 alignments significant.
-PUBLISHED = Figures(math.nan, 496, 0.3775, 0.7388, 0.8559, math.nan, math.nan)
+PUBLISHED = AlignmentFigures(math.nan, 496, 0.3775, 0.7388, 0.8559, math.nan, math.nan)
 
 
 SIGNAL = "model: decoder gradient of nll"
@@ -92,7 +92,7 @@ NOISE = f"noise alone: {DRAFT_FEATURES:,} dense features"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TextAtLayer:
     """One text at one layer, its included tokens."""
 
     a: Floats  #: activations [token, feature]
@@ -106,26 +106,26 @@ def replay(model: LanguageModel, saes: Sequence[SparseAutoencoder], seed: int = 
     Raises UsageError for SAEs that do not fit the model.
     """
     check_saes(model, saes)
-    texts = _read(model, saes)
+    texts = _read_texts(model, saes)
     readings = [(reading, sae) for text in texts for reading, sae in zip(text, saes, strict=True)]
     activations = [_dense(reading, sae) for reading, sae in readings]
 
-    def real(gradient: Callable[[LayerReading, SparseAutoencoder], Floats]) -> list[Cell]:
-        return [Cell(a, gradient(*place)) for a, place in zip(activations, readings, strict=True)]
+    def real(gradient: Callable[[LayerReading, SparseAutoencoder], Floats]) -> list[TextAtLayer]:
+        return [TextAtLayer(a, gradient(*place)) for a, place in zip(activations, readings, strict=True)]
 
-    def noise_as_gradient(generator: np.random.Generator) -> list[Cell]:
+    def noise_as_gradient(generator: np.random.Generator) -> list[TextAtLayer]:
         # One gradient a text whatever the layer, as the discrete gradient of nll is.
         g = [generator.standard_normal(len(text[0].reasons)) for text in texts]
-        own = [one[reading.included, None] for one, text in zip(g, texts, strict=True) for reading in text]
-        return [Cell(a, one) for a, one in zip(activations, own, strict=True)]
+        included = [one[reading.included, None] for one, text in zip(g, texts, strict=True) for reading in text]
+        return [TextAtLayer(a, one) for a, one in zip(activations, included, strict=True)]
 
-    def noise_alone(generator: np.random.Generator) -> list[Cell]:
+    def noise_alone(generator: np.random.Generator) -> list[TextAtLayer]:
         return [
-            Cell(generator.standard_normal((len(a), DRAFT_FEATURES)), generator.standard_normal((len(a), 1)))
+            TextAtLayer(generator.standard_normal((len(a), DRAFT_FEATURES)), generator.standard_normal((len(a), 1)))
             for a in activations
         ]
 
-    arms: list[tuple[str, int, Callable[[np.random.Generator], list[Cell]]]] = [
+    arms: list[tuple[str, int, Callable[[np.random.Generator], list[TextAtLayer]]]] = [
         ("model: discrete gradient of nll", 1, lambda _: real(_discrete)),
         (SIGNAL, 1, lambda _: real(_decoder("nll"))),
         ("model: decoder gradient of hopfield (positive control)", 1, lambda _: real(_decoder("hopfield"))),
@@ -155,14 +155,14 @@ def conclusion(arms: Sequence[Arm]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the model's side
 
 
-def _read(model: LanguageModel, saes: Sequence[SparseAutoencoder]) -> list[list[LayerReading]]:
+def _read_texts(model: LanguageModel, saes: Sequence[SparseAutoencoder]) -> list[list[LayerReading]]:
     """Readings of each text, by SAE; a text is one context."""
     ids = [np.array(model.tokenize(text), dtype=np.int32) for text in TEXTS]
     if missing := [sae.layer for sae in saes if sae.norm_median is None]:
         medians = norm_medians(model, ids, missing)
         saes = [replace(sae, norm_median=medians.get(sae.layer, sae.norm_median)) for sae in saes]
     reader = Reader(model, {sae.layer: sae for sae in saes}, make_energies(("nll", "hopfield")), len(TEXTS))
-    contexts = [(Context(i, i, 0, 0, len(own)), own) for i, own in enumerate(ids)]
+    contexts = [(Context(i, i, 0, 0, len(tokens)), tokens) for i, tokens in enumerate(ids)]
     return [[reading.layers[sae.layer] for sae in saes] for reading in reader.read(contexts)]
 
 
@@ -196,19 +196,24 @@ def _decoder(energy: str) -> Callable[[LayerReading, SparseAutoencoder], Floats]
 
 
 def _arm(
-    name: str, repetitions: int, draw: Callable[[np.random.Generator], list[Cell]], generator: np.random.Generator
+    name: str,
+    repetitions: int,
+    draw: Callable[[np.random.Generator], list[TextAtLayer]],
+    generator: np.random.Generator,
 ) -> Arm:
-    found = np.array([astuple(figures(draw(generator), generator)) for _ in range(repetitions)], dtype=np.float64)
-    spread = Figures(*found.std(0, ddof=1).tolist()) if repetitions > 1 else None
-    return Arm(name, repetitions, Figures(*found.mean(0).tolist()), spread)
+    drawn = np.array(
+        [astuple(alignment_figures(draw(generator), generator)) for _ in range(repetitions)], dtype=np.float64
+    )
+    spread = AlignmentFigures(*drawn.std(0, ddof=1).tolist()) if repetitions > 1 else None
+    return Arm(name, repetitions, AlignmentFigures(*drawn.mean(0).tolist()), spread)
 
 
-def figures(cells: Sequence[Cell], generator: np.random.Generator) -> Figures:
+def alignment_figures(cells: Sequence[TextAtLayer], generator: np.random.Generator) -> AlignmentFigures:
     """The draft's figures of its texts and layers, and what survives; `generator` deals the gradients.
 
     Raises UsageError when no feature varies over any text.
     """
-    found: list[tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]] = []
+    by_cell: list[tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]] = []
     for cell in cells:
         n = len(cell.a)
         a, g = unit_columns(cell.a), unit_columns(cell.g)
@@ -218,12 +223,12 @@ def figures(cells: Sequence[Cell], generator: np.random.Generator) -> Figures:
             continue
         a, g, r = a[:, tested], (g if g.shape[1] == 1 else g[:, tested]), r[tested]
         p = two_sided_t_p(r * np.sqrt((n - 2) / np.maximum(1 - r**2, np.finfo(float).eps)), n - 2)
-        found.append((r, p, strongest(r), r > _chance_maximum(a, g, generator)))
-    if not found:
+        by_cell.append((r, p, strongest(r), r > _chance_maximum(a, g, generator)))
+    if not by_cell:
         raise UsageError("No feature of these SAEs varies over the draft's texts: name others with --sae or --layers.")
-    r, p, chosen, above_chance = map(np.concatenate, zip(*found, strict=True))
+    r, p, chosen, above_chance = map(np.concatenate, zip(*by_cell, strict=True))
     alignments = r[chosen]
-    return Figures(
+    return AlignmentFigures(
         tested=len(r),
         alignments=len(alignments),
         mean_r=float(alignments.mean()) if len(alignments) else math.nan,

@@ -9,10 +9,14 @@ import typer
 
 # Plain help: rich would take longer to load than a query takes to run.
 app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+intervene_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")  # its help is that of its callback
+attractors_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")
 efas_app = typer.Typer(help="Put EFAS to the test: a replay of the draft's protocol, and permuted documents.")
 sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
 lens_app = typer.Typer(help="Train tuned lenses, for the energy tuned_lens.")
 model_app = typer.Typer(help="Fetch language models, and list those at hand.")
+app.add_typer(intervene_app, name="intervene")
+app.add_typer(attractors_app, name="attractors")
 app.add_typer(efas_app, name="efas")
 app.add_typer(sae_app, name="sae")
 app.add_typer(lens_app, name="lens")

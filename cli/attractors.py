@@ -1,4 +1,4 @@
-"""`elw attractors`: basins of a layer's decoder."""
+"""`elw attractors`: basins of a layer's decoder; and `dose`: how far a feature must be scaled to change one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from typing import Annotated
 
 import typer
 
-from energy_lens.cli.app import app
+from energy_lens.cli.app import attractors_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, numbers
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, numbers, refuse_options, typed
 from energy_lens.console import say
-from energy_lens.errors import UsageError
+from energy_lens.warehouse.features import FeatureName
+
+#: Tokens of `dose` when no number is given.
+DOSE_TOKENS = 32
 
 
-@app.command()
-def attractors(
+@attractors_app.callback(invoke_without_command=True)
+def attractors_find(
+    context: typer.Context,
     db: Database = None,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="N,N,...", help="Layers; else all of the run.")
@@ -27,11 +31,7 @@ def attractors(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample and the random dictionary.")] = 0,
     patch: Annotated[
         str | None,
-        typer.Option(
-            "--patch",
-            metavar="LAYER:FEATURE",
-            help="Find how far this feature must be scaled to change the basin at the next hooked layer instead.",
-        ),
+        typer.Option("--patch", metavar="LAYER:FEATURE", help="The older spelling of elw attractors dose."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Attractors a layer to show, 0: all.")] = 10,
     form: ListingFormat = TextFormat.table,
@@ -41,25 +41,58 @@ def attractors(
     Attractors, basins, a sweep of β and a random dictionary as a null go to the tables attractors, basins,
     attractor_settings, attractor_sweeps and attractor_descents.
     """
+    options = typed(context)
+    if context.invoked_subcommand is not None:
+        refuse_options(
+            options.values(),
+            f"before {context.invoked_subcommand}: put what {context.invoked_subcommand} knows behind it",
+        )
+        return
+    if patch is not None:
+        refuse_options(
+            (options[name] for name in ("layer", "perplexity") if name in options),
+            f"with --patch, which is elw attractors dose {patch} by now: leave out what that does not know",
+        )
+        name = FeatureName.parse(patch, "--patch")
+        say(f"--patch {name} is now spelled elw attractors dose {name}; the older spelling goes on working.")
+        dose_tokens = tokens if "tokens" in options else DOSE_TOKENS
+        attractors_dose(str(name), dose_tokens, seed, rows if "rows" in options else 0, form, db)
+        return
     from energy_lens.analysis.attractors import run as attractor_run
     from energy_lens.warehouse.database import Warehouse, warehouse_path
 
-    if patch is not None:
-        from energy_lens.analysis.attractors import doses as attractor_shift
-
-        words = patch.split(":")
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
-            raise UsageError(f"--patch is {patch!r}; say layer and feature, as in 15:656.")
-        dose = attractor_shift.DoseOptions(int(words[0]), int(words[1]), min(tokens, 32), seed)
-        attractor_shift.critical_doses(warehouse_path(db), dose)
-        with Warehouse(db) as warehouse:
-            print_rows(attractor_shift.doses(warehouse, dose), form)
-        return
-    options = attractor_run.AttractorOptions(
+    attractor_options = attractor_run.AttractorOptions(
         layers=numbers(layer, "--layer") if layer is not None else None, tokens=tokens, target=perplexity, seed=seed
     )
-    layers = attractor_run.find_attractors(warehouse_path(db), options)
+    layers = attractor_run.find_attractors(warehouse_path(db), attractor_options)
+    limit = rows if form is TextFormat.table else 0
     with Warehouse(db) as warehouse:
-        print_rows(attractor_run.listing(warehouse, layers, rows if form is TextFormat.table else 0), form)
-        for sentence in attractor_run.summaries(warehouse, layers):
+        print_rows(attractor_run.largest_attractors(warehouse, layers, limit), form)
+        for sentence in attractor_run.attractor_sentences(warehouse, layers):
             say(sentence)
+
+
+@attractors_app.command("dose")
+def attractors_dose(
+    feature: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature to scale, as in 15:656.")],
+    tokens: Annotated[
+        int,
+        typer.Option("--tokens", metavar="N", help="Tokens at which it is active, a sample; fewer where there are."),
+    ] = DOSE_TOKENS,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample.")] = 0,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Tokens to show, 0: all.")] = 0,
+    form: ListingFormat = TextFormat.table,
+    db: Database = None,
+) -> None:
+    """Find how far a feature must be scaled at a token to change that token's basin at the next hooked layer.
+
+    Doses go to the table critical_doses. The attractors must be known: run elw attractors first.
+    """
+    from energy_lens.analysis.attractors.doses import DoseOptions, critical_doses, dose_rows
+    from energy_lens.warehouse.database import Warehouse, warehouse_path
+
+    name = FeatureName.parse(feature, "LAYER:FEATURE")
+    options = DoseOptions(name.layer, name.feature, tokens, seed)
+    critical_doses(warehouse_path(db), options)
+    with Warehouse(db) as warehouse:
+        print_rows(dose_rows(warehouse, options, rows if form is TextFormat.table else 0), form)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from energy_lens.cli.options import (
     words,
 )
 from energy_lens.console import say
-
-if TYPE_CHECKING:
-    pass
 
 
 @efas_app.command("test")
@@ -58,9 +55,10 @@ def efas_test(
     --store-gradients, or taken anew on a sample of contexts. Nothing is written.
     """
     from energy_lens.analysis import permutation_check as check
+    from energy_lens.analysis.permutation_inputs import PermutationOptions
     from energy_lens.warehouse.output import Rows
 
-    options = check.PermutationOptions(
+    options = PermutationOptions(
         layers=numbers(layer, "--layer") if layer is not None else None,
         energies=tuple(words(energy, "--energy")) if energy is not None else None,
         category=category,
@@ -73,12 +71,12 @@ def efas_test(
     columns += [("n_contexts", "bigint"), ("statistic", "double"), ("z_permutation", "double")]
     columns += [("p_permutation", "double"), ("q_permutation", "double"), ("p_sum", "double")]
     columns += [("z", "double"), ("p_value", "double"), ("q_value", "double")]
-    found = sorted((row for outcome in outcomes for row in outcome.rows()), key=lambda row: (row[7], -abs(row[6])))
-    shown = found[:rows] if form is TextFormat.table and rows else found
+    tested = sorted((row for outcome in outcomes for row in outcome.rows()), key=lambda row: (row[7], -abs(row[6])))
+    shown = tested[:rows] if form is TextFormat.table and rows else tested
     print_rows(Rows.of(columns, [[significant(value) for value in row] for row in shown]), form)
-    if len(shown) < len(found):
-        say(f"{len(shown)} of {len(found):,} rows are shown: --rows 0 shows all.")
-    for sentence in check.summaries(outcomes):
+    if len(shown) < len(tested):
+        say(f"{len(shown)} of {len(tested):,} rows are shown: --rows 0 shows all.")
+    for sentence in check.permutation_sentences(outcomes):
         say(sentence)
 
 
@@ -113,12 +111,12 @@ def efas_replay_draft(
     columns = [("arm", "varchar"), ("repetitions", "integer"), *((name, "double") for name in figures)]
     rows = []
     for arm in arms:
-        own, spread = asdict(arm.figures), asdict(arm.spread) if arm.spread else {}
+        means, spread = asdict(arm.figures), asdict(arm.spread) if arm.spread else {}
         rows.append(
             (
                 arm.name,
                 arm.repetitions,
-                *(rounded(own[n]) for n in figures),
+                *(rounded(means[n]) for n in figures),
                 *(rounded(spread.get(n)) for n in spreads),
             )
         )

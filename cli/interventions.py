@@ -1,22 +1,47 @@
-"""`elw intervene`: features edited, and what that did."""
+"""`elw intervene`: features edited, and what that did; and `try`: one feature on a text of yours."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from energy_lens.cli.app import app
+from energy_lens.cli.app import intervene_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, TrainingDtype, numbers, words
+from energy_lens.cli.options import (
+    Database,
+    ListingFormat,
+    TextFormat,
+    TrainingDtype,
+    numbers,
+    refuse_options,
+    typed,
+    words,
+)
 from energy_lens.console import say
+from energy_lens.errors import require
+from energy_lens.warehouse.features import FeatureName
 
-if TYPE_CHECKING:
-    pass
+EditKind = Annotated[str, typer.Option("--kind", metavar="KIND", help="ablate, scale, clamp or add.")]
+EditValue = Annotated[
+    float | None, typer.Option("--value", metavar="X", help="Of scale (factor), clamp (target) and add.")
+]
+EditPlace = Annotated[
+    str, typer.Option("--where", metavar="PLACE", help="active: where the feature is; all: all included tokens.")
+]
+PassDtype = Annotated[TrainingDtype, typer.Option("--dtype", help="Precision of the passes.")]
+ShownRows = Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Rows to show, 0 for all.")]
+
+#: Length of a continuation when no number is given.
+TRY_TOKENS = 20
+
+#: What `--text`, the older spelling of `try`, can be combined with.
+TRY_PARAMETERS = ("db", "features", "kind", "value", "where", "dtype", "text", "tokens", "rows", "form")
 
 
-@app.command()
-def intervene(
+@intervene_app.callback(invoke_without_command=True)
+def intervene_measure(
+    context: typer.Context,
     db: Database = None,
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="N,N,...", help="Layers; else all of the run, or the listed ones.")
@@ -38,13 +63,9 @@ def intervene(
             help="What top goes by, in size: attribution, score, z, attribution_curvature, mi_excess, density.",
         ),
     ] = "attribution",
-    kind: Annotated[str, typer.Option("--kind", metavar="KIND", help="ablate, scale, clamp or add.")] = "ablate",
-    value: Annotated[
-        float | None, typer.Option("--value", metavar="X", help="Of scale (factor), clamp (target) and add.")
-    ] = None,
-    where: Annotated[
-        str, typer.Option("--where", metavar="PLACE", help="active: where the feature is; all: all included tokens.")
-    ] = "active",
+    kind: EditKind = "ablate",
+    value: EditValue = None,
+    where: EditPlace = "active",
     contexts: Annotated[
         int, typer.Option("--contexts", metavar="N", help="Contexts to measure on, from every category and half.")
     ] = 96,
@@ -65,49 +86,88 @@ def intervene(
             "--shift", metavar="N", help="Also read attractors of later layers, at edited and N later tokens; slow."
         ),
     ] = 0,
-    dtype: Annotated[TrainingDtype, typer.Option("--dtype", help="Precision of the passes.")] = TrainingDtype.float32,
+    dtype: PassDtype = TrainingDtype.float32,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Patches in a forward pass.")] = 16,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="Of contexts, random features, directions and probes.")
     ] = 0,
     text: Annotated[
-        str | None,
-        typer.Option("--text", metavar="TEXT", help="Try one feature on this text instead; nothing is stored."),
+        str | None, typer.Option("--text", metavar="TEXT", help="The older spelling of elw intervene try TEXT.")
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="With --text: length of the continuation.")] = 20,
-    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Rows to show, 0 for all.")] = 20,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="With --text: length of the continuation.")
+    ] = TRY_TOKENS,
+    rows: ShownRows = 20,
     form: ListingFormat = TextFormat.table,
 ) -> None:
     """Edit single features and measure what it does to the model, beside what every score predicted.
 
     Effects go to the tables and views interventions, intervention_effects and predictor_validation. Whatever stops it,
-    the same command goes on where it stood. --text shows one feature on a text of yours instead.
+    the same command goes on where it stood. try shows one feature on a text of yours instead.
     """
+    options = typed(context)
+    if context.invoked_subcommand is not None:
+        refuse_options(
+            options.values(),
+            f"before {context.invoked_subcommand}: put what {context.invoked_subcommand} knows behind it",
+        )
+        return
+    if text is not None:
+        refuse_options(
+            (option for name, option in options.items() if name not in TRY_PARAMETERS),
+            "with --text, which is elw intervene try by now: leave out what that does not know",
+        )
+        require("features" in options, "--text takes one feature: say --feature 15:656 (layer:feature).")
+        say("--text is now spelled elw intervene try TEXT; the older spelling goes on working.")
+        feature = ",".join(words(features, "--features"))
+        intervene_try(text, feature, kind, value, where, tokens, dtype, rows, form, db)
+        return
+    if "tokens" in options:
+        say("--tokens is of elw intervene try and changes nothing here.")
     from energy_lens.analysis.interventions.edits import Edit
+    from energy_lens.analysis.interventions.effects import effect_sentences, effects
+    from energy_lens.analysis.interventions.options import InterventionOptions
+    from energy_lens.analysis.interventions.run import intervene
     from energy_lens.warehouse.database import Warehouse, warehouse_path
 
-    edit = Edit(kind, value, where)
-    chosen = tuple(words(features, "--features"))
-    if text is not None:
-        from energy_lens.analysis.interventions.example import try_on_text
-
-        example = try_on_text(db, text, chosen, edit, tokens, dtype.value)
-        print_rows(example.rows(rows), form)
-        for sentence in example.sentences():
-            say(sentence)
-        return
-    from energy_lens.analysis.interventions.effects import effects, summaries
-    from energy_lens.analysis.interventions.run import InterventionOptions, intervene
-
-    options = InterventionOptions(
-        edit=edit, layers=numbers(layer, "--layer") if layer is not None else None, features=chosen, by=by,
-        contexts=contexts, probes=probes, directions=directions, path_points=path, hessian=hessian, shift=shift,
-        dtype=dtype.value,
+    intervention = InterventionOptions(
+        edit=Edit(kind, value, where), features=tuple(words(features, "--features")),
+        layers=numbers(layer, "--layer") if layer is not None else None, by=by, contexts=contexts, probes=probes,
+        directions=directions, path_points=path, hessian=hessian, shift=shift, dtype=dtype.value,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    done = intervene(warehouse_path(db), options)
+    done = intervene(warehouse_path(db), intervention)
     with Warehouse(db) as warehouse:
-        found = effects(warehouse, done, rows if form is TextFormat.table else 0)
-        print_rows(found, form)
-        for sentence in summaries(warehouse, done):
+        print_rows(effects(warehouse, done, rows if form is TextFormat.table else 0), form)
+        for sentence in effect_sentences(warehouse, done):
             say(sentence)
+
+
+@intervene_app.command("try")
+def intervene_try(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, of at least two tokens.")],
+    feature: Annotated[
+        str, typer.Option("--feature", metavar="LAYER:FEATURE", help="The feature to edit, as in 15:656.")
+    ],
+    kind: EditKind = "ablate",
+    value: EditValue = None,
+    where: EditPlace = "active",
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Length of the continuation.")] = TRY_TOKENS,
+    dtype: PassDtype = TrainingDtype.float32,
+    rows: ShownRows = 20,
+    form: ListingFormat = TextFormat.table,
+    db: Database = None,
+) -> None:
+    """Edit one feature on a text: next-token probabilities before and after, and a greedy continuation of each.
+
+    The continuation is edited as it grows, so a feature that is inactive in the text may still change it. Nothing is
+    stored.
+    """
+    from energy_lens.analysis.interventions.edits import Edit
+    from energy_lens.analysis.interventions.example import try_on_text
+
+    name, edit = FeatureName.parse(feature, "--feature"), Edit(kind, value, where)
+    example = try_on_text(db, text, name, edit, tokens, dtype.value)
+    print_rows(example.rows(rows), form)
+    for sentence in example.sentences():
+        say(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -72,3 +73,16 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(word) for word in words(text, option)))
     except ValueError as error:
         raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 10,12.") from error
+
+
+def typed(context: typer.Context) -> dict[str, str]:
+    """{parameter: --option} of the options that the user typed, in the order in which the help shows them."""
+    spelled = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name is not None}
+    sources = {name: context.get_parameter_source(name) for name in spelled}
+    return {name: option for name, option in spelled.items() if getattr(sources[name], "name", "") == "COMMANDLINE"}
+
+
+def refuse_options(options: Iterable[str], where: str) -> None:
+    """Raises UsageError when there are any: typed, and without a meaning `where`, which says what to do instead."""
+    if listed := list(options):
+        raise UsageError(f"{', '.join(listed)} {'has' if len(listed) == 1 else 'have'} no meaning {where}.")

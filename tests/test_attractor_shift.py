@@ -15,12 +15,13 @@ from torch import Tensor
 
 from energy_lens import Warehouse
 from energy_lens.analysis.attractors.doses import DoseOptions, critical_doses
-from energy_lens.analysis.attractors.landscape import Landscape, compare
+from energy_lens.analysis.attractors.landscape import Landscape, basin_shift
 from energy_lens.analysis.attractors.network import Settled
 from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.analysis.interventions.run import InterventionOptions, intervene
+from energy_lens.analysis.interventions.options import InterventionOptions
+from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -80,7 +81,7 @@ def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
         added[positions] = 3 * torch.tensor(active["activation"].to_list())[:, None] * sae.W_dec[row["feature"]]
         before = landscape.settle(later_residuals(model, tokens, torch.zeros_like(added)))
         after = landscape.settle(later_residuals(model, tokens, added))
-        shift = compare(landscape, before, after)
+        shift = basin_shift(landscape, before, after)
         included = table(
             db, "SELECT token_id FROM token_layers WHERE layer = 1 AND included AND token_id // 32 = $c",
             c=row["context_id"],
@@ -116,10 +117,10 @@ def test_basins_are_compared_by_attractor_or_by_cosine(db: Path) -> None:
     every = torch.ones(4, dtype=torch.bool)
     before = Settled(torch.cat([known[:1], known[:1], far, far]), every, every, every)
     after = Settled(torch.cat([known[:1], known[1:], far, known[:1]]), every, every, every)
-    shift = compare(landscape, before, after)
+    shift = basin_shift(landscape, before, after)
     assert shift.changed.tolist() == [False, True, False, True]
     assert not shift.new.any()
-    assert compare(landscape, after, before).new.tolist() == [False, False, False, True]
+    assert basin_shift(landscape, after, before).new.tolist() == [False, False, False, True]
 
 
 def test_a_critical_dose_is_where_the_basin_changes(db: Path) -> None:
@@ -151,18 +152,72 @@ def test_a_critical_dose_is_where_the_basin_changes(db: Path) -> None:
             assert (row[name] < 1) == (name == "scale_down")
             at = basin(row["token_id"], row["activation"], row[name])
             inside = basin(row["token_id"], row["activation"], row[name] + inwards)
-            assert compare(landscape, before, at).changed.all()
+            assert basin_shift(landscape, before, at).changed.all()
             if (row[name] + inwards - 1) * (row[name] - 1) > 0:
-                assert not compare(landscape, before, inside).changed.any()
+                assert not basin_shift(landscape, before, inside).changed.any()
     assert checked > 5
 
 
 def test_the_command_lists_doses(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["attractors", "--db", str(db), "--patch", "1:3", "--tokens", "4", "--format", "json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    assert main(["attractors", "dose", "1:3", "--db", str(db), "--tokens", "4", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)
     assert len(rows) == 4
     assert {row["later_layer"] for row in rows} == {2}
+    assert "spelled" not in err
+    assert main(["attractors", "dose", "1:3", "--db", str(db), "--tokens", "4", "--rows", "2"]) == 0
+    assert capsys.readouterr().out.count("\n") == 6  # two rows in a frame with a head
+    assert main(["attractors", "dose", "three", "--db", str(db)]) == 2
+    assert "LAYER:FEATURE is 'three'; say layer and feature" in capsys.readouterr().err
+
+
+def test_the_older_spelling_of_dose_does_the_same(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["--db", str(db), "--tokens", "5", "--seed", "2", "--format", "json"]
+    assert main(["attractors", "dose", "1:3", *shared]) == 0
+    newer = capsys.readouterr()
+    assert main(["attractors", "--patch", "1:3", *shared]) == 0
+    older = capsys.readouterr()
+    assert older.out == newer.out
+    notes = [line for line in older.err.splitlines() if "elw attractors dose 1:3" in line]
+    assert len(notes) == 1
+    assert [line for line in older.err.splitlines() if line not in notes] == newer.err.splitlines()
     assert main(["attractors", "--db", str(db), "--patch", "three"]) == 2
+    assert "--patch is 'three'" in capsys.readouterr().err
+
+
+def test_as_many_tokens_are_dosed_as_were_asked_for(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    most = "SELECT feature, count(*) AS n FROM activations WHERE layer = 1 GROUP BY ALL ORDER BY n DESC, 1 LIMIT 1"
+    ((feature, n_active),) = table(db, most).rows()
+    assert n_active > 40
+    for words in (["dose", f"1:{feature}"], ["--patch", f"1:{feature}"]):
+        for asked, expected in (([], 32), (["--tokens", "40"], 40), (["--tokens", "100000"], n_active)):
+            assert main(["attractors", *words, "--db", str(db), *asked, "--format", "json"]) == 0
+            assert len(json.loads(capsys.readouterr().out)) == expected
+        for tokens in ("0", "-5"):
+            assert main(["attractors", *words, "--db", str(db), "--tokens", tokens]) == 2
+            assert f"--tokens is {tokens}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--patch", "1:3", "--layer", "1"], "--layer has no meaning"),
+        (["--layer", "1", "--patch", "1:3", "--perplexity", "3"], "--layer, --perplexity have no meaning"),
+        (["--tokens", "9", "dose", "1:3"], "--tokens has no meaning before dose"),
+        (["dose", "1:3", "--seed", "-1"], "--seed is -1"),
+        (["dose"], "LAYER:FEATURE"),
+        (["doses", "1:3"], "No such command 'doses'"),
+    ],
+)
+def test_options_of_the_other_command_are_refused(
+    db: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELW_WAREHOUSE", str(db))
+    assert main(["attractors", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

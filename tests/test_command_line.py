@@ -88,6 +88,28 @@ def test_commands_are_those_that_were_promised() -> None:
     names = {" ".join(words) for words in every_command()}
     assert names >= {"ingest", "sql", "tables", "describe", "runs", "report", "migrate"}
     assert names >= {"sae train", "sae list", "model pull", "model list", "efas test", "efas replay-draft"}
+    assert names >= {"intervene", "intervene try", "attractors", "attractors dose"}
+
+
+def test_commands_are_listed_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = [
+        line.split()[0] for line in capsys.readouterr().out.partition("Commands:")[2].splitlines() if line.strip()
+    ]
+    order = ["ingest", "report", "intervene", "attractors", "efas", "sae", "lens", "model"]
+    assert [name for name in listed if name in order] == order
+
+
+@pytest.mark.parametrize(
+    ("group", "option", "command"), [("intervene", "--by", "try"), ("attractors", "--patch", "dose")]
+)
+def test_a_group_that_is_a_command_shows_its_options_and_its_commands(
+    group: str, option: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([group, "--help"]) == 0
+    options, _, commands = capsys.readouterr().out.partition("Commands:")
+    assert option in options
+    assert command in commands.split()
 
 
 def test_no_command_shows_the_help_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,8 @@ def test_commands_exist(line: str) -> None:
     command = typer.main.get_command(app)
     words = shlex.split(line)[1:]
     while words and hasattr(command, "commands"):
+        if words[0].startswith("-") and command.invoke_without_command:
+            break  # the group is a command too
         assert words[0] in command.commands, line
         command = command.commands[words.pop(0)]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

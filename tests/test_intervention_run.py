@@ -19,12 +19,15 @@ from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import agreement as validation
 from energy_lens.analysis.interventions import run as intervention_run
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.analysis.interventions.effects import PREDICTORS, summaries
+from energy_lens.analysis.interventions.effects import effect_sentences
 from energy_lens.analysis.interventions.example import try_on_text
-from energy_lens.analysis.interventions.run import InterventionOptions, intervene
+from energy_lens.analysis.interventions.options import InterventionOptions
+from energy_lens.analysis.interventions.predictors import PREDICTORS
+from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.warehouse.database import ingest_lock
+from energy_lens.warehouse.features import FeatureName
 
 OPTIONS = InterventionOptions(layers=(1,), features=("top:8", "random:8", "1:3"), contexts=20, probes=2)
 
@@ -179,17 +182,17 @@ def test_stopped_halfway_it_goes_on_to_the_same_tables(
 ) -> None:
     db = tmp_path / "stopped.duckdb"
     shutil.copy(tiny_warehouse, db)
-    measured = intervention_run._Work._measured
+    measure_batch = intervention_run.measure_batch
     calls = []
 
-    def stopping(self: Any, *arguments: Any) -> Any:
+    def stopping(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measured(self, *arguments)
+        return measure_batch(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(intervention_run._Work, "_measured", stopping)
+        patched.setattr(intervention_run, "measure_batch", stopping)
         with pytest.raises(KeyboardInterrupt):
             intervene(db, OPTIONS)
     half = table(db, "SELECT count(DISTINCT context_id) AS n FROM interventions")["n"].item()
@@ -232,7 +235,7 @@ def test_numbers_that_are_not_finite_are_recorded_as_a_failure(tiny_warehouse: P
     assert found["curvature"].is_null().all()
     assert table(db, "SELECT * FROM intervention_effects").is_empty()
     with Warehouse(db) as warehouse:
-        assert any("not finite" in sentence for sentence in summaries(warehouse, [own]))
+        assert any("not finite" in sentence for sentence in effect_sentences(warehouse, [own]))
 
 
 def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Pat
     notes = table(db, "SELECT feature, note FROM intervention_features").rows_by_key("feature")
     assert "never fires" in notes[7][0][0]
     with Warehouse(db) as warehouse:
-        assert any("never fires" in sentence for sentence in summaries(warehouse, [own]))
+        assert any("never fires" in sentence for sentence in effect_sentences(warehouse, [own]))
 
 
 @pytest.mark.parametrize(
@@ -327,11 +330,11 @@ def test_on_smollm2_the_paths_integral_is_the_measured_ablation(real_warehouse: 
 
 def test_on_a_text_the_edit_is_that_of_the_hook(tiny_warehouse: Path, tiny: Callable[..., Any]) -> None:
     text = "The quick brown fox jumps over the lazy dog"
-    plain = try_on_text(tiny_warehouse, text, ("1:0",), Edit("scale", 1.0), 5, "float32")
+    plain = try_on_text(tiny_warehouse, text, FeatureName(1, 0), Edit("scale", 1.0), 5, "float32")
     assert plain.changes == []
     assert plain.before == plain.after
     feature = plain.strongest[0][0]
-    example = try_on_text(tiny_warehouse, text, (f"1:{feature}",), Edit("clamp", 30.0, where="all"), 5, "float32")
+    example = try_on_text(tiny_warehouse, text, FeatureName(1, feature), Edit("clamp", 30.0, where="all"), 5, "float32")
     assert example.changes
     assert example.n_edited == example.n_tokens - 1
     assert example.largest == pytest.approx(plain.strongest[0][1])
@@ -342,14 +345,100 @@ def test_on_a_text_the_edit_is_that_of_the_hook(tiny_warehouse: Path, tiny: Call
 
 @pytest.mark.parametrize("features", [("top:3",), ("1:2", "1:3"), ("1:64",), ("3:1",)])
 def test_a_text_takes_one_feature_that_exists(tiny_warehouse: Path, features: tuple[str, ...]) -> None:
+    def attempt() -> None:
+        feature = FeatureName.parse(",".join(features), "--feature")
+        try_on_text(tiny_warehouse, "one two three", feature, Edit("ablate"), 2, "float32")
+
     with pytest.raises(UsageError):
-        try_on_text(tiny_warehouse, "one two three", features, Edit("ablate"), 2, "float32")
+        attempt()
 
 
 @pytest.mark.parametrize("text", ["", "a", "word " * 300])
 def test_texts_of_impossible_length_are_refused(tiny_warehouse: Path, text: str) -> None:
     with pytest.raises(UsageError, match="tokens"):
-        try_on_text(tiny_warehouse, text, ("1:2",), Edit("ablate"), 2, "float32")
+        try_on_text(tiny_warehouse, text, FeatureName(1, 2), Edit("ablate"), 2, "float32")
+
+
+FOX = "The quick brown fox jumps over the lazy dog"
+
+
+def test_the_command_tries_a_feature_and_so_does_its_older_spelling(
+    tiny_warehouse: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELW_WAREHOUSE", str(tiny_warehouse))
+    shared = ["--feature", "1:5", "--kind", "clamp", "--value", "9", "--where", "all", "--tokens", "6", "--rows", "4"]
+    assert main(["intervene", "try", FOX, *shared, "--format", "json"]) == 0
+    newer = capsys.readouterr()
+    assert len(pl.read_json(newer.out.encode())) == 4
+    assert "spelled" not in newer.err
+    assert main(["intervene", "--text", FOX, *shared, "--format", "json"]) == 0
+    older = capsys.readouterr()
+    assert older.out == newer.out
+    notes = [line for line in older.err.splitlines() if "elw intervene try" in line]
+    assert len(notes) == 1
+    assert [line for line in older.err.splitlines() if line not in notes] == newer.err.splitlines()
+
+
+def test_a_feature_that_is_inactive_in_the_text_may_still_change_what_follows(
+    tiny_warehouse: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = try_on_text(tiny_warehouse, FOX, FeatureName(1, 0), Edit("ablate"), 0, "float32")
+    active = {feature for feature, _ in example.strongest}
+    silent = (
+        try_on_text(tiny_warehouse, FOX, FeatureName(1, feature), Edit("scale", 50.0), 8, "float32")
+        for feature in range(64)
+        if feature not in active
+    )
+    inactive = next(each for each in silent if not each.largest)
+    assert inactive.n_edited == 0
+    assert inactive.changes == []
+    assert "continuation is edited as it grows" in next(inactive.sentences())
+
+
+TEN = [
+    ["--layer", "1"], ["--by", "z"], ["--contexts", "3"], ["--probes", "1"], ["--directions", "2"], ["--hessian"],
+    ["--path", "2"], ["--shift", "2"], ["--batch-size", "2"], ["--seed", "1"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", TEN, ids=lambda option: option[0])
+def test_a_text_refuses_what_it_would_ignore(
+    tiny_warehouse: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--db", str(tiny_warehouse), "--text", FOX, "--feature", "1:5"]
+    assert main(["intervene", *words, *option]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{option[0]} has no meaning with --text" in err
+    assert main(["intervene", "try", FOX, "--feature", "1:5", *option]) == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["try", FOX, "--feature", "1:5", "--tokens", "-1"], "--tokens is -1"),
+        (["--text", FOX, "--feature", "1:5", "--tokens", "-1"], "--tokens is -1"),
+        (["try", FOX, "--feature", "top:3"], "--feature is 'top:3'"),
+        (["try", FOX, "--feature", "1:2,1:3"], "--feature is '1:2,1:3'"),
+        (["try", FOX], "--feature"),
+        (["try", "--feature", "1:5"], "TEXT"),
+        (["--text", FOX], "--feature 15:656"),
+        (["--layer", "1", "--seed", "2", "try", FOX], "--layer, --seed have no meaning before try"),
+    ],
+)
+def test_a_try_that_cannot_be_gets_a_sentence(
+    tiny_warehouse: Path,
+    words: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ELW_WAREHOUSE", str(tiny_warehouse))
+    assert main(["intervene", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------------ bootstrap

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.edits import KINDS, Edit, Outcome, Patches
+from energy_lens.analysis.interventions.predictors import (
+    SharedGradients,
+    predict,
+    predict_along_path,
+    predict_by_hessian,
+)
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.unembedding import label_draws, sign_draws
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -149,14 +155,14 @@ def test_predictions_of_a_small_edit(tiny: Callable[..., Any], architecture: str
 
     up, down = total(1 + size), total(1 - size)
     patches = baseline.patches(Edit("ablate"), feature)
-    first = baseline.predict(patches)["first_order"]
+    first = predict(SharedGradients(baseline), patches)["first_order"]
     # Losses are kept in float32, so a difference of two is good to some 1e-6.
     torch.testing.assert_close(-(up - down) / (2 * size), first, atol=0.01, rtol=0.01)
     torch.testing.assert_close(
-        baseline.predict_by_hessian(patches), second_order(baseline, patches), rtol=1e-3, atol=1e-4
+        predict_by_hessian(baseline, patches), second_order(baseline, patches), rtol=1e-3, atol=1e-4
     )
     torch.testing.assert_close(
-        baseline.predict_along_path(patches, 40), baseline.measure(patches).delta.double().sum(1), atol=2e-3, rtol=2e-3
+        predict_along_path(baseline, patches, 40), baseline.measure(patches).delta.double().sum(1), atol=2e-3, rtol=2e-3
     )
 
 
@@ -164,7 +170,7 @@ def second_order(baseline: Baseline, patches: Patches) -> Tensor:
     """first_order + ½ δᵀHδ by central differences of the gradient."""
     step = 1e-3
     slopes = [
-        (baseline._gradient_at(baseline._patched(patches, share), patches.context).double() * patches.displacement)
+        (baseline.gradient_at(baseline.patched(patches, share), patches.context).double() * patches.displacement)
         .sum((1, 2))
         for share in (-step, 0.0, step)
     ]  # fmt: skip
@@ -180,16 +186,17 @@ def test_one_feature_alone_on_the_joint_path(tiny: Callable[..., Any]) -> None:
         sae.layer, 1, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, norm_median=sae.norm_median
     )  # fmt: skip
     baseline = Baseline(baseline.model, alone, CONTEXTS[:1], [0])
+    shared = SharedGradients(baseline)
     patches = Patches(
-        torch.tensor([0]), -baseline.reconstruction[0, 4][None], torch.eye(20)[4][None], torch.eye(20)[4][None] > 0
+        torch.tensor([0]), -shared.reconstruction[0, 4][None], torch.eye(20)[4][None], torch.eye(20)[4][None] > 0
     )
-    assert torch.count_nonzero(baseline.reconstruction[0, 4])
-    others = baseline.reconstruction.clone()
+    assert torch.count_nonzero(shared.reconstruction[0, 4])
+    others = shared.reconstruction.clone()
     others[0, 4] = 0
     # Only token 4 keeps its feature: the joint path is that of the single patch.
-    baseline.__dict__["reconstruction"] = baseline.reconstruction - others
-    joint = float(baseline.predict(patches)["integrated"])
-    assert joint == pytest.approx(float(baseline.predict_along_path(patches, 3)), rel=1e-4)
+    shared.__dict__["reconstruction"] = shared.reconstruction - others
+    joint = float(predict(shared, patches)["integrated"])
+    assert joint == pytest.approx(float(predict_along_path(baseline, patches, 3)), rel=1e-4)
 
 
 def test_labels_have_the_second_moment_of_signs(tiny: Callable[..., Any]) -> None:
@@ -207,7 +214,7 @@ def test_probes_predict_a_cost_where_the_gradient_is_none(tiny: Callable[..., An
     baseline = load(tiny("llama"), n_probes=3)
     for feature in features_of(baseline, 5):
         patches = baseline.patches(Edit("ablate"), feature)
-        found = baseline.predict(patches)
+        found = predict(SharedGradients(baseline), patches)
         for name in ("curvature", "labels"):
             assert (found[name] >= found["first_order"]).all()
             single = patches.edited.sum(1) == 1

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from energy_lens.analysis import permutation_check
+from energy_lens.analysis import permutation_inputs
 from energy_lens.analysis.permutation import Block, PairedContexts, look_up, pair_sums, paired_tokens, permutation_test
-from energy_lens.analysis.permutation_check import Inputs, PermutationInputs, PermutationOptions, check_run, summaries
+from energy_lens.analysis.permutation_check import check_run, permutation_sentences
+from energy_lens.analysis.permutation_inputs import Inputs, PermutationInputs, PermutationOptions
 from energy_lens.cli.main import main
 from energy_lens.ingest.model.loading import DEFAULT_MODEL
 from energy_lens.ingest.sae.choosing import shipped_folder
@@ -199,7 +200,7 @@ def test_a_sample_takes_whole_rows_in_turn_from_each_category(
 def test_what_does_not_fit_into_memory_is_sampled(
     tiny_warehouse: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(permutation_check, "MAX_GRADIENT_NUMBERS", 40 * 32 * 32)
+    monkeypatch.setattr(permutation_inputs, "MAX_GRADIENT_NUMBERS", 40 * 32 * 32)
     assert 40 <= len(PermutationInputs(tiny_warehouse, PermutationOptions()).used.ids) < 56
     assert "for want of memory" in capsys.readouterr().err
 
@@ -441,4 +442,4 @@ def test_real_agreement_with_z(real_warehouse: Path) -> None:
             assert (outcome.permuted.p_sum <= 0.05).mean() > 0.95
         else:
             assert abs((outcome.permuted.p <= 0.05).mean() - (outcome.p_value <= 0.05).mean()) < 0.08
-    assert len(list(summaries(outcomes))) == 2
+    assert len(list(permutation_sentences(outcomes))) == 2

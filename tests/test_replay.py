@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from energy_lens.analysis import replay as module
-from energy_lens.analysis.replay import NOISE, TEXTS, Arm, Cell, figures, replay, strongest
+from energy_lens.analysis.replay import NOISE, TEXTS, Arm, TextAtLayer, alignment_figures, replay, strongest
 from energy_lens.cli.main import main
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, load_model
 from energy_lens.ingest.sae.choosing import sae_folders, shipped_folder
@@ -60,8 +60,8 @@ def test_figures_equal_loops_over_features() -> None:
         a[:, :5] = 0  # features that never fire are not tested
         g = generator.standard_normal((n, 1)) + np.zeros((1, 70 if n == 15 else 1))
         g[:, min(60, g.shape[1] - 1)] += 9 * a[:, 60]
-        cells.append(Cell(a, g))
-    found = figures(cells, generator)
+        cells.append(TextAtLayer(a, g))
+    found = alignment_figures(cells, generator)
     alignments, p, chosen = [], [], []
     for cell in cells:
         own = []
@@ -84,17 +84,19 @@ def test_survival_is_above_the_largest_of_permuted_tokens() -> None:
     """On noise 5 % of texts have a survivor; a perfect alignment survives, unless it hangs on one token."""
     generator = np.random.default_rng(2)
     survivors = [
-        figures([Cell(generator.standard_normal((12, 200)), generator.standard_normal((12, 1)))], generator)
+        alignment_figures(
+            [TextAtLayer(generator.standard_normal((12, 200)), generator.standard_normal((12, 1)))], generator
+        )
         for _ in range(200)
     ]
     assert 0.01 < np.mean([found.survive_permutation > 0 for found in survivors]) < 0.1
     for each in (False, True):  # one gradient for all features, or one each
         a = np.maximum(generator.standard_normal((20, 100)) - 0.5, 0)
         g = a[:, :1] if not each else np.concatenate([a[:, :1], generator.standard_normal((20, 99))], 1)
-        assert figures([Cell(a, g)], generator).survive_permutation >= 1
+        assert alignment_figures([TextAtLayer(a, g)], generator).survive_permutation >= 1
     a = np.zeros((20, 100))
     a[generator.integers(20, size=100), np.arange(100)] = 1
-    found = figures([Cell(a, a[:, :1])], generator)
+    found = alignment_figures([TextAtLayer(a, a[:, :1])], generator)
     assert found.max_r == pytest.approx(1)
     assert found.survive_t > 0
     assert found.survive_permutation == 0

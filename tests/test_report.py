@@ -26,7 +26,8 @@ from scipy import stats
 
 from energy_lens import Warehouse
 from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
-from energy_lens.analysis.interventions.run import InterventionOptions, intervene
+from energy_lens.analysis.interventions.options import InterventionOptions
+from energy_lens.analysis.interventions.run import intervene
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import formatting, queries
 from energy_lens.reports.render import render

@@ -1,6 +1,6 @@
-"""What a patch does to the attractors of later layers: patched and unpatched residuals in, changes of basin out.
+"""A feature in, how far its activation must be scaled at a token to change that token's basin at a later layer out.
 
-A residual is read at a later hooked layer with that layer's own SAE and β. Two fixed points are of one basin when both
+A residual is read at the next hooked layer with that layer's own SAE and β. Two fixed points are of one basin when both
 join the same attractor of the layer's stored sample, or, where neither joins one, when their cosine exceeds MERGED.
 """
 
@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.analysis.attractors.landscape import Landscape, compare
+from energy_lens.analysis.attractors.landscape import Landscape, basin_shift
 from energy_lens.analysis.attractors.network import Settled
-from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.errors import UsageError
+from energy_lens.analysis.current_run import CurrentRun, check_feature
+from energy_lens.errors import UsageError, require
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, residual_stream
@@ -36,17 +36,19 @@ HALVINGS = 8
 BATCH = 16
 
 
-# ------------------------------------------------------------------------------------------------ critical dose
-
-
 @dataclass(frozen=True)
 class DoseOptions:
-    """What `elw attractors --patch` can be told."""
+    """What `elw attractors dose` can be told."""
 
     layer: int
     feature: int
-    tokens: int = 32
-    seed: int = 0
+    tokens: int = 32  #: tokens at which the feature is active, at most
+    seed: int = 0  #: of the sample of these
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that is out of range."""
+        require(self.tokens >= 1, f"--tokens is {self.tokens}; at least 1 is needed.")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
 
 
 def critical_doses(path: Path, options: DoseOptions) -> int:
@@ -58,33 +60,76 @@ def critical_doses(path: Path, options: DoseOptions) -> int:
     """
     current = CurrentRun(path)
     sae = current.sae(options.layer)
-    if options.feature >= sae.d_sae:
-        raise UsageError(
-            f"Layer {options.layer} has no feature {options.feature}: its features are 0 to {sae.d_sae - 1}."
-        )
+    check_feature(sae, options.feature)
     later = [layer for layer in current.facts.layers if layer > options.layer]
     if not later:
         raise UsageError(f"Layer {options.layer} is the last hooked layer: a patch has no later one to be read at.")
     landscape = Landscape.load(current, later[0])
+    key = {"run": current.run_id, "layer": options.layer, "feature": options.feature}
     with Warehouse(path) as warehouse:
-        rows = warehouse.run(
-            "attractors/active_tokens", run=current.run_id, layer=options.layer, feature=options.feature
-        ).numpy()
-    if not len(rows["token_id"]):
-        raise UsageError(f"Feature {options.layer}:{options.feature} never fires in run {current.run_id}.")
-    order = np.random.default_rng(options.seed).permutation(len(rows["token_id"]))[: options.tokens]
-    token_ids = np.sort(rows["token_id"][order])
+        active = warehouse.run("attractors/active_tokens", **key).numpy()["token_id"]
+    require(len(active) > 0, f"Feature {options.layer}:{options.feature} never fires in run {current.run_id}.")
+    order = np.random.default_rng(options.seed).permutation(len(active))[: options.tokens]
+    token_ids = np.sort(active[order])
     with ingest_lock(path):
         frame = _doses(current, current.load_model("float32"), sae, landscape, options.feature, token_ids)
-        key = {"run": current.run_id, "layer": options.layer, "feature": options.feature}
+        place = {"run_id": current.run_id, "layer": options.layer, "feature": options.feature}
+        frame = frame.with_columns(later_layer=pl.lit(landscape.layer), **{k: pl.lit(v) for k, v in place.items()})
         with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
             warehouse.run("attractors/forget_doses", **key)
-            place = {"run_id": current.run_id, "layer": options.layer, "feature": options.feature}
-            warehouse.append(
-                "critical_doses",
-                frame.with_columns(later_layer=pl.lit(landscape.layer), **{k: pl.lit(v) for k, v in place.items()}),
-            )
+            warehouse.append("critical_doses", frame)
     return landscape.layer
+
+
+def dose_rows(warehouse: Warehouse, options: DoseOptions, limit: int = 0) -> Rows:
+    """The critical doses of a feature, token by token; limit: of tokens, 0 for all."""
+    doses = warehouse.run("attractors/doses", layer=options.layer, feature=options.feature)
+    return Rows(doses.columns, [Kind.of(kind) for kind in doses.kinds], [doses.fetchall()[: limit or None]])
+
+
+@dataclass(frozen=True)
+class DosedTokens:
+    """Tokens of a batch, one a context, at each of which a feature can be scaled."""
+
+    model: LanguageModel
+    landscape: Landscape  #: of the later layer
+    layer: int  #: of the feature
+    tokens: Tensor  #: vocabulary ids [n, position]
+    x: Tensor  #: residuals at `layer` [n, position, d_model]
+    position: Tensor  #: of each token [n]
+    unit: Tensor  #: what the feature adds to x there [n, d_model]
+    activation: Tensor  #: of the feature there [n]
+
+    @classmethod
+    def read(
+        cls,
+        current: CurrentRun,
+        model: LanguageModel,
+        sae: SparseAutoencoder,
+        landscape: Landscape,
+        feature: int,
+        token_ids: NDArray[np.int64],
+    ) -> DosedTokens:
+        """token_ids: of tokens at which the feature is active."""
+        length = current.facts.context_length
+        tokens, _ = padded([ids for _, ids in current.contexts((token_ids // length).tolist())])
+        x = harvest_residuals(model, tokens, [sae.layer])[sae.layer]
+        position = torch.from_numpy(token_ids % length)
+        at = x[torch.arange(len(x)), position].float()
+        values, indices = sae.encode(at)
+        a = (values * (indices == feature)).sum(1)
+        scale = sae.token_scales(at)
+        unit = sae.W_dec[feature] * (a if scale is None else a * scale)[:, None]
+        return cls(model, landscape, sae.layer, tokens, x, position, unit, a)
+
+    def settle_at(self, factor: Tensor) -> Settled:
+        """Fixed points at the later layer of each token with its feature scaled by factor [n]."""
+        row = torch.arange(len(self.x))
+        moved = self.x.clone()
+        moved[row, self.position] += ((factor - 1)[:, None] * self.unit).to(self.x.dtype)
+        with torch.no_grad(), residual_stream(self.model, [self.landscape.layer]) as residuals:
+            self.model.hidden_above(self.tokens, self.layer, moved)
+        return self.landscape.settle(residuals[self.landscape.layer][row, self.position])
 
 
 def _doses(
@@ -95,47 +140,28 @@ def _doses(
     feature: int,
     token_ids: NDArray[np.int64],
 ) -> pl.DataFrame:
+    """Rows of critical_doses, without run, layers and feature."""
     frames = []
-    length = current.facts.context_length
     for start in range(0, len(token_ids), BATCH):
-        own = token_ids[start : start + BATCH]
-        ids = (own // length).tolist()
-        tokens, _ = padded([contexts for _, contexts in current.contexts(ids)])
-        x = harvest_residuals(model, tokens, [sae.layer])[sae.layer]
-        row, position = torch.arange(len(own)), torch.from_numpy(own % length)
-        at = x[row, position].float()
-        values, indices = sae.encode(at)
-        a = (values * (indices == feature)).sum(1)
-        scale = sae.token_scales(at)
-        unit = sae.W_dec[feature] * (a if scale is None else a * scale)[:, None]  # what the feature adds to x
-
-        def settle_at(factor: Tensor, x: Tensor = x, unit: Tensor = unit, tokens: Tensor = tokens,
-                      row: Tensor = row, position: Tensor = position) -> Settled:  # fmt: skip
-            """Fixed points of each token with its feature scaled by factor [n]."""
-            moved = x.clone()
-            moved[row, position] += ((factor - 1)[:, None] * unit).to(x.dtype)
-            with torch.no_grad(), residual_stream(model, [landscape.layer]) as residuals:
-                model.hidden_above(tokens, sae.layer, moved)
-            return landscape.settle(residuals[landscape.layer][row, position])
-
-        before = settle_at(torch.ones(len(own)))
-        found: dict[str, Any] = {
-            "token_id": own, "activation": a.double().numpy(),
+        ids = token_ids[start : start + BATCH]
+        dosed = DosedTokens.read(current, model, sae, landscape, feature, ids)
+        before = dosed.settle_at(torch.ones(len(ids)))
+        columns: dict[str, Any] = {
+            "token_id": ids, "activation": dosed.activation.double().numpy(),
             "attractor": landscape.attractors.assign(before.z).astype(np.int32),
         }  # fmt: skip
         for name, grid in (("down", DOWN), ("up", UP)):
-            factor, attractor = _first_change(landscape, before, settle_at, grid)
-            found |= {f"scale_{name}": factor, f"attractor_{name}": attractor.astype(np.int32)}
-        frames.append(pl.DataFrame(found))
-    frame = pl.concat(frames)
-    return frame.with_columns(
+            factor, attractor = _first_change(dosed, before, grid)
+            columns |= {f"scale_{name}": factor, f"attractor_{name}": attractor.astype(np.int32)}
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames).with_columns(
         *(pl.col(name).fill_nan(None) for name in ("scale_down", "scale_up")),
         *(pl.when(pl.col(name) >= 0).then(pl.col(name)) for name in ("attractor", "attractor_down", "attractor_up")),
     )
 
 
 def _first_change(
-    landscape: Landscape, before: Settled, settle_at: Any, grid: Sequence[float]
+    dosed: DosedTokens, before: Settled, grid: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The factor nearest to 1 on a grid at which the basin is another, halved down; NaN and −1 where there is none."""
     n = len(before.z)
@@ -143,8 +169,8 @@ def _first_change(
     attractor = np.full(n, -1, dtype=np.int64)
 
     def changed(factor: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        after = settle_at(torch.from_numpy(factor).float())
-        return compare(landscape, before, after).changed, landscape.attractors.assign(after.z)
+        after = dosed.settle_at(torch.from_numpy(factor).float())
+        return basin_shift(dosed.landscape, before, after).changed, dosed.landscape.attractors.assign(after.z)
 
     for factor in grid:
         open_ = np.isnan(outside)
@@ -163,9 +189,3 @@ def _first_change(
         outside[hit], attractor[hit] = middle[hit], now[hit]
         inside[~is_changed] = middle[~is_changed]
     return outside, attractor
-
-
-def doses(warehouse: Warehouse, options: DoseOptions) -> Rows:
-    """The critical doses of a feature, token by token."""
-    found = warehouse.run("attractors/doses", layer=options.layer, feature=options.feature)
-    return Rows(found.columns, [Kind.of(kind) for kind in found.kinds], [found.fetchall()])

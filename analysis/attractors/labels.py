@@ -38,8 +38,8 @@ def label_basins(
     tried: list[tuple[int, str, float, float]] = []
     in_half = {half: known & (halves == half) for half in "AB"}
     totals = {half: np.bincount(token[in_half[half]], minlength=len(words)) for half in "AB"}
-    for own in range(n_basins):
-        here = {half: token[in_half[half] & (basin == own)] for half in "AB"}
+    for number in range(n_basins):
+        here = {half: token[in_half[half] & (basin == number)] for half in "AB"}
         if min(len(here["A"]), len(here["B"])) < MIN_LABEL_TOKENS:
             continue
         counts = np.bincount(here["A"], minlength=len(words))
@@ -48,10 +48,10 @@ def label_basins(
         hits, n = int((here["B"] == word).sum()), int(totals["B"].sum())
         expected = len(here["B"]) * totals["B"][word] / n
         p = float(hypergeom.sf(hits - 1, n, int(totals["B"][word]), len(here["B"])))
-        tried.append((own, str(words[word]), hits / expected if expected else 0.0, p))
+        tried.append((number, str(words[word]), hits / expected if expected else 0.0, p))
     labels = [Label() for _ in range(n_basins)]
     if tried:
         q_values = benjamini_hochberg(np.array([p for *_, p in tried]))
-        for (own, word_text, lift, p), q in zip(tried, q_values.tolist(), strict=True):
-            labels[own] = Label(word_text if q < 0.05 else None, lift, p, q)
+        for (number, word_text, lift, p), q in zip(tried, q_values.tolist(), strict=True):
+            labels[number] = Label(word_text if q < 0.05 else None, lift, p, q)
     return labels

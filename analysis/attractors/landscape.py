@@ -54,7 +54,7 @@ class Shift(NamedTuple):
     hopfield: NDArray[np.float64]  #: E_H of the second minus E_H of the first
 
 
-def compare(landscape: Landscape, before: Settled, after: Settled) -> Shift:
+def basin_shift(landscape: Landscape, before: Settled, after: Settled) -> Shift:
     """What changed from one set of settled points [n] to another."""
     settled = (before.converged & after.converged).numpy()
     cosine = (before.z * after.z).sum(1).double().numpy()

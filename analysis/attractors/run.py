@@ -6,7 +6,6 @@ tested on those of half B, so that a label says more than which tokens happened 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from energy_lens.analysis.attractors.labels import label_basins
 from energy_lens.analysis.attractors.landscape import firing_rows, start_of
@@ -33,7 +31,8 @@ from energy_lens.analysis.attractors.network import (
     sweep,
 )
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.errors import UsageError
+from energy_lens.console import bar
+from energy_lens.errors import require
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals
@@ -53,9 +52,11 @@ CONTEXTS, BATCH_CONTEXTS = 256, 8
 #: Features that are kept of an attractor.
 TOP_FEATURES = 5
 
-
 #: Steps along which energies are kept.
 DESCENT_STEPS = 32
+
+#: A limit that no listing reaches.
+ALL_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,10 @@ class AttractorOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens < 16:
-            raise UsageError(f"--tokens is {self.tokens}; at least 16 are needed.")
-        if not 1 < self.target < 1e6:
-            raise UsageError(f"--perplexity is {self.target:g}; it must be above 1.")
-        if self.seed < 0:
-            raise UsageError(f"--seed is {self.seed}; it must not be negative.")
+        """Raises UsageError for a value that is out of range."""
+        require(self.tokens >= 16, f"--tokens is {self.tokens}; at least 16 are needed.")
+        require(1 < self.target < 1e6, f"--perplexity is {self.target:g}; it must be above 1.")
+        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,10 @@ def find_attractors(path: Path, options: AttractorOptions) -> list[int]:
         with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
             pass
         samples = _samples(current, current.load_model(), saes, options)
-        every = 0.5 if sys.stderr.isatty() else 30
-        for layer in tqdm(layers, unit="layer", mininterval=every, desc="Attractors"):
-            _store(path, current.run_id, layer, _frames(current, saes[layer], samples[layer], options))
+        with bar("Attractors", len(layers), "layer") as progress:
+            for layer in layers:
+                _store(path, current.run_id, layer, _frames(current, saes[layer], samples[layer], options))
+                progress.update()
     return layers
 
 
@@ -108,38 +108,52 @@ def _samples(
     current: CurrentRun, model: LanguageModel, saes: dict[int, SparseAutoencoder], options: AttractorOptions
 ) -> dict[int, _Sample]:
     """The same number of included tokens of every layer, from the same contexts."""
-    ids = sorted(current.sample(CONTEXTS, options.seed))
-    length = current.facts.context_length
-    known: dict[int, dict[str, NDArray[Any]]] = {}
-    chosen: dict[int, NDArray[np.int64]] = {}
+    context_ids = sorted(current.sample(CONTEXTS, options.seed))
     with Warehouse(current.path) as warehouse:
-        for layer in saes:
-            place = {"run": current.run_id, "layer": layer, "context_length": length, "contexts": ids}
-            known[layer] = warehouse.run("attractors/tokens", **place).numpy()
-            n = len(known[layer]["token_id"])
-            order = np.random.default_rng([options.seed, layer]).permutation(n)[: options.tokens]
-            chosen[layer] = np.sort(order)
+        chosen = {layer: _chosen_tokens(warehouse, current, layer, context_ids, options) for layer in saes}
+    token_ids = {layer: columns["token_id"] for layer, columns in chosen.items()}
+    starts = _starting_points(current, model, saes, context_ids, token_ids)
+    return {
+        layer: _Sample(columns["token_id"], columns["text"], columns["half"], starts[layer])
+        for layer, columns in chosen.items()
+    }
+
+
+def _chosen_tokens(
+    warehouse: Warehouse, current: CurrentRun, layer: int, context_ids: Sequence[int], options: AttractorOptions
+) -> dict[str, NDArray[Any]]:
+    """Ids, texts and halves of a seeded sample of a layer's included tokens, in order of ids."""
+    tokens = warehouse.run(
+        "attractors/tokens", run=current.run_id, layer=layer, context_length=current.facts.context_length,
+        contexts=context_ids,
+    ).numpy()  # fmt: skip
+    order = np.random.default_rng([options.seed, layer]).permutation(len(tokens["token_id"]))[: options.tokens]
+    places = np.sort(order)
+    return {name: values[places] for name, values in tokens.items()}
+
+
+def _starting_points(
+    current: CurrentRun,
+    model: LanguageModel,
+    saes: dict[int, SparseAutoencoder],
+    context_ids: Sequence[int],
+    token_ids: dict[int, NDArray[np.int64]],
+) -> dict[int, Tensor]:
+    """z0 [n, d_model] of each layer's tokens, which lie in these contexts; both are in order of ids."""
+    length = current.facts.context_length
+    contexts = current.contexts(context_ids)
     starts: dict[int, list[Tensor]] = {layer: [] for layer in saes}
-    contexts = current.contexts(ids)
-    every = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(ids), unit="context", mininterval=every, desc="Residuals") as bar:
-        for first in range(0, len(ids), BATCH_CONTEXTS):
-            batch = ids[first : first + BATCH_CONTEXTS]
-            tokens, _ = padded([own for _, own in contexts[first : first + BATCH_CONTEXTS]])
+    with bar("Residuals", len(context_ids), "context") as progress:
+        for first in range(0, len(context_ids), BATCH_CONTEXTS):
+            batch = context_ids[first : first + BATCH_CONTEXTS]
+            tokens, _ = padded([vocabulary_ids for _, vocabulary_ids in contexts[first : first + BATCH_CONTEXTS]])
             residuals = harvest_residuals(model, tokens, list(saes))
             for layer, sae in saes.items():
-                wanted = known[layer]["token_id"][chosen[layer]]
-                own = wanted[np.isin(wanted // length, batch)]
-                row = np.searchsorted(batch, own // length)
-                starts[layer].append(start_of(sae, residuals[layer].float()[row, own % length]))
-            bar.update(len(batch))
-    return {
-        layer: _Sample(
-            known[layer]["token_id"][chosen[layer]], known[layer]["text"][chosen[layer]],
-            known[layer]["half"][chosen[layer]], torch.cat(starts[layer]),
-        )
-        for layer in saes
-    }  # fmt: skip
+                ids = token_ids[layer][np.isin(token_ids[layer] // length, batch)]
+                row = np.searchsorted(batch, ids // length)
+                starts[layer].append(start_of(sae, residuals[layer].float()[row, ids % length]))
+            progress.update(len(batch))
+    return {layer: torch.cat(parts) for layer, parts in starts.items()}
 
 
 # ------------------------------------------------------------------------------------------------ one layer
@@ -152,31 +166,26 @@ def _frames(
     with Warehouse(current.path) as warehouse:
         rows, firing = firing_rows(warehouse, current.run_id, sae)
     part = sample.start[:: max(1, len(sample.start) // CALIBRATION_TOKENS)][:CALIBRATION_TOKENS]
-    own = Memories.of(rows)
+    decoder = Memories.of(rows)
     settings, sweeps, frames = [], [], {}
     for dictionary in ("decoder", "random"):
-        memories = own if dictionary == "decoder" else Memories.of(random_rows(own.rows, options.seed))
-        found = calibrate(memories, part, options.target)
-        portrait, settled, attractors = portray(memories.at(found.beta), sample.start)
+        memories = decoder if dictionary == "decoder" else Memories.of(random_rows(decoder.rows, options.seed))
+        calibration = calibrate(memories, part, options.target)
+        calibrated = memories.at(calibration.beta)
+        portrait, settled, attractors = portray(calibrated, sample.start)
         settings.append(
             {
-                "dictionary": dictionary, "target_perplexity": options.target, "is_reached": found.reached,
-                "note": found.note, "n_memories": len(memories.rows), "n_tokens": len(sample.start),
+                "dictionary": dictionary, "target_perplexity": options.target, "is_reached": calibration.reached,
+                "note": calibration.note, "n_memories": len(memories.rows), "n_tokens": len(sample.start),
                 "seed": options.seed, **portrait._asdict(),
             }
         )  # fmt: skip
-        sweeps += [
-            {"dictionary": dictionary, **one._asdict()}
-            for one in sweep(memories, part, [found.beta * factor for factor in SWEPT])
-        ]
+        betas = [calibration.beta * factor for factor in SWEPT]
+        sweeps += [{"dictionary": dictionary, **one._asdict()} for one in sweep(memories, part, betas)]
         if dictionary == "decoder":
-            memories = memories.at(found.beta)
-            frames["attractors"] = _attractor_rows(memories, attractors, firing, sample)
-            frames["basins"] = _basin_rows(memories, settled, attractors, sample)
-            energies = descent(memories, part, DESCENT_STEPS).double().numpy()
-            q25, median, q75 = np.percentile(energies, [25, 50, 75], axis=1)
-            steps = np.arange(len(energies), dtype=np.int32)
-            frames["attractor_descents"] = pl.DataFrame({"step": steps, "q25": q25, "median": median, "q75": q75})
+            frames["attractors"] = _attractor_rows(calibrated, attractors, firing, sample)
+            frames["basins"] = _basin_rows(calibrated, settled, attractors, sample)
+            frames["attractor_descents"] = _descent_rows(calibrated, part)
     frames["attractor_settings"] = pl.DataFrame(
         settings, schema_overrides={"note": pl.String}, infer_schema_length=None
     )
@@ -198,6 +207,7 @@ def _store(path: Path, run_id: int, layer: int, frames: dict[str, pl.DataFrame])
 def _attractor_rows(
     memories: Memories, attractors: Attractors, features: NDArray[np.int32], sample: _Sample
 ) -> pl.DataFrame:
+    """Rows of attractors, the largest first; features: of each memory."""
     weights, places = memories.weights(attractors.vectors).topk(min(TOP_FEATURES, len(memories.rows)), dim=1)
     labels = label_basins(attractors.basin, len(attractors.sizes), sample.texts, sample.halves)
     n = len(attractors.sizes)
@@ -212,7 +222,7 @@ def _attractor_rows(
             "weights": pl.Series(weights.tolist(), dtype=pl.List(pl.Float32)),
             "vector": pl.Series(attractors.vectors.tolist(), dtype=pl.List(pl.Float32)),
             **{
-                f"label{suffix}": pl.Series([getattr(own, name) for own in labels], dtype=kind)
+                f"label{suffix}": pl.Series([getattr(label, name) for label in labels], dtype=kind)
                 for suffix, name, kind in (
                     ("", "text", pl.String), ("_lift", "lift", pl.Float64), ("_p", "p", pl.Float64),
                     ("_q", "q", pl.Float64),
@@ -223,6 +233,7 @@ def _attractor_rows(
 
 
 def _basin_rows(memories: Memories, settled: Settled, attractors: Attractors, sample: _Sample) -> pl.DataFrame:
+    """Rows of basins, one a token of the sample."""
     return pl.DataFrame(
         {
             "token_id": sample.token_ids,
@@ -237,19 +248,24 @@ def _basin_rows(memories: Memories, settled: Settled, attractors: Attractors, sa
     ).with_columns(pl.when(pl.col("attractor") >= 0).then(pl.col("attractor")))
 
 
-# ------------------------------------------------------------------------------------------------ labels
+def _descent_rows(memories: Memories, start: Tensor) -> pl.DataFrame:
+    """Rows of attractor_descents: quartiles of E_H along the way of points [n, d_model]."""
+    energies = descent(memories, start, DESCENT_STEPS).double().numpy()
+    q25, median, q75 = np.percentile(energies, [25, 50, 75], axis=1)
+    steps = np.arange(len(energies), dtype=np.int32)
+    return pl.DataFrame({"step": steps, "q25": q25, "median": median, "q75": q75})
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
 
 
-def listing(warehouse: Warehouse, layers: Sequence[int], limit: int) -> Rows:
+def largest_attractors(warehouse: Warehouse, layers: Sequence[int], limit: int) -> Rows:
     """The largest attractors of each layer."""
-    found = warehouse.run("attractors/listing", layers=list(layers), limit=limit or 2**31 - 1)
-    return Rows(found.columns, [Kind.of(kind) for kind in found.kinds], [found.fetchall()])
+    largest = warehouse.run("attractors/listing", layers=list(layers), limit=limit or ALL_ROWS)
+    return Rows(largest.columns, [Kind.of(kind) for kind in largest.kinds], [largest.fetchall()])
 
 
-def summaries(warehouse: Warehouse, layers: Sequence[int]) -> Iterator[str]:
+def attractor_sentences(warehouse: Warehouse, layers: Sequence[int]) -> Iterator[str]:
     """A sentence for each layer and dictionary."""
     for row in warehouse.run("attractors/settings", layers=list(layers)).pl().iter_rows(named=True):
         what = "" if row["dictionary"] == "decoder" else ", random dictionary"

@@ -6,7 +6,7 @@ draw have weights (how often each was drawn), so that a draw is one product with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,31 +34,31 @@ class Agreement(NamedTuple):
     high: float
 
 
-class Draws(NamedTuple):
+class BootstrapDraws(NamedTuple):
     """What a bootstrap drew; draw 0 is the data themselves."""
 
     weights: Floats  #: [draw, document]
     features: NDArray[np.int64]  #: [draw, feature] which ones
 
 
-def bootstrap(n_documents: int, n_features: int, seed: int, replicates: int = REPLICATES) -> Draws:
+def bootstrap(n_documents: int, n_features: int, seed: int, replicates: int = REPLICATES) -> BootstrapDraws:
     """Draws of documents and of features, independent of each other."""
     generator = np.random.default_rng(seed)
     equal = np.full(n_documents, 1 / n_documents)
     weights = generator.multinomial(n_documents, equal, size=replicates).astype(np.float64)
     features = generator.integers(0, n_features, size=(replicates, n_features))
-    return Draws(
+    return BootstrapDraws(
         np.concatenate([np.ones((1, n_documents)), weights]),
         np.concatenate([np.arange(n_features)[None], features]),
     )
 
 
-def drawn_sums(values: Floats, draws: Draws) -> Floats:
+def drawn_sums(values: Floats, draws: BootstrapDraws) -> Floats:
     """Σ over documents of values [feature, document] in each draw: [draw, feature], features as drawn."""
     return np.take_along_axis(draws.weights @ values.T, draws.features, axis=1)
 
 
-def drawn_scores(values: Floats, draws: Draws) -> Floats:
+def drawn_scores(values: Floats, draws: BootstrapDraws) -> Floats:
     """Values [feature] that no draw of documents changes: [draw, feature], features as drawn."""
     return values[draws.features]
 
@@ -73,28 +73,30 @@ def pearson(predicted: Floats, measured: Floats) -> Agreement:
     return _agreement(predicted, measured, _pearson)
 
 
-def partial_spearman(predicted: Floats, measured: Floats, given: Mapping[str, Floats]) -> Agreement:
-    """Rank correlation of [draw, feature] of what the ranks of `given`, each [draw, feature], do not explain."""
+def partial_spearman(predicted: Floats, measured: Floats, controls: Mapping[str, Floats]) -> Agreement:
+    """Rank correlation of [draw, feature] of what the ranks of `controls`, each [draw, feature], do not explain."""
     values = []
     for i, (a, b) in enumerate(zip(predicted, measured, strict=True)):
         known = np.isfinite(a) & np.isfinite(b)
         if known.sum() < MIN_FEATURES:
             values.append(np.nan)
             continue
-        design = np.stack([np.ones(known.sum()), *(rankdata(own[i][known]) for own in given.values())], axis=1)
+        design = np.stack(
+            [np.ones(known.sum()), *(rankdata(control[i][known]) for control in controls.values())], axis=1
+        )
         basis, _, _ = np.linalg.svd(design, full_matrices=False)
         left = [ranks - basis @ (basis.T @ ranks) for ranks in (rankdata(a[known]), rankdata(b[known]))]
-        # A score that the given ones explain entirely leaves rounding errors, which correlate with nothing.
+        # A score that the controls explain entirely leaves rounding errors, which correlate with nothing.
         explained = any(np.square(rest).sum() < 1e-9 * known.sum() ** 3 for rest in left)
         values.append(np.nan if explained else _pearson(*left))
     return _with_bounds(values)
 
 
-def _agreement(predicted: Floats, measured: Floats, correlation: object) -> Agreement:
+def _agreement(predicted: Floats, measured: Floats, correlation: Callable[[Floats, Floats], float]) -> Agreement:
     values = []
     for a, b in zip(predicted, measured, strict=True):
         known = np.isfinite(a) & np.isfinite(b)
-        values.append(correlation(a[known], b[known]) if known.sum() >= MIN_FEATURES else np.nan)  # type: ignore[operator]
+        values.append(correlation(a[known], b[known]) if known.sum() >= MIN_FEATURES else np.nan)
     return _with_bounds(values)
 
 

@@ -9,17 +9,16 @@ only the difference is added. Excluded tokens are never edited.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import require
 
+#: What can be done to an activation, and where (`Edit` says how each is meant).
 KINDS = ("ablate", "scale", "clamp", "add")
-
-
 PLACES = ("active", "all")
 
 
@@ -32,19 +31,17 @@ class Edit:
     where: str = "active"  #: included tokens at which the feature is active, or all included ones
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"There is no intervention {self.kind!r}: choose {', '.join(KINDS)} (--kind).")
-        if self.where not in PLACES:
-            raise UsageError(f"--where is {self.where!r}; choose {' or '.join(PLACES)}.")
-        if (self.value is None) != (self.kind == "ablate"):
-            needs = "takes no value" if self.kind == "ablate" else "needs a value"
-            raise UsageError(f"{self.kind} {needs} (--value).")
-        if self.value is not None and not math.isfinite(self.value):
-            raise UsageError(f"--value is {self.value}; a finite number is needed.")
-        if self.where == "all" and self.kind in ("ablate", "scale"):
-            raise UsageError(
-                f"{self.kind} changes nothing where a feature is inactive: leave out --where all, or add or clamp."
-            )
+        """Raises UsageError for an edit that means nothing."""
+        kind, value, where = self.kind, self.value, self.where
+        needs = "takes no value" if kind == "ablate" else "needs a value"
+        require(kind in KINDS, f"There is no intervention {kind!r}: choose {', '.join(KINDS)} (--kind).")
+        require(where in PLACES, f"--where is {where!r}; choose {' or '.join(PLACES)}.")
+        require((value is None) == (kind == "ablate"), f"{kind} {needs} (--value).")
+        require(value is None or math.isfinite(value), f"--value is {value}; a finite number is needed.")
+        require(
+            where == "active" or kind in ("clamp", "add"),
+            f"{kind} changes nothing where a feature is inactive: leave out --where all, or add or clamp.",
+        )
 
     def apply(self, a: Tensor, included: Tensor) -> tuple[Tensor, Tensor]:
         """a' − a, 0 where nothing is edited, and the mask of edited tokens, for a and included of one shape."""
@@ -68,11 +65,23 @@ class Patches:
     def __len__(self) -> int:
         return len(self.context)
 
+    @property
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.context, self.direction, self.change, self.edited
+
+    @classmethod
+    def joined(cls, parts: Sequence[Patches]) -> Patches:
+        """Patches of the same batch, one after the other; at least one of `parts` is needed, be it empty."""
+        return cls(*(torch.cat(columns) for columns in zip(*(part._columns for part in parts), strict=True)))
+
+    def where(self, chosen: Tensor) -> Patches:
+        """The chosen ones, for a mask [n] bool."""
+        return Patches(*(column[chosen] for column in self._columns))
+
     def split(self, size: int) -> Iterator[Patches]:
         """Patches in order, at most `size` at a time."""
-        parts = (part.split(size) for part in (self.context, self.direction, self.change, self.edited))
-        for own in zip(*parts, strict=True):
-            yield Patches(*own)
+        for part in zip(*(column.split(size) for column in self._columns), strict=True):
+            yield Patches(*part)
 
     @property
     def displacement(self) -> Tensor:

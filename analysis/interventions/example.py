@@ -1,13 +1,14 @@
 """One feature on one text: next-token probabilities before and after an edit, and a greedy continuation of each.
 
 The edit acts at every included token of the text at which the feature is active (or at all of them), and while the
-text goes on, at the tokens that come: as a researcher would steer. Nothing is stored.
+text goes on, at the tokens that come: as a researcher would steer. So a feature that is inactive in the text may still
+change what follows. Nothing is stored.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.errors import UsageError
+from energy_lens.errors import require
 from energy_lens.ingest.contexts import special_ids
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.warehouse.features import FeatureName
 from energy_lens.warehouse.output import Rows
 
 
@@ -29,8 +31,7 @@ from energy_lens.warehouse.output import Rows
 class Example:
     """What an edit did to a text."""
 
-    layer: int
-    feature: int
+    feature: FeatureName
     n_edited: int  #: tokens of the text
     n_tokens: int
     largest: float  #: activation in the text
@@ -47,15 +48,18 @@ class Example:
         return Rows.of(columns, figures)
 
     def sentences(self) -> Iterator[str]:
-        where = f"feature {self.layer}:{self.feature}"
+        """What the edit met in the text, and both continuations."""
         if not self.largest:
-            yield f"{where} is not active in this text (of {self.n_tokens} tokens); {self.n_edited} were edited."
+            yield (
+                f"feature {self.feature} is not active in this text (of {self.n_tokens} tokens); {self.n_edited} were "
+                "edited. The continuation is edited as it grows, so it may still change."
+            )
         else:
             yield (
-                f"{where} was edited at {self.n_edited} of {self.n_tokens} tokens; its largest activation is "
-                f"{self.largest:.2f}."
+                f"feature {self.feature} was edited at {self.n_edited} of {self.n_tokens} tokens; its largest "
+                f"activation is {self.largest:.2f}."
             )
-        active = ", ".join(f"{self.layer}:{feature} ({a:.1f})" for feature, a in self.strongest)
+        active = ", ".join(f"{self.feature.layer}:{feature} ({a:.1f})" for feature, a in self.strongest)
         yield f"Most active here: {active or 'nothing'}."
         if not self.changes:
             yield "No next-token probability changed."
@@ -70,45 +74,54 @@ MOST_CHANGED, LEAST_CHANGE = 1_000, 5e-5
 NAMED = 5
 
 
-def try_on_text(
-    path: Path | None, text: str, features: Sequence[str], edit: Edit, n_tokens: int, dtype: str
-) -> Example:
-    """Edit one feature of the current run's SAEs on a text.
+def try_on_text(path: Path | None, text: str, feature: FeatureName, edit: Edit, n_tokens: int, dtype: str) -> Example:
+    """Edit one feature of the current run's SAEs on a text, and on the n_tokens that follow it.
 
-    Raises UsageError unless exactly one LAYER:FEATURE is given that exists, and for a text without two tokens or longer
-    than the model's window.
+    Raises UsageError for a layer or feature that is not there, a negative n_tokens, and a text without two tokens or
+    longer than the model's window.
     """
+    require(n_tokens >= 0, f"--tokens is {n_tokens}; it must not be negative.")
     current = CurrentRun(path)
-    if len(features) != 1 or not all(part.isdecimal() for part in features[0].split(":")) or ":" not in features[0]:
-        raise UsageError("--text takes one feature: say --features 15:656 (layer:feature).")
-    layer, feature = map(int, features[0].split(":"))
-    sae = current.sae(layer)
-    if feature >= sae.d_sae:
-        raise UsageError(f"Layer {layer} has no feature {feature}: its features are 0 to {sae.d_sae - 1}.")
+    sae = current.sae(feature.layer)
+    check_feature(sae, feature.feature)
     model = current.load_model(dtype)
     ids = model.tokenize(text)
     window = getattr(model.module.config, "max_position_embeddings", None)
-    if len(ids) < 2:
-        raise UsageError(f"The text has {len(ids)} tokens; at least 2 are needed, since the first one is never edited.")
-    if window is not None and len(ids) + n_tokens > window:
-        raise UsageError(f"The text has {len(ids)} tokens, and {model.name} reads {window} with the continuation.")
+    require(
+        len(ids) >= 2, f"The text has {len(ids)} tokens; at least 2 are needed, since the first one is never edited."
+    )
+    require(
+        window is None or len(ids) + n_tokens <= window,
+        f"The text has {len(ids)} tokens, and {model.name} reads {window} with the continuation.",
+    )
     tokens = torch.tensor([ids])
     with torch.no_grad():
         plain = _next_probabilities(model, tokens)
-        with edited(model, sae, feature, edit) as seen:
+        with edited(model, sae, feature.feature, edit) as seen:
             changed = _next_probabilities(model, tokens)
-            activations, a, where = seen[-1]
+            in_text = seen[-1]
             after = _continuation(model, tokens, n_tokens)
         before = _continuation(model, tokens, n_tokens)
+    return Example(
+        feature, int(in_text.where.sum()), len(ids), float(in_text.a.max()), _changes(model, plain, changed),
+        _strongest(in_text.activations, sae.d_sae), before, after,
+    )  # fmt: skip
+
+
+def _changes(model: LanguageModel, plain: Tensor, changed: Tensor) -> list[tuple[str, float, float]]:
+    """Next tokens whose probability changed, with p before and after, each [vocabulary]; most changed first."""
     order = (changed - plain).abs().topk(min(MOST_CHANGED, len(plain))).indices.tolist()
     texts = [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in order]
     pairs = [(float(plain[token]), float(changed[token])) for token in order]
-    changes = [(word, p, q) for word, (p, q) in zip(texts, pairs, strict=True) if abs(q - p) >= LEAST_CHANGE]
-    largest = torch.zeros(sae.d_sae).scatter_reduce(
+    return [(word, p, q) for word, (p, q) in zip(texts, pairs, strict=True) if abs(q - p) >= LEAST_CHANGE]
+
+
+def _strongest(activations: SparseActivations, d_sae: int) -> list[tuple[int, float]]:
+    """The features that are most active at any token, with their largest a."""
+    largest = torch.zeros(d_sae).scatter_reduce(
         0, activations.indices.flatten(), activations.values.flatten(), reduce="amax"
     )
-    strongest = [(i, float(largest[i])) for i in largest.topk(min(NAMED, sae.d_sae)).indices.tolist() if largest[i] > 0]
-    return Example(layer, feature, int(where.sum()), len(ids), float(a.max()), changes, strongest, before, after)
+    return [(i, float(largest[i])) for i in largest.topk(min(NAMED, d_sae)).indices.tolist() if largest[i] > 0]
 
 
 class Edited(NamedTuple):

@@ -12,31 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
 from energy_lens.analysis.attractors.landscape import Landscape
-from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.baseline import Baseline
-from energy_lens.analysis.interventions.choosing import MATCHES, MIN_ACTIVE, SCORES, Request
-from energy_lens.analysis.interventions.edits import Edit, Outcome, Patches
-from energy_lens.analysis.interventions.effects import ABLATIONS, Intervened, finish
-from energy_lens.analysis.interventions.measuring import GRAPH_PATCHES, _columns, _with_failures
-from energy_lens.analysis.interventions.shifts import ShiftReader
-from energy_lens.errors import UsageError
+from energy_lens.analysis.interventions.choosing import Request, choose
+from energy_lens.analysis.interventions.effects import Intervened, store_effects
+from energy_lens.analysis.interventions.measuring import measure_batch
+from energy_lens.analysis.interventions.options import InterventionOptions
+from energy_lens.console import bar
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DTYPES
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse, ingest_lock
@@ -46,38 +37,23 @@ BATCH_CONTEXTS = 8
 
 
 @dataclass(frozen=True)
-class InterventionOptions:
-    """What `elw intervene` can be told."""
+class Planned:
+    """One layer's intervention, whose features and contexts are stored: anew, or by an earlier call."""
 
-    edit: Edit = field(default_factory=lambda: Edit("ablate"))
-    layers: tuple[int, ...] | None = None  #: None: all of the run, or those of the listed features
-    features: tuple[str, ...] = ("top:25", "random:25")  #: top:N, random:N, LAYER:FEATURE, class:NAME
-    by: str = "attribution"  #: one of SCORES, of nll
-    contexts: int = 96
-    probes: int = 3
-    directions: int = 1
-    path_points: int = 0
-    hessian: bool = False
-    shift: int = 0  #: later tokens of each patch at which attractors of later layers are read; 0: none are
-    dtype: str = "float32"
-    batch_size: int = 16
-    seed: int = 0
+    run_id: int
+    intervention_id: int
+    layer: int
+    is_finished: bool
 
-    def __post_init__(self) -> None:
-        checks = [
-            (self.by in SCORES, f"--by is {self.by!r}; choose {', '.join(SCORES)}"),
-            (self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed"),
-            (self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed"),
-            (self.dtype in DTYPES, f"--dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}"),
-            *(
-                (getattr(self, name) >= 0, f"--{name} is {getattr(self, name)}; it must not be negative")
-                for name in ("probes", "directions", "seed", "shift")
-            ),
-            (self.path_points >= 0, f"--path is {self.path_points}; it must not be negative"),
-        ]  # fmt: skip
-        for ok, message in checks:
-            if not ok:
-                raise UsageError(message + ".")
+    @property
+    def key(self) -> dict[str, int]:
+        """Its place in the tables, as parameters of their queries."""
+        return {"run": self.run_id, "intervention": self.intervention_id}
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Its place in the tables, as columns of their rows."""
+        return {"run_id": self.run_id, "intervention_id": self.intervention_id}
 
 
 def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
@@ -88,267 +64,123 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     """
     request = Request.parse(options.features)
     current = CurrentRun(path)
-    wanted = options.layers
-    if wanted is None and request.listed and not (request.top or request.random or request.classes):
-        wanted = tuple(sorted({layer for layer, _ in request.listed}))
-    layers = current.chosen(wanted, current.facts.layers, "layer")
-    if outside := [layer for layer, _ in request.listed if layer not in layers]:
-        current.chosen(outside[:1], layers, "layer")
+    layers = request.layers(current, options.layers)
     saes = {layer: current.sae(layer) for layer in layers}
     for layer, feature in request.listed:
-        if feature >= saes[layer].d_sae:
-            raise UsageError(f"Layer {layer} has no feature {feature}: its features are 0 to {saes[layer].d_sae - 1}.")
+        check_feature(saes[layer], feature)
     with ingest_lock(path):
         with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
             pass
         landscapes = {}
         if options.shift:
             landscapes = {layer: Landscape.load(current, layer) for layer in current.facts.layers if layer > layers[0]}
-        works = [_Work(path, current, options, request, layer) for layer in layers]
-        if any(not work.is_finished for work in works):
+        plans = [_plan(path, current, options, request, layer) for layer in layers]
+        n_new_patches = dict.fromkeys(layers, 0)
+        if any(not plan.is_finished for plan in plans):
             model = current.load_model(options.dtype)
-            for work in works:
-                later = [landscape for layer, landscape in landscapes.items() if layer > work.layer]
-                work.carry_out(model, saes[work.layer], later)
-    return [Intervened(current.run_id, work.intervention_id, work.layer, work.n_new_patches) for work in works]
+            for plan in plans:
+                later = [landscape for layer, landscape in landscapes.items() if layer > plan.layer]
+                if not plan.is_finished:
+                    n_new_patches[plan.layer] = _carry_out(path, plan, current, options, model, saes[plan.layer], later)
+    return [Intervened(plan.run_id, plan.intervention_id, plan.layer, n_new_patches[plan.layer]) for plan in plans]
 
 
-class _Work:
-    """One layer's intervention: planned on construction, or found as it was left."""
+# ------------------------------------------------------------------------------------------------ the plan
 
-    def __init__(
-        self, path: Path, current: CurrentRun, options: InterventionOptions, request: Request, layer: int
-    ) -> None:
-        self.path, self.current, self.options, self.layer = path, current, options, layer
-        self.n_new_patches = 0
-        words = sorted(word for word in options.features if not word.partition(":")[0].isdecimal())
-        words += [f"{of}:{feature}" for of, feature in sorted(request.listed) if of == layer]
-        settings = {
-            "layer": layer, "edit": [options.edit.kind, options.edit.value, options.edit.where], "by": options.by,
-            "features": words,
-            "contexts": options.contexts, "probes": options.probes, "directions": options.directions,
-            "path": options.path_points, "hessian": options.hessian, "shift": options.shift,
-            "dtype": options.dtype, "seed": options.seed,
-        }  # fmt: skip
-        identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        batches = self._batches()
-        with Warehouse(path, writable=True) as warehouse:
-            row = warehouse.run("interventions/find", run=current.run_id, identity=identity).fetchone()
-            if row is None:
-                chosen = self._choose(warehouse, request)
-                with warehouse.transaction():
-                    row = self._plan(warehouse, identity, words, chosen, batches), False
-            self.intervention_id, self.is_finished = row
 
-    @property
-    def _key(self) -> dict[str, int]:
-        return {"run": self.current.run_id, "intervention": self.intervention_id}
+def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request: Request, layer: int) -> Planned:
+    """A layer's intervention as it was left, or else planned now."""
+    words = request.words_for(layer, options.features)
+    identity = _settings_hash(options, words, layer)
+    sample = current.sample(options.contexts, options.seed)
+    batches = [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
+    with Warehouse(path, writable=True) as warehouse:
+        known = warehouse.run("interventions/find", run=current.run_id, identity=identity).fetchone()
+        if known is not None:
+            return Planned(current.run_id, known[0], layer, known[1])
+        chosen = choose(warehouse, current.run_id, layer, request, options.by, options.seed)
+        with warehouse.transaction():
+            id_ = int(warehouse.run("interventions/next_id", run=current.run_id).value())
+            plan = Planned(current.run_id, id_, layer, is_finished=False)
+            _store_plan(warehouse, plan, options, identity, words, chosen, batches)
+    return plan
 
-    # -- the plan
 
-    def _choose(self, warehouse: Warehouse, request: Request) -> list[dict[str, Any]]:
-        """Rows of intervention_features."""
-        found = warehouse.run("interventions/candidates", layer=self.layer, energy="nll").pl()
-        if found.is_empty():
-            raise UsageError(
-                f"Run {self.current.run_id} has no scores of nll at layer {self.layer}: ingest with --energies nll,…"
-            )
-        n_active = dict(found.select("feature", "n_active").iter_rows())
-        chosen: dict[int, str] = {feature: "listed" for layer, feature in request.listed if layer == self.layer}
-        for name in request.classes:
-            of_class = warehouse.run("interventions/of_class", layer=self.layer, class_name=name).fetchall()
-            if not of_class:
-                raise UsageError(f"No feature of layer {self.layer} is of class {name}: see the view features.")
-            chosen |= {feature: "class" for (feature,) in of_class if feature not in chosen}
-        usable = found.filter(pl.col("n_active") >= MIN_ACTIVE)
-        if request.top:
-            ranked = usable.drop_nulls(self.options.by).sort(pl.col(self.options.by).abs(), descending=True)
-            if ranked.is_empty():
-                needs = {"attribution_curvature": "ingest with --probes 3", "mi_excess": "ingest more text"}
-                raise UsageError(
-                    f"No feature of layer {self.layer} has a {self.options.by}: "
-                    f"{needs.get(self.options.by, 'ingest more text')}, or choose another score (--by)."
-                )
-            top = ranked["feature"].to_list()
-            chosen |= {feature: "top" for feature in top[: request.top] if feature not in chosen}
-        if request.random:
-            chosen |= dict.fromkeys(self._matched(usable, chosen, n_active, request.random), "random")
-        never = "It never fires in this run."
-        return [
-            {
-                "feature": feature, "chosen_by": why, "n_active": n_active.get(feature, 0),
-                "note": None if n_active.get(feature) else never,
-            }
-            for feature, why in sorted(chosen.items())
-        ]  # fmt: skip
+def _settings_hash(options: InterventionOptions, words: Sequence[str], layer: int) -> str:
+    """Equal for equal interventions of a layer, whatever other layers they are asked for with."""
+    settings = {
+        "layer": layer, "edit": [options.edit.kind, options.edit.value, options.edit.where], "by": options.by,
+        "features": words,
+        "contexts": options.contexts, "probes": options.probes, "directions": options.directions,
+        "path": options.path_points, "hessian": options.hessian, "shift": options.shift,
+        "dtype": options.dtype, "seed": options.seed,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def _matched(
-        self, usable: pl.DataFrame, chosen: Mapping[int, str], n_active: Mapping[int, int], n: int
-    ) -> Iterator[int]:
-        """Random features that fire as often as the chosen ones, in turn; any when there are none."""
-        generator = np.random.default_rng([self.options.seed, self.layer])
-        rates = [n_active[feature] for feature in chosen if n_active.get(feature)]
-        left = {f: count for f, count in usable.select("feature", "n_active").iter_rows() if f not in chosen}
-        for i in range(min(n, len(left))):
-            nearest = sorted(left)
-            if rates:
-                wanted = math.log(rates[i % len(rates)])
-                nearest = sorted(left, key=lambda f: abs(math.log(left[f]) - wanted))[:MATCHES]
-            feature = int(generator.choice(nearest))
-            del left[feature]
-            yield feature
 
-    def _batches(self) -> list[list[int]]:
-        """Context ids, BATCH_CONTEXTS at a time."""
-        sample = self.current.sample(self.options.contexts, self.options.seed)
-        return [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
+def _store_plan(
+    warehouse: Warehouse,
+    plan: Planned,
+    options: InterventionOptions,
+    identity: str,
+    words: Sequence[str],
+    chosen: Sequence[Mapping[str, Any]],
+    batches: Sequence[Sequence[int]],
+) -> None:
+    """Settings, features and contexts of an intervention. Call within a transaction."""
+    warehouse.run(
+        "interventions/create", **plan.key, identity=identity, layer=plan.layer,
+        kind=options.edit.kind, value=options.edit.value, edited=options.edit.where, features=list(words),
+        dtype=options.dtype, seed=options.seed, n_contexts=sum(map(len, batches)), n_probes=options.probes,
+        n_directions=options.directions, path_points=options.path_points, hessian=options.hessian,
+        shift=options.shift, version=__version__,
+    )  # fmt: skip
+    features = pl.DataFrame([{**plan.place, **row} for row in chosen], schema_overrides={"note": pl.String})
+    warehouse.append("intervention_features", features)
+    rows = [{**plan.place, "batch": i, "context_id": id_} for i, batch in enumerate(batches) for id_ in batch]
+    warehouse.append("intervention_contexts", pl.DataFrame(rows))
 
-    def _plan(
-        self,
-        warehouse: Warehouse,
-        identity: str,
-        features: Sequence[str],
-        chosen: Sequence[Mapping[str, Any]],
-        batches: Sequence[Sequence[int]],
-    ) -> int:
-        options = self.options
-        key = int(warehouse.run("interventions/next_id", run=self.current.run_id).value())
-        warehouse.run(
-            "interventions/create", run=self.current.run_id, intervention=key, identity=identity, layer=self.layer,
-            kind=options.edit.kind, value=options.edit.value, edited=options.edit.where, features=list(features),
-            dtype=options.dtype, seed=options.seed, n_contexts=sum(map(len, batches)), n_probes=options.probes,
-            n_directions=options.directions, path_points=options.path_points, hessian=options.hessian,
-            shift=options.shift, version=__version__,
-        )  # fmt: skip
-        place = {"run_id": self.current.run_id, "intervention_id": key}
-        schema = {"note": pl.String}
-        warehouse.append(
-            "intervention_features", pl.DataFrame([{**place, **row} for row in chosen], schema_overrides=schema)
-        )
-        rows = [{**place, "batch": i, "context_id": id_} for i, batch in enumerate(batches) for id_ in batch]
-        warehouse.append("intervention_contexts", pl.DataFrame(rows))
-        return key
 
-    # -- measuring
+# ------------------------------------------------------------------------------------------------ measuring
 
-    def carry_out(self, model: LanguageModel, sae: SparseAutoencoder, later: Sequence[Landscape]) -> None:
-        """Measure what is left, then finish; `later` are the layers whose attractors are read."""
-        if self.is_finished:
-            return
-        with Warehouse(self.path) as warehouse:
-            pending = warehouse.run("interventions/pending", **self._key).fetchall()
-            features = [feature for (feature,) in warehouse.run("interventions/features", **self._key).fetchall()]
-        if not features:  # none of them ever fires, which is on record
-            pending = []
-        every = 0.5 if sys.stderr.isatty() else 30
-        total = sum(len(ids) for _, ids in pending)
-        bars = {"total": total, "unit": "context", "mininterval": every, "disable": not total}
-        with tqdm(desc=f"Layer {self.layer}", **bars) as bar:
+
+def _carry_out(
+    path: Path,
+    plan: Planned,
+    current: CurrentRun,
+    options: InterventionOptions,
+    model: LanguageModel,
+    sae: SparseAutoencoder,
+    later: Sequence[Landscape],
+) -> int:
+    """Measure what is left of an intervention, then finish it; returns the number of new patches.
+
+    later: the layers whose attractors are read.
+    """
+    with Warehouse(path) as warehouse:
+        pending = warehouse.run("interventions/pending", **plan.key).fetchall()
+        features = [feature for (feature,) in warehouse.run("interventions/features", **plan.key).fetchall()]
+    n_new_patches = 0
+    if pending and features:  # else nothing is left, or none of them ever fires, which is on record
+        with bar(f"Layer {plan.layer}", sum(len(ids) for _, ids in pending), "context") as progress:
             for batch, ids in pending:
-                frames = self._measured(model, sae, features, ids, later)
-                with Warehouse(self.path, writable=True) as warehouse, warehouse.transaction():
-                    for table, frame in frames.items():
-                        warehouse.append(table, frame, ("feature", "direction", "context_id"))
-                    warehouse.run("interventions/commit_batch", **self._key, batch=batch)
-                self.n_new_patches += len(frames.get("interventions", ()))
-                bar.set_postfix_str(f"{self.n_new_patches:,} patches", refresh=False)
-                bar.update(len(ids))
-        with Warehouse(self.path, writable=True) as warehouse, warehouse.transaction():
-            finish(warehouse, self.current.run_id, self.intervention_id, self.layer, self.options.seed)
-
-    def _measured(
-        self,
-        model: LanguageModel,
-        sae: SparseAutoencoder,
-        features: Sequence[int],
-        ids: Sequence[int],
-        later: Sequence[Landscape],
-    ) -> dict[str, pl.DataFrame]:
-        """Rows of `interventions` and `attractor_shifts` for a batch of contexts; none when nothing is edited in it."""
-        options = self.options
-        contexts = self.current.contexts(ids)
-        layers = [landscape.layer for landscape in later]
-        texts = [tokens for _, tokens in contexts]
-        baseline = Baseline(model, sae, texts, ids, options.probes, options.seed, layers)
-        labels: list[tuple[int, int]] = []  # (feature, direction) of each patch
-        parts: list[Patches] = []
-        for feature in features:
-            for direction in range(options.directions + 1):
-                row = None if direction == 0 else self._random_direction(sae, feature, direction)
-                own = baseline.patches(options.edit, feature, row)
-                labels += [(feature, direction)] * len(own)
-                parts.append(own)
-        patches = Patches(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
-        if not len(patches):
-            return {}
-        shifts = ShiftReader(baseline, later, options.shift, options.seed) if later else None
-        rows, shifted = [], []
-        for own in patches.split(options.batch_size):
-            outcome = baseline.measure(own)
-            rows.append(self._rows(baseline, own, outcome))
-            shifted += [] if shifts is None else shifts.read(own, outcome)
-        keys = pl.DataFrame(
-            {
-                "feature": pl.Series([feature for feature, _ in labels], dtype=pl.Int32),
-                "direction": pl.Series([direction for _, direction in labels], dtype=pl.Int32),
-                "context_id": np.array(ids, dtype=np.int32)[patches.context.numpy()],
-            }
-        ).with_columns(run_id=pl.lit(self.current.run_id), intervention_id=pl.lit(self.intervention_id))
-        columns = {name: np.concatenate([own[name] for own in rows]) for name in rows[0]}
-        frame = pl.concat([keys, pl.DataFrame(columns)], how="horizontal")
-        frames = {"interventions": _with_failures(self._with_dear_predictions(frame, baseline, patches))}
-        if shifted:
-            own_keys = keys.with_row_index("patch")
-            frames["attractor_shifts"] = (
-                pl.DataFrame(shifted)
-                .join(own_keys, left_on="patch", right_on="patch", how="inner", maintain_order="left")
-                .drop("patch")
-            )
-        return frames
-
-    def _random_direction(self, sae: SparseAutoencoder, feature: int, number: int) -> Tensor:
-        """A direction of the norm of the feature's decoder row, the same in every batch."""
-        generator = np.random.default_rng([self.options.seed, self.layer, feature, number])
-        direction = torch.from_numpy(generator.standard_normal(sae.d_model)).float()
-        length = float(sae.W_dec[feature].norm() / direction.norm())
-        return direction * length
-
-    def _rows(self, baseline: Baseline, patches: Patches, outcome: Outcome) -> dict[str, NDArray[Any]]:
-        later = outcome.looked_at & ~patches.edited
-        integer = np.int32
-        columns: dict[str, NDArray[Any]] = {
-            "n_edited": patches.edited.sum(1).numpy().astype(integer),
-            "n_later": later.sum(1).numpy().astype(integer),
-            "sum_change": patches.change.double().sum(1).numpy(),
-            "sum_change2": patches.change.double().square().sum(1).numpy(),
-        }
-        for suffix, where in (("edited", patches.edited), ("later", later)):
-            columns[f"delta_{suffix}"] = (outcome.delta.double() * where).sum(1).numpy()
-            columns[f"kl_{suffix}"] = (outcome.divergence.double() * where).sum(1).numpy()
-            columns[f"top_changed_{suffix}"] = (outcome.top_changed & where).sum(1).numpy().astype(integer)
-        predicted = baseline.predict(patches)
-        if self.options.edit.kind != "ablate":  # they take features away
-            predicted = {name: own for name, own in predicted.items() if name not in ABLATIONS}
-        return columns | {name: values.numpy() for name, values in predicted.items()}
-
-    def _with_dear_predictions(self, frame: pl.DataFrame, baseline: Baseline, patches: Patches) -> pl.DataFrame:
-        """With the predictions that need passes of their own for each patch, for the features themselves."""
-        options = self.options
-        own = torch.from_numpy(frame["direction"].to_numpy() == 0)
-        chosen = Patches(*(column[own] for column in _columns(patches)))
-        wanted: list[tuple[str, Callable[[Patches], Tensor]]] = []
-        if options.hessian:
-            wanted.append(("hessian", baseline.predict_by_hessian))
-        if options.path_points:
-            wanted.append(("own_path", lambda part: baseline.predict_along_path(part, options.path_points)))
-        for name, predict in wanted:
-            values = torch.full((len(patches),), torch.nan, dtype=torch.float64)
-            values[own] = torch.cat([predict(part) for part in chosen.split(GRAPH_PATCHES)])
-            frame = frame.with_columns(pl.Series(name, values.numpy()).fill_nan(None))
-        return frame
+                contexts = [tokens for _, tokens in current.contexts(ids)]
+                layers = [landscape.layer for landscape in later]
+                baseline = Baseline(model, sae, contexts, ids, options.probes, options.seed, layers)
+                frames = measure_batch(baseline, ids, features, later, options)
+                _store_batch(path, plan, batch, frames)
+                n_new_patches += len(frames.get("interventions", ()))
+                progress.set_postfix_str(f"{n_new_patches:,} patches", refresh=False)
+                progress.update(len(ids))
+    with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+        store_effects(warehouse, plan.run_id, plan.intervention_id, plan.layer, options.seed)
+    return n_new_patches
 
 
-# ------------------------------------------------------------------------------------------------ finish
-
-
-# ------------------------------------------------------------------------------------------------ what is shown
+def _store_batch(path: Path, plan: Planned, batch: int, frames: Mapping[str, pl.DataFrame]) -> None:
+    """What was measured in a batch, and that it was, in one transaction."""
+    with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+        for table, frame in frames.items():
+            keyed = frame.with_columns(**{name: pl.lit(id_) for name, id_ in plan.place.items()})
+            warehouse.append(table, keyed, ("feature", "direction", "context_id"))
+        warehouse.run("interventions/commit_batch", **plan.key, batch=batch)

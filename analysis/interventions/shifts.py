@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from energy_lens.analysis.attractors.landscape import Landscape, Shift, compare
+from energy_lens.analysis.attractors.landscape import Landscape, Shift, basin_shift
 from energy_lens.analysis.attractors.network import Settled
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.edits import Outcome, Patches
@@ -45,7 +45,7 @@ class ShiftReader:
                 before = Settled(*(part[context, position] for part in self._before[landscape.layer]))
                 x = outcome.residuals[landscape.layer][patch, position]
                 finite = x.isfinite().all(1)
-                shift = compare(landscape, before, landscape.settle(torch.where(finite[:, None], x, 0)))
+                shift = basin_shift(landscape, before, landscape.settle(torch.where(finite[:, None], x, 0)))
                 rows += self._summed(landscape.layer, place, patch.numpy(), shift, finite.numpy(), len(patches))
         self._next += len(patches)
         return rows

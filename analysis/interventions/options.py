@@ -1,0 +1,42 @@
+"""What `elw intervene` can be told, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from energy_lens.analysis.interventions.choosing import SCORES
+from energy_lens.analysis.interventions.edits import Edit
+from energy_lens.errors import require
+from energy_lens.ingest.model.loading import DTYPES
+
+
+@dataclass(frozen=True)
+class InterventionOptions:
+    """The options of `elw intervene`, where they are not on the command line by their defaults."""
+
+    edit: Edit = field(default_factory=lambda: Edit("ablate"))
+    layers: tuple[int, ...] | None = None  #: None: all of the run, or those of the listed features
+    features: tuple[str, ...] = ("top:25", "random:25")  #: top:N, random:N, LAYER:FEATURE, class:NAME
+    by: str = "attribution"  #: one of SCORES, of nll
+    contexts: int = 96
+    probes: int = 3
+    directions: int = 1
+    path_points: int = 0
+    hessian: bool = False
+    shift: int = 0  #: later tokens of each patch at which attractors of later layers are read; 0: none are
+    dtype: str = "float32"
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that is out of range."""
+        require(self.by in SCORES, f"--by is {self.by!r}; choose {', '.join(SCORES)}.")
+        require(self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed.")
+        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed.")
+        require(self.dtype in DTYPES, f"--dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}.")
+        counts = {
+            "--probes": self.probes, "--directions": self.directions, "--seed": self.seed, "--shift": self.shift,
+            "--path": self.path_points,
+        }  # fmt: skip
+        for option, count in counts.items():
+            require(count >= 0, f"{option} is {count}; it must not be negative.")
