@@ -1,4 +1,4 @@
--- p and q are probabilities, and no q is below its p.
+-- Every p and q is a probability, and no q is below its p.
 WITH tested AS (
     SELECT 'feature_statistics' AS "table", run_id, layer, feature AS id, energy AS what, category, p_value, q_value
     FROM feature_statistics
