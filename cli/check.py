@@ -16,7 +16,7 @@ def check(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
     Shows each promise with the number of rows that break it and the first of them. Nothing is written. Exit code 0
     when nothing is broken, else 1.
     """
-    from energy_lens.warehouse.checks import listing, run_checks
+    from energy_lens.warehouse.checks import outcome_rows, run_checks
     from energy_lens.warehouse.database import Warehouse
     from energy_lens.warehouse.query import announce_state
 
@@ -24,7 +24,7 @@ def check(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
         announce_state(warehouse)
         outcomes = run_checks(warehouse)
         path = warehouse.path
-    print_rows(listing(outcomes), form)
+    print_rows(outcome_rows(outcomes), form)
     if unchecked := [outcome.check for outcome in outcomes if outcome.n_broken is None]:
         say(f"Not checked, since an older file lacks what it takes: {', '.join(unchecked)}.")
     if broken := [outcome.check for outcome in outcomes if outcome.n_broken]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from energy_lens.cli.app import efas_app
-from energy_lens.cli.listing import print_rows, rounded, significant
+from energy_lens.cli.listing import print_rows, rounded, to_six_digits
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     Database,
@@ -73,7 +73,7 @@ def efas_test(
     columns += [("z", "double"), ("p_value", "double"), ("q_value", "double")]
     tested = sorted((row for outcome in outcomes for row in outcome.rows()), key=lambda row: (row[7], -abs(row[6])))
     shown = tested[:rows] if form is TextFormat.table and rows else tested
-    print_rows(Rows.of(columns, [[significant(value) for value in row] for row in shown]), form)
+    print_rows(Rows.of(columns, [[to_six_digits(value) for value in row] for row in shown]), form)
     if len(shown) < len(tested):
         say(f"{len(shown)} of {len(tested):,} rows are shown: --rows 0 shows all.")
     for sentence in check.permutation_sentences(outcomes):

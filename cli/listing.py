@@ -41,7 +41,7 @@ def print_rows(rows: Rows, form: TextFormat) -> None:
         say(note)
 
 
-def significant(value: float | str) -> float | str:
+def to_six_digits(value: float | str) -> float | str:
     """A number to six digits, whatever its size."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 

@@ -18,7 +18,16 @@ from energy_lens import Warehouse
 from energy_lens.analysis.attractors import network as dynamics
 from energy_lens.analysis.attractors.labels import label_basins
 from energy_lens.analysis.attractors.landscape import stored_attractors
-from energy_lens.analysis.attractors.network import Memories, Settled, calibrate, descent, kinds, merge, portray, sweep
+from energy_lens.analysis.attractors.network import (
+    Memories,
+    Settled,
+    calibrated_beta,
+    descent,
+    kinds,
+    merge,
+    portray,
+    sweep,
+)
 from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
@@ -121,7 +130,7 @@ def test_beta_reaches_its_target_where_it_can() -> None:
     memories = Memories.of(shipped_rows()[:400].float())
     start = unit((64, 576), 0, torch.float32) + memories.rows[:64]
     start = torch.nn.functional.normalize(start, dim=1)
-    found = calibrate(memories, start, 4.0)
+    found = calibrated_beta(memories, start, 4.0)
     assert found.reached
     assert found.note is None
     assert float(memories.at(found.beta).settle(start).perplexity.median()) == pytest.approx(4.0, rel=0.06)
@@ -133,7 +142,7 @@ def test_beta_reaches_its_target_where_it_can() -> None:
 def test_beta_that_cannot_reach_its_target_says_so() -> None:
     """Four memories can never be sixteen."""
     memories = Memories.of(torch.eye(4, dtype=torch.float64))
-    found = calibrate(memories, memories.rows[:1], 16.0)
+    found = calibrated_beta(memories, memories.rows[:1], 16.0)
     assert not found.reached
     assert "No β" in (found.note or "")
 
@@ -150,7 +159,7 @@ class Jumping(Memories):
 
 
 def test_beta_whose_perplexity_jumps_over_the_target_says_so() -> None:
-    found = calibrate(Jumping(torch.eye(3), 1.0), torch.eye(3), 16.0)
+    found = calibrated_beta(Jumping(torch.eye(3), 1.0), torch.eye(3), 16.0)
     assert not found.reached
     assert "jumps from 100 to 2 at β = 10" in (found.note or "")
 

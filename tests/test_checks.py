@@ -16,7 +16,7 @@ from energy_lens.analysis.interventions.run import InterventionOptions, interven
 from energy_lens.cli import main
 from energy_lens.errors import ElwError
 from energy_lens.ingest.pipeline import IngestOptions, ingest
-from energy_lens.warehouse.checks import names, promise, run_check, run_checks
+from energy_lens.warehouse.checks import check_names, promise, run_check, run_checks
 
 #: The keys of these are DuckDB's to guard, or they have but one row.
 BOOKKEEPING = {"schema_migrations", "schema_views"}
@@ -239,7 +239,7 @@ def test_every_table_has_a_key(tmp_path: Path) -> None:
                 else f"'2026-01-01'::{kind} AS \"{column}\"" if kind == "TIMESTAMP"
                 else f"'1'::{kind} AS \"{column}\"" for column, kind in columns
             )  # fmt: skip
-            keys = [name for name in names() if name.startswith("keys_of_")]
+            keys = [name for name in check_names() if name.startswith("keys_of_")]
             for n_rows in (1, 2):
                 warehouse.sql(f"INSERT INTO {table} BY NAME SELECT {values}")
                 outcomes = [run_check(warehouse, name) for name in keys]
@@ -250,10 +250,10 @@ def test_every_table_has_a_key(tmp_path: Path) -> None:
 
 
 def test_every_check_is_shown_to_fire() -> None:
-    assert {name for name in names() if not name.startswith("keys_of_")} == set(CHECKS)
+    assert {name for name in check_names() if not name.startswith("keys_of_")} == set(CHECKS)
 
 
-@pytest.mark.parametrize("check", names())
+@pytest.mark.parametrize("check", check_names())
 def test_a_promise_is_a_sentence(check: str) -> None:
     assert promise(check)[0].isupper()
     assert promise(check).endswith(".")
@@ -267,7 +267,7 @@ def test_the_command_lists_every_promise(tiny_warehouse: Path, capsys: pytest.Ca
     assert main(["check", "--db", str(tiny_warehouse), "--format", "jsonl"]) == 0
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [(row["check"], row["promise"]) for row in rows] == [(name, promise(name)) for name in names()]
+    assert [(row["check"], row["promise"]) for row in rows] == [(name, promise(name)) for name in check_names()]
     assert {(row["broken"], row["first_broken"]) for row in rows} == {(0, None)}
     assert err == f"{tiny_warehouse} keeps all {len(rows)} promises.\n"
 
@@ -281,7 +281,7 @@ def test_the_command_fails_with_a_sentence(copied: Callable[..., Path], capsys: 
     row = next(row for row in json.loads(out) if row["check"] == "activations_positive")
     assert row["broken"] == 4
     assert row["first_broken"].startswith("run_id=1, layer=1, feature=")
-    assert f"elw: {db} breaks 2 of {len(names())} promises (activations_positive, statistics_recomputed)" in err
+    assert f"elw: {db} breaks 2 of {len(check_names())} promises (activations_positive, statistics_recomputed)" in err
     assert err.count("\n") == 1
     assert db.read_bytes() == before
     assert main(["check", "--db", str(db)]) == 1

@@ -20,7 +20,7 @@ _WRAPPED = "SELECT count(*), min(broken) FROM (\n{query}\n) AS broken"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What became of one check."""
 
     check: str  #: sql/checks/<check>.sql
@@ -29,7 +29,7 @@ class Outcome:
     first_broken: str | None  #: the first of them, in the order of its columns, as text
 
 
-def names() -> list[str]:
+def check_names() -> list[str]:
     """Names of the checks, in alphabetical order."""
     return sorted(path.stem for path in (FOLDER / "checks").glob("*.sql"))
 
@@ -39,15 +39,15 @@ def promise(check: str) -> str:
     return statement(f"checks/{check}").partition("\n")[0].removeprefix("--").strip()
 
 
-def run_checks(warehouse: Warehouse) -> list[Outcome]:
+def run_checks(warehouse: Warehouse) -> list[CheckOutcome]:
     """Every check on an open warehouse.
 
     Raises ElwError when a file of this version lacks a table, view or column of it.
     """
-    return [run_check(warehouse, check) for check in names()]
+    return [run_check(warehouse, check) for check in check_names()]
 
 
-def run_check(warehouse: Warehouse, check: str) -> Outcome:
+def run_check(warehouse: Warehouse, check: str) -> CheckOutcome:
     """One check, by its name. Raises ElwError as run_checks does."""
     try:
         row = warehouse.sql(_WRAPPED.format(query=statement(f"checks/{check}"))).fetchone()
@@ -58,14 +58,14 @@ def run_check(warehouse: Warehouse, check: str) -> Outcome:
         if not warehouse.behind:
             sentence = f"{warehouse.path} lacks a part of its schema ({reason}): restore it from a copy or ingest anew."
             raise ElwError(sentence) from error
-        return Outcome(check, promise(check), None, None)
+        return CheckOutcome(check, promise(check), None, None)
     assert row is not None
     n_broken, first = row
     shown = ", ".join(f"{column}={value}" for column, value in first.items()) if first else None
-    return Outcome(check, promise(check), n_broken, shown)
+    return CheckOutcome(check, promise(check), n_broken, shown)
 
 
-def listing(outcomes: list[Outcome]) -> Rows:
+def outcome_rows(outcomes: list[CheckOutcome]) -> Rows:
     """A row for each check: its name, promise, broken rows and the first of them."""
     columns = [("check", "varchar"), ("promise", "varchar"), ("broken", "bigint"), ("first_broken", "varchar")]
     return Rows.of(columns, [(o.check, o.promise, o.n_broken, o.first_broken) for o in outcomes])

@@ -182,7 +182,7 @@ class Calibration(NamedTuple):
     note: str | None  #: why not, in a sentence
 
 
-def calibrate(memories: Memories, start: Tensor, target: float) -> Calibration:
+def calibrated_beta(memories: Memories, start: Tensor, target: float) -> Calibration:
     """Bisect β, in its logarithm, to a median perplexity at the fixed points of `target`.
 
     start: unit vectors [n, d]. The median falls as β rises, and may jump over the target: the nearest β is given then.

@@ -23,7 +23,7 @@ from energy_lens.analysis.attractors.network import (
     Attractors,
     Memories,
     Settled,
-    calibrate,
+    calibrated_beta,
     descent,
     kinds,
     portray,
@@ -170,7 +170,7 @@ def _frames(
     settings, sweeps, frames = [], [], {}
     for dictionary in ("decoder", "random"):
         memories = decoder if dictionary == "decoder" else Memories.of(random_rows(decoder.rows, options.seed))
-        calibration = calibrate(memories, part, options.target)
+        calibration = calibrated_beta(memories, part, options.target)
         calibrated = memories.at(calibration.beta)
         portrait, settled, attractors = portray(calibrated, sample.start)
         settings.append(
