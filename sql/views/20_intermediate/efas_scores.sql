@@ -48,7 +48,7 @@ COMMENT ON COLUMN efas_scores.run_id IS 'Run.';
 COMMENT ON COLUMN efas_scores.model IS 'Model of the run.';
 COMMENT ON COLUMN efas_scores.layer IS 'Block whose output the feature reads.';
 COMMENT ON COLUMN efas_scores.feature IS 'Feature of that layer''s SAE, from 0.';
-COMMENT ON COLUMN efas_scores.energy IS 'Energy E: nll, logit_lens, tuned_lens, attention (nats) or hopfield (squared activation units, the positive control).';
+COMMENT ON COLUMN efas_scores.energy IS 'Energy E, such as nll, the model''s loss, or hopfield, the positive control; run_energies says what each is.';
 COMMENT ON COLUMN efas_scores.gradient IS 'decoder: g = minus the inner product of dE/dx and the decoder row. discrete: minus the derivative of E along the text.';
 COMMENT ON COLUMN efas_scores.category IS 'A category of documents, or all.';
 COMMENT ON COLUMN efas_scores.half IS 'A or B: half of the documents of each category.';
