@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from energy_lens.console import say
 
 # Plain help: rich would take longer to load than a query takes to run.
 app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
@@ -49,5 +50,5 @@ def elw(
     Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse cannot be opened, 130 interrupted.
     """
     if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        say(context.get_help())
         raise typer.Exit(2)

@@ -8,7 +8,7 @@ import typer
 
 from energy_lens.cli.app import attractors_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, numbers, refuse_options, typed
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, leave_aside, numbers, refuse_options, typed
 from energy_lens.console import say
 from energy_lens.warehouse.features import FeatureName
 
@@ -49,12 +49,9 @@ def attractors_find(
         )
         return
     if patch is not None:
-        refuse_options(
-            (options[name] for name in ("layer", "perplexity") if name in options),
-            f"with --patch, which is elw attractors dose {patch} by now: leave out what that does not know",
-        )
         name = FeatureName.parse(patch, "--patch")
         say(f"--patch {name} is now spelled elw attractors dose {name}; the older spelling goes on working.")
+        leave_aside((options[name] for name in ("layer", "perplexity") if name in options), "dose")
         dose_tokens = tokens if "tokens" in options else DOSE_TOKENS
         attractors_dose(str(name), dose_tokens, seed, rows if "rows" in options else 0, form, db)
         return

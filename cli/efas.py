@@ -1,4 +1,4 @@
-"""`elw efas test` and `replay-draft`: EFAS put to the test."""
+"""`elw efas test` and `replay-draft`: a warehouse, or a model and noise, in; how far EFAS can be believed out."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from energy_lens.cli.options import (
     ListingFormat,
     TextFormat,
     TrainingDtype,
+    leave_aside,
     numbers,
     refuse_options,
     typed,
@@ -113,12 +114,9 @@ def intervene_measure(
         )
         return
     if text is not None:
-        refuse_options(
-            (option for name, option in options.items() if name not in TRY_PARAMETERS),
-            "with --text, which is elw intervene try by now: leave out what that does not know",
-        )
         require("features" in options, "--text takes one feature: say --feature 15:656 (layer:feature).")
         say("--text is now spelled elw intervene try TEXT; the older spelling goes on working.")
+        leave_aside((option for name, option in options.items() if name not in TRY_PARAMETERS), "try")
         feature = ",".join(words(features, "--features"))
         intervene_try(text, feature, kind, value, where, tokens, dtype, rows, form, db)
         return
@@ -147,7 +145,7 @@ def intervene_measure(
 def intervene_try(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, of at least two tokens.")],
     feature: Annotated[
-        str, typer.Option("--feature", metavar="LAYER:FEATURE", help="The feature to edit, as in 15:656.")
+        str, typer.Option("--feature", "--features", metavar="LAYER:FEATURE", help="The feature to edit, as in 15:656.")
     ],
     kind: EditKind = "ablate",
     value: EditValue = None,

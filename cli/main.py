@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from energy_lens.cli.app import app
+from energy_lens.console import say
 from energy_lens.errors import ElwError
 
 # Importing a file registers its commands; this is their order in `elw --help`.
@@ -73,7 +74,7 @@ def _failed(sentence: str, exit_code: int, debug: bool) -> int:
         traceback.print_exc()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()  # what was written before stands before it
-    print(f"elw: {sentence}", file=sys.stderr)
+    say(f"elw: {sentence}")
     return exit_code
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from energy_lens.console import say
 from energy_lens.errors import UsageError
 
 #: As energy_lens.ingest.model.loading has it, which would load torch.
@@ -77,9 +78,19 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 def typed(context: typer.Context) -> dict[str, str]:
     """{parameter: --option} of the options that the user typed, in the order in which the help shows them."""
-    spelled = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name is not None}
+    spelled = {
+        parameter.name: "/".join(word for word in parameter.opts if word.startswith("--"))
+        for parameter in context.command.params
+        if parameter.name is not None
+    }
     sources = {name: context.get_parameter_source(name) for name in spelled}
     return {name: option for name, option in spelled.items() if getattr(sources[name], "name", "") == "COMMANDLINE"}
+
+
+def leave_aside(options: Iterable[str], command: str) -> None:
+    """Say which of the typed options an older spelling leaves aside, since the command that it stands for has none."""
+    if listed := list(options):
+        say(f"{', '.join(listed)} {'is' if len(listed) == 1 else 'are'} left aside: {command} has no such option.")
 
 
 def refuse_options(options: Iterable[str], where: str) -> None:

@@ -154,7 +154,7 @@ def sae_evaluate(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model import loading as models
     from energy_lens.ingest.sae import evaluation as sae_evaluation
-    from energy_lens.ingest.sae.choosing import choose_saes, load_saes
+    from energy_lens.ingest.sae.choosing import saes_to_evaluate
     from energy_lens.ingest.sae.saving import save_evaluation
     from energy_lens.warehouse import quality
     from energy_lens.warehouse.database import Warehouse
@@ -166,10 +166,7 @@ def sae_evaluate(
     )
     chosen = numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()))
-    if sae:
-        saes = load_saes(sae, chosen)
-    else:
-        saes = list(choose_saes(model, chosen).values())
+    saes = saes_to_evaluate(model, chosen, sae or ())
     language_model = models.load_model(model, models.DTYPES[dtype.value])
     if db is not None:
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it

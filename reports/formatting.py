@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a report shows them.
+"""Numbers and foreign text in, how a report shows them out.
 
 Token texts, categories and model names come from outside and may hold anything: markup, table pipes, line breaks,
 characters that reverse a line. `visible` makes every character of them seen; `markdown` and `html` escape.

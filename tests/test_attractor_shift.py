@@ -201,8 +201,6 @@ def test_as_many_tokens_are_dosed_as_were_asked_for(db: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--patch", "1:3", "--layer", "1"], "--layer has no meaning"),
-        (["--layer", "1", "--patch", "1:3", "--perplexity", "3"], "--layer, --perplexity have no meaning"),
         (["--tokens", "9", "dose", "1:3"], "--tokens has no meaning before dose"),
         (["dose", "1:3", "--seed", "-1"], "--seed is -1"),
         (["dose"], "LAYER:FEATURE"),
@@ -218,6 +216,15 @@ def test_options_of_the_other_command_are_refused(
     assert out == ""
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_the_older_spelling_of_a_dose_says_what_it_leaves_aside(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--db", str(db), "--tokens", "1", "--layer", "1", "--perplexity", "3", "--format", "json"]
+    assert main(["attractors", "--patch", "1:3", *words]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1
+    assert "is now spelled elw attractors dose 1:3" in err
+    assert "--layer, --perplexity are left aside: dose has no such option." in err
 
 
 @pytest.mark.parametrize(

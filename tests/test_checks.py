@@ -16,6 +16,7 @@ from energy_lens.analysis.interventions.run import InterventionOptions, interven
 from energy_lens.cli import main
 from energy_lens.errors import ElwError
 from energy_lens.ingest.pipeline import IngestOptions, ingest
+from energy_lens.sql import statement
 from energy_lens.warehouse.checks import check_names, promise, run_check, run_checks
 
 #: The keys of these are DuckDB's to guard, or they have but one row.
@@ -159,6 +160,8 @@ CHECKS = {
         f"DELETE FROM energies WHERE energy = 'hopfield' AND layer = 1 AND {ONE_TOKEN}",
         f"DELETE FROM gradients WHERE energy = 'nll' AND layer = 1 AND {ONE_TOKEN}",
         "DELETE FROM energies WHERE energy = 'tuned_lens'",
+        "DELETE FROM energies WHERE energy = 'nll'",
+        f"DELETE FROM energies WHERE energy = 'nll' AND {ONE_TOKEN}",
     ],
     "gradients_complete": [
         f"UPDATE activations SET g_nll = NULL WHERE layer = 1 AND {ONE_TOKEN}",
@@ -247,6 +250,16 @@ def test_every_table_has_a_key(tmp_path: Path) -> None:
                 assert len(found) == n_rows - 1, table
                 assert all(text.startswith(f"table={table}, ") for text in found), found
             warehouse.sql(f"DELETE FROM {table}")
+
+
+def test_every_table_of_runs_is_checked_for_them(writable: Warehouse) -> None:
+    """A row of a run that the file lacks is found in whatever table it is."""
+    named = statement("checks/rows_of_runs")
+    columns = writable.sql("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal").fetchall()
+    tables = {name for (name,) in writable.sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
+    of_runs = {table for table, column in columns if column == "run_id"} & tables - {"runs"}
+    assert len(of_runs) > 30
+    assert {table for table in of_runs if f"'{table}'" not in named} == set()
 
 
 def test_every_check_is_shown_to_fire() -> None:

@@ -343,10 +343,15 @@ def test_on_a_text_the_edit_is_that_of_the_hook(tiny_warehouse: Path, tiny: Call
     assert any("after" in sentence for sentence in example.sentences())
 
 
-@pytest.mark.parametrize("features", [("top:3",), ("1:2", "1:3"), ("1:64",), ("3:1",)])
-def test_a_text_takes_one_feature_that_exists(tiny_warehouse: Path, features: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", ["top:3", "1:2,1:3", "1", "1:", ":1", "1:-1", "1:2:3", "١:٢", ""])
+def test_a_feature_is_layer_and_number(words: str) -> None:
+    with pytest.raises(UsageError, match="say layer and feature, as in 15:656"):
+        FeatureName.parse(words, "--feature")
+
+
+@pytest.mark.parametrize("feature", [FeatureName(1, 64), FeatureName(3, 1)])
+def test_a_text_takes_a_feature_that_exists(tiny_warehouse: Path, feature: FeatureName) -> None:
     def attempt() -> None:
-        feature = FeatureName.parse(",".join(features), "--feature")
         try_on_text(tiny_warehouse, "one two three", feature, Edit("ablate"), 2, "float32")
 
     with pytest.raises(UsageError):
@@ -402,14 +407,12 @@ TEN = [
 
 
 @pytest.mark.parametrize("option", TEN, ids=lambda option: option[0])
-def test_a_text_refuses_what_it_would_ignore(
+def test_a_text_ignores_nothing_in_silence(
     tiny_warehouse: Path, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--db", str(tiny_warehouse), "--text", FOX, "--feature", "1:5"]
-    assert main(["intervene", *words, *option]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert f"{option[0]} has no meaning with --text" in err
+    assert main(["intervene", *words, *option, "--tokens", "1"]) == 0
+    assert f"{option[0]} is left aside: try has no such option." in capsys.readouterr().err
     assert main(["intervene", "try", FOX, "--feature", "1:5", *option]) == 2
     assert "No such option" in capsys.readouterr().err
 

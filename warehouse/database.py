@@ -275,7 +275,7 @@ def _create_if_missing(path: Path) -> None:
             finally:
                 connection.close()
             sync(new)
-            os.replace(new, path)
+            os.replace(new, path)  # not through `files`: DuckDB makes the file, and a log beside it
             sync(path.parent)
     except OSError as error:
         raise WarehouseError(f"{path} cannot be made ({error.strerror}): name another file with --db.") from error

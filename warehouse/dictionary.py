@@ -1,4 +1,4 @@
-"""The data dictionary, generated from the comments in the SQL.
+"""The comments of the SQL in, the data dictionary out.
 
 python -m energy_lens.warehouse.dictionary > docs/data-dictionary.md
 """

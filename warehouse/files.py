@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,10 @@ class _Scratch:
         return cls(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"))
 
     def make(self) -> None:
-        self.remove()  # of an earlier process of this number
+        for left in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.tmp"):
+            if _is_abandoned(left):
+                with contextlib.suppress(OSError):
+                    os.unlink(left)
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             status = os.stat(self.target) if os.path.exists(self.target) else os.fstat(descriptor)
@@ -89,10 +93,27 @@ class _Scratch:
 def _take_names(scratches: Sequence[_Scratch]) -> None:
     ready = [scratch for scratch in scratches if os.path.exists(scratch.path)]
     for scratch in ready:
-        os.chmod(scratch.path, scratch.mode)  # what wrote it may have made it anew, for the owner alone
         sync(scratch.path)
+        os.chmod(scratch.path, scratch.mode)  # what wrote it may have made it anew, for the owner alone
     for scratch in ready:
         os.replace(scratch.path, scratch.target)
+    for folder in {scratch.target.parent for scratch in ready}:
+        with contextlib.suppress(OSError):  # some file systems sync no folders
+            sync(folder)
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether the process that a scratch file is of is gone, or is this one: it was killed, and so left it behind."""
+    number = scratch.name.split(".")[-2]
+    if not number.isdecimal():
+        return False  # somebody else's
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's, at work
+    return int(number) == os.getpid()
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The schema: numbered migrations once each, views whenever their text changed.
+"""An open file in, this version's schema in it: numbered migrations once each, views whenever their text changed.
 
 sql/migrations/NNNN_name.sql, each in its own transaction, is recorded in `schema_migrations`. sql/views/**/*.sql are
 applied in the order of their paths (staging, intermediate, marts) when their common hash differs from the recorded

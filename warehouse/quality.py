@@ -1,7 +1,7 @@
 """An SAE's evaluation in, columns of `saes` and rows of `sae_quality` out.
 
-The evaluation is what sae_evaluation.Evaluation.as_dict() gives. It may come from the config of an SAE that somebody
-else made, so whatever is no finite number becomes NULL.
+The evaluation is what `Evaluation.as_dict()` gives (ingest.sae.figures). It may come from the config of an SAE that
+somebody else made, so whatever is no finite number becomes NULL.
 """
 
 from __future__ import annotations

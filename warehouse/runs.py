@@ -1,4 +1,4 @@
-"""Runs: what makes two ingests the same run, and what a warehouse knows of one.
+"""Settings in, the run that they name out: what makes two ingests the same run, and what a warehouse knows of one.
 
 A run's identity is the hash of everything that its numbers depend on. Paths, batch size, --max-tokens and output are
 no part of it, so an ingest with another of these continues the run.
@@ -131,9 +131,9 @@ def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:
     """Give `activations` a column g_<energy> for each energy that has none yet. Call within a transaction."""
     known = {name for (name,) in warehouse.run("ingest/activation_columns").fetchall()}
     for energy in energies:
-        column = gradient_column(energy)
-        if column.strip('"') in known:
+        if f"g_{energy}" in known:
             continue
+        column = gradient_column(energy)
         comment = f"The same for the energy {energy}; NULL in a run without it."
         warehouse.sql(f"ALTER TABLE activations ADD COLUMN IF NOT EXISTS {column} FLOAT")
         warehouse.sql(f"COMMENT ON COLUMN activations.{column} IS '{comment}'")

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.interventions.edits import LOSS
 from energy_lens.errors import UsageError, require
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
@@ -36,11 +37,12 @@ class Request:
     random: int = 0
     listed: tuple[FeatureName, ...] = ()
     classes: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()  #: words that concern every layer, in the order of the alphabet
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Request:
         """Raises UsageError for a word that is none of top:N, random:N, LAYER:FEATURE, class:NAME."""
-        top, random, listed, classes = 0, 0, [], []
+        top, random, listed, classes, general = 0, 0, [], [], []
         for word in words:
             kind, _, rest = word.partition(":")
             if kind == "class" and rest:
@@ -49,11 +51,13 @@ class Request:
                 top, random = (int(rest), random) if kind == "top" else (top, int(rest))
             else:
                 listed.append(_listed(word))
+                continue
+            general.append(word)
         require(
             bool(top or random or listed or classes),
             "No feature was chosen: say top:50, random:50, 15:656 or class:regex (--features).",
         )
-        return cls(top, random, tuple(dict.fromkeys(listed)), tuple(classes))
+        return cls(top, random, tuple(dict.fromkeys(listed)), tuple(classes), tuple(sorted(general)))
 
     def layers(self, current: CurrentRun, wanted: Sequence[int] | None) -> list[int]:
         """Layers of the run to choose features in: the wanted ones, else those of a mere list, else all.
@@ -67,10 +71,9 @@ class Request:
             current.chosen(outside[:1], layers, "layer")
         return layers
 
-    def words_for(self, layer: int, words: Sequence[str]) -> list[str]:
+    def words_for(self, layer: int) -> list[str]:
         """Of the words that were taken apart, those that concern a layer, in an order that is theirs alone."""
-        general = sorted(word for word in words if not word.partition(":")[0].isdecimal())
-        return general + [str(name) for name in sorted(self.listed) if name.layer == layer]
+        return [*self.general] + [str(name) for name in sorted(self.listed) if name.layer == layer]
 
 
 def _listed(word: str) -> FeatureName:
@@ -89,7 +92,7 @@ def choose(warehouse: Warehouse, run_id: int, layer: int, request: Request, by: 
     by: one of SCORES, for top:N; seed: of random features.
     Raises UsageError when the run has no scores of nll there, no feature of a class, or none with that score.
     """
-    candidates = warehouse.run("interventions/candidates", layer=layer, energy="nll").pl()
+    candidates = warehouse.run("interventions/candidates", layer=layer, energy=LOSS).pl()
     require(
         not candidates.is_empty(), f"Run {run_id} has no scores of nll at layer {layer}: ingest with --energies nll,…"
     )

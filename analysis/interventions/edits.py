@@ -1,4 +1,4 @@
-"""What is done to a feature's activation, and the patches of residuals that follow.
+"""An edit and a feature's activations in, patches of residuals out: what one unit more or less adds to x.
 
   x_t ← x_t + (a' − a)·s_t·d_j
 
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import require
+
+#: The energy that interventions are measured in and chosen by: the model's own loss.
+LOSS = "nll"
 
 #: What can be done to an activation, and where (`Edit` says how each is meant).
 KINDS = ("ablate", "scale", "clamp", "add")

@@ -22,6 +22,7 @@ from energy_lens.analysis.interventions.agreement import (
     ratio_interval,
     spearman,
 )
+from energy_lens.analysis.interventions.edits import LOSS
 from energy_lens.analysis.interventions.predictors import JOINT_POINTS, PREDICTORS, alignment
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.output import Kind, Rows
@@ -30,7 +31,7 @@ from energy_lens.warehouse.output import Kind, Rows
 CONTROLS = ("n_edited", "sum_change2")
 
 #: A limit that no listing reaches.
-ALL_ROWS = 2**31
+ALL_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def store_effects(warehouse: Warehouse, run_id: int, intervention_id: int, layer
         place = {"run_id": pl.lit(run_id), "intervention_id": pl.lit(intervention_id)}
         warehouse.append("effect_statistics", _effect_intervals(patches, seed).with_columns(**place))
         place_of = {"run": run_id, "layer": layer}
-        scores = {half: warehouse.run("interventions/scores", **place_of, half=half).pl() for half in ("A", "AB")}
+        scores = {
+            half: warehouse.run("interventions/scores", **place_of, energy=LOSS, half=half).pl() for half in ("A", "AB")
+        }
         if rows := list(_validations(patches.filter(pl.col("direction") == 0), scores, seed)):
             n_probes = int(warehouse.run("interventions/probes", **key).value())
             warehouse.append("predictor_statistics", _predictor_frame(rows, n_probes).with_columns(**place))

@@ -1,4 +1,4 @@
-"""One feature on one text: next-token probabilities before and after an edit, and a greedy continuation of each.
+"""A text and an edit in, next-token probabilities before and after it and a greedy continuation of each out.
 
 The edit acts at every included token of the text at which the feature is active (or at all of them), and while the
 text goes on, at the tokens that come: as a researcher would steer. So a feature that is inactive in the text may still

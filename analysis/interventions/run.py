@@ -90,7 +90,7 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
 
 def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request: Request, layer: int) -> Planned:
     """A layer's intervention as it was left, or else planned now."""
-    words = request.words_for(layer, options.features)
+    words = request.words_for(layer)
     identity = _settings_hash(options, words, layer)
     sample = current.sample(options.contexts, options.seed)
     batches = [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]

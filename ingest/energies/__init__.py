@@ -3,15 +3,15 @@
 This face hands on what an energy from outside the package needs (Energy, ForwardPass, Reading) and the package's own.
 """
 
-from energy_lens.ingest.energies.attention import AttentionEnergy
-from energy_lens.ingest.energies.base import Energy, Reading
-from energy_lens.ingest.energies.forward import ForwardPass, run_forward
+from energy_lens.ingest.energies.attention import AttentionEnergy, attention_scores
+from energy_lens.ingest.energies.base import Energy, Reading, discrete_gradient
+from energy_lens.ingest.energies.forward import ForwardPass, OutputLosses, run_forward
 from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.energies.lenses import LogitLens, TunedLens
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.energies.registry import ENERGIES, make_energies
 
 __all__ = [
-    "ENERGIES", "AttentionEnergy", "Energy", "ForwardPass", "Hopfield", "LogitLens", "NegativeLogLikelihood", "Reading",
-    "TunedLens", "make_energies", "run_forward",
+    "ENERGIES", "AttentionEnergy", "Energy", "ForwardPass", "Hopfield", "LogitLens", "NegativeLogLikelihood",
+    "OutputLosses", "Reading", "TunedLens", "attention_scores", "discrete_gradient", "make_energies", "run_forward",
 ]  # fmt: skip

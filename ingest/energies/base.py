@@ -38,17 +38,18 @@ class Energy(ABC):
     is_loss: bool = False
     #: whether features are aligned with E by construction: shown apart, and counted among no findings
     is_control: bool = False
+    source: str | None = None  #: the word of --energies that made it; set by `registry.make_energies`
 
     @property
     def identity(self) -> int | str:
         """What a run's identity holds of this energy: its version, and whatever else its numbers depend on."""
         return self.version
 
-    def facts(self, source: str) -> dict[str, Any]:
-        """What a warehouse's `run_energies` holds of it; source: the word of --energies that made it."""
+    def facts(self) -> dict[str, Any]:
+        """What a warehouse's `run_energies` holds of it."""
         return {
             "energy": self.name, "units": self.units, "at_layers": self.at_layers, "is_loss": self.is_loss,
-            "is_control": self.is_control, "identity": str(self.identity), "source": source,
+            "is_control": self.is_control, "identity": str(self.identity), "source": self.source,
         }  # fmt: skip
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:  # noqa: B027 - nothing to refuse

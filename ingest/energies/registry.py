@@ -49,6 +49,7 @@ def make_energies(names: Sequence[str], translators: Callable[[], Translators] |
             energy = ENERGIES[name]()
         if energy.name in energies:
             raise UsageError(f"Two energies are called {energy.name}: leave one out (--energies).")
+        energy.source = name
         energies[energy.name] = energy
     return list(energies.values())
 
@@ -57,12 +58,15 @@ def _imported(name: str) -> Energy:
     """An energy from outside the package, by `package.module:Class`."""
     module_name, _, class_name = name.partition(":")
     try:
-        energy = getattr(importlib.import_module(module_name), class_name)()
+        maker = getattr(importlib.import_module(module_name), class_name)
+        if not (isinstance(maker, type) and issubclass(maker, Energy)):  # before anything of it is called
+            raise UsageError(f"{name} is no energy: derive it from energy_lens.ingest.energies.Energy.")
+        energy = maker()
+    except UsageError:
+        raise
     except Exception as error:  # whatever the other code raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"The energy {name} cannot be made ({reason}): is its module on PYTHONPATH?") from error
-    if not isinstance(energy, Energy):
-        raise UsageError(f"{name} is no energy: derive it from energy_lens.ingest.energies.Energy.")
     if lacking := [part for part in ("name", "units", "version", "at_layers") if not hasattr(energy, part)]:
         raise UsageError(f"The energy {name} has no {lacking[0]}: say it in the class.")
     if energy.name in ENERGIES or not _NAME.fullmatch(str(energy.name)):

@@ -1,4 +1,4 @@
-"""The five steps of an ingest, a file a step; only here, in ingest, are the lock held and groups committed.
+"""The five steps of an ingest, a file a step; the ingest lock is held here alone, while plan and groups are committed.
 
 1. `run`       find the documents; settle model, SAEs, energies and precision: together they are the run's identity.
 2. `planning`  in one transaction write the plan: documents, contexts, groups; a run that exists is continued.
@@ -11,7 +11,8 @@
 Killed anywhere, the same command goes on where it stood, and ends with the same tables.
 """
 
+from energy_lens.ingest.model.loading import DTYPES
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.run import IngestSummary, ingest
 
-__all__ = ["IngestOptions", "IngestSummary", "ingest"]
+__all__ = ["DTYPES", "IngestOptions", "IngestSummary", "ingest"]

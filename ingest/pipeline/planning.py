@@ -159,8 +159,7 @@ def write_plan(
             run_id = run.run_id
         else:
             saes = [sae.facts(medians[layer]) for layer, sae in instruments.saes.items()]
-            words = dict.fromkeys(options.energies)  # as make_energies goes through them
-            energies = [energy.facts(word) for energy, word in zip(instruments.energies, words, strict=True)]
+            energies = [energy.facts() for energy in instruments.energies]
             add_gradient_columns(warehouse, list(settings.energies))
             run_id = create_run(warehouse, settings, model.facts(), saes, energies, plan.segment_contexts, __version__)
         append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)

@@ -163,16 +163,16 @@ def carry_out(
     notes: Notes,
 ) -> IngestSummary:
     """Process and commit what is left of the plan, then finish."""
-    committed = groups_left(run, options.max_tokens)
-    interrupted = False
+    left = groups_left(run, options.max_tokens)
+    committed, interrupted = left, False
     started = time.monotonic()
-    if committed:
+    if left:
         try:
-            process(options, run, committed, instruments, source)
+            process(options, run, left, instruments, source)
         except KeyboardInterrupt:
             interrupted = True
             say("Interrupted: finishing the statistics of what is committed …")
-            committed = committed_among(committed, options.db, settings)
+            committed = committed_among(left, options.db, settings)
     seconds = time.monotonic() - started
     n_tokens = sum(group.n_tokens for group in committed)
     started = time.monotonic()

@@ -109,6 +109,13 @@ def sae_folders(path: Path) -> list[Path]:
     return folders
 
 
+def saes_to_evaluate(
+    model_name: str, layers: Sequence[int] | None = None, folders: Sequence[Path] = ()
+) -> list[SparseAutoencoder]:
+    """As choose_saes, but several SAEs of the given folders may read one layer: they are looked at side by side."""
+    return load_saes(folders, layers) if folders else list(choose_saes(model_name, layers).values())
+
+
 def load_saes(paths: Sequence[Path], layers: Sequence[int] | None = None) -> list[SparseAutoencoder]:
     """The SAEs that paths mean, each once; several may read one layer.
 

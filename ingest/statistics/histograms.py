@@ -1,4 +1,4 @@
-"""Joint histograms of activation and gradient: what of them cannot be counted again from stored tables.
+"""Rows of the plan in, cells of joint histograms out: what of mutual information no stored table can give later.
 
 Activations a fall into 4 bins by the quartiles stored with the SAE (and into bin 0 where inactive), gradients g into
 8 by the edges that the run's calibration gave. A value lies in the bin whose number is the count of edges below it,

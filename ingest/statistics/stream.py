@@ -1,4 +1,4 @@
-"""Statistics that must be taken in the stream, because a dense matrix of gradients is never formed.
+"""Rows of the plan in, sums by feature out: what must be taken in the stream, since dense gradients are never formed.
 
 For feature j at token t, g = −⟨∂E/∂x_t, s_t·d_j⟩ = −⟨∇_t, d_j⟩ with ∇_t = s_t·∂E/∂x_t; s_t is 1 unless the SAE
 normalises (`SparseAutoencoder.token_scales`). Sums over all tokens follow from sums over gradients: Σg = −d_j·Σ∇ and

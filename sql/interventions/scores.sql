@@ -10,6 +10,6 @@ SELECT
 FROM efas_scores AS e
 LEFT JOIN mutual_information AS m
     ON m.layer = e.layer AND m.feature = e.feature AND m.energy = e.energy AND m.category = e.category AND $half = 'AB'
-WHERE e.run_id = $run AND e.layer = $layer AND e.energy = 'nll' AND e.gradient = 'decoder' AND e.category = 'all'
+WHERE e.run_id = $run AND e.layer = $layer AND e.energy = $energy AND e.gradient = 'decoder' AND e.category = 'all'
     AND e.half = $half
 ORDER BY e.feature

@@ -34,7 +34,14 @@ SELECT
     p.path,
     p.category,
     p.document_position,
-    s.* EXCLUDE (run_id, layer, feature, token_id, activation),
+    s.g_nll,
+    s.g_logit_lens,
+    s.g_tuned_lens,
+    s.g_attention,
+    s.g_hopfield,
+    s.* EXCLUDE (
+        run_id, layer, feature, token_id, activation, g_nll, g_logit_lens, g_tuned_lens, g_attention, g_hopfield
+    ),
     s.token_id
 FROM strongest AS s
 JOIN around USING (token_id)
