@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
@@ -121,6 +122,8 @@ class CurrentRun:
             for name in names
             if name in ENERGIES and str(identities[name]).split("-")[0] != str(ENERGIES[name].version)
         ]
+        for name, source in sources.items():  # a file of a stranger's may name whatever is installed here
+            say(f"The energy {name} is made by {source}, as {self.path or 'the warehouse'} says.")
         energies: list[Energy] = []
         if not changed:
             words = [sources.get(name, name) for name in names]

@@ -141,9 +141,8 @@ def test_efas_says_the_same_of_the_same_energy(db: Path, outside: str, own: str)
 
 def test_top_examples_show_the_gradient_of_every_energy(db: Path) -> None:
     """A column for each energy, with what `activations` holds at that token."""
-    layer, feature = rows_of(db, "SELECT layer, feature FROM features ORDER BY n_active DESC, layer, feature LIMIT 1")[
-        0
-    ]
+    densest = "SELECT layer, feature FROM features ORDER BY n_active DESC, layer, feature LIMIT 1"
+    ((layer, feature),) = rows_of(db, densest)
     with Warehouse(db) as warehouse:
         result = warehouse.sql("SELECT * FROM top_examples($layer, $feature, 5)", layer=layer, feature=feature)
         columns = result.columns
