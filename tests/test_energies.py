@@ -715,6 +715,7 @@ def test_an_energy_from_outside_is_stored_like_the_packages_own(
         ("outside_energies:Unnamed", "called 'nll'"),
         ("outside_energies:NoUnits", "has no units"),
         ("outside_energies:NoEnergy", "is no energy"),
+        ("os:abort", "is no energy"),  # and is not called to find out
     ],
 )
 def test_what_is_no_energy_from_outside_is_refused(name: str, sentence: str) -> None:
