@@ -1,4 +1,5 @@
 -- Every row belongs to a run of this file.
+-- Rows of run_energies are looked after by energies_of_runs, so that a file of before that table is checked for the rest.
 WITH parts AS (
     SELECT 'activation_quartiles' AS "table", run_id FROM activation_quartiles GROUP BY ALL
     UNION ALL
@@ -57,8 +58,6 @@ WITH parts AS (
     SELECT 'plan_groups', run_id FROM plan_groups GROUP BY ALL
     UNION ALL
     SELECT 'predictor_statistics', run_id FROM predictor_statistics GROUP BY ALL
-    UNION ALL
-    SELECT 'run_energies', run_id FROM run_energies GROUP BY ALL
     UNION ALL
     SELECT 'sae_quality', run_id FROM sae_quality GROUP BY ALL
     UNION ALL
