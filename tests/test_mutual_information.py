@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.inclusion import FIRST, INCLUDED, LAST
 from energy_lens.ingest.pipeline.commits import store_group
@@ -379,7 +378,7 @@ def simulate(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., pl.DataF
         with Warehouse(db, writable=True) as warehouse:
             with warehouse.transaction():
                 given = RunSettings("", "", n_tokens, {1: ""}, {"nll": 1}, "float32", 0, False)
-                energies = [NegativeLogLikelihood().facts("nll")]
+                energies = [energy.facts() for energy in reader.energies]
                 run_id = create_run(warehouse, given, model.facts(), [sae.facts(1.0)], energies, 4, "0")
                 append_plan(warehouse, run_id, documents, details, groups)
                 make_current(warehouse, run_id)
