@@ -21,7 +21,7 @@ from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.model import loading as models
+from energy_lens.ingest.model import residuals
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -353,7 +353,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
         ({"passes": 0}, "--passes is 0"),
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
         ({"learning_rate": math.nan}, "--learning-rate is nan"),
-        ({"tokens": 1023}, "1023 tokens"),
+        ({"tokens": 1023}, "--tokens is 1023"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"context_length": 1}, "--context is 1"),
         ({"seed": -1}, "--seed is -1"),
@@ -454,7 +454,7 @@ def test_excluded_tokens_never_enter(
     model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No first token and no massive one is kept, at any layer, nor sets a median."""
-    for module in (activation_store, models):  # residuals are kept by the one, and medians taken by the other
+    for module in (activation_store, residuals):  # residuals are kept by the one, and medians taken by the other
         monkeypatch.setattr(module, "harvest_residuals", spoiled_harvest)
     contexts = cut_contexts(model, texts, 32)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
