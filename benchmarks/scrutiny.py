@@ -21,32 +21,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from association import Contexts
 from intervals import METHODS, MIN_EFFECTIVE, Documents, Sums, intervals, simulate
-from null_situations import Noise, streamed, synthetic, true_pairing
+from measured import PAIRS, TOKENS, Measured, filled, places, z_and_clusters
+from null_situations import Noise, streamed, synthetic
 from numpy.typing import NDArray
-from scipy import sparse
-from significance import Run, markdown
+from significance import markdown
+from specific import COSINES, DRAWS, REFERENCES, K, Specific, SpecificResult, specific
 from tqdm import tqdm
 
 from energy_lens import Warehouse
-from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.ingest.statistics.significance import (
-    MIN_TEST_CONTEXTS,
-    MIN_TEST_DOCUMENTS,
-    MIN_TEST_TOKENS,
-    benjamini_hochberg,
-    two_sided_p,
-    two_sided_t_p,
-)
-from energy_lens.ingest.statistics.stream import energy_vectors, row_mates
+from energy_lens.ingest.statistics.significance import benjamini_hochberg, two_sided_p, two_sided_t_p
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -56,37 +45,7 @@ Mask = NDArray[np.bool_]
 #: A table, its head first, under a heading.
 Table = tuple[str, list[list[str]]]
 
-#: Vectors of (context, feature) pairs held at once: 32,768 of 576 numbers are 75 MB.
-PAIRS = 32_768
-
-#: Tokens whose g of all features is held at once.
-TOKENS = 4_096
-
-#: Random directions, reference rows and halves are drawn this many times, and counts are means over draws.
-DRAWS = 5
-
-#: Largest difference from the stored z, for |z| > 1 as a share of it: float32 gradients give 1e-6.
-Z_TOLERANCE = 1e-5
-
-#: Reference rows of t_specific.
-REFERENCES = (16, 64, 256)
-
-#: Reference rows of the variants.
-K = 64
-
-#: A row whose feature is active at a larger share of a feature's tokens co-fires with it: 8 of 2,048 are 0.4 %.
-CO_FIRING = 0.1
-
-#: Rows with a larger |cosine| are alike.
-ALIKE = 0.3
-
-#: Planted cosines of m_j with the tested direction.
-COSINES = (0.1, 0.2, 0.3)
-
-#: Below this share of their mean, eigenvalues of Σ∇̃∇̃ᵀ are lifted before it is inverted.
-RIDGE = 1e-3
-
-#: Documents clusters need, as for intervals.
+#: Documents that a test across them needs, as intervals do.
 MIN_DOCUMENTS = 10
 
 #: Seeds of synthetic data, each of 64 features.
@@ -175,184 +134,6 @@ def scrutinise(
     return tables
 
 
-# ------------------------------------------------------------------------------------------------ arrays
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Contexts and the features that are active at their counted tokens, in the order of features."""
-
-    features: Ids  #: [pair]
-    contexts: Ids  #: [pair]
-    a: sparse.csr_array  #: activations [pair, context·position]
-    mean_a: Floats  #: [pair] mean activation over the context's counted tokens
-    n_active: Ids  #: [pair] active counted tokens
-
-
-@dataclass
-class Measured:
-    """One layer and energy: what every statistic of its features comes from."""
-
-    gradients: Singles  #: ∂E/∂x [context, position, d_model], 0 where not included
-    contexts: Contexts
-    decoder: Singles  #: [d_sae, d_model]
-    features: Ids  #: [activation]
-    tokens: Ids  #: [activation] context·position
-    activations: Singles  #: [activation]
-    stored_z: Floats  #: of `efas` [d_sae], NaN where it tests nothing
-
-    a_centred: bool = False  #: S_c is Σa·g̃ − (Σa/n)(Σg̃), which of the two the stored z decides
-    difference: float = np.nan  #: largest one from the stored z
-
-    def __post_init__(self) -> None:
-        self.counted = self.contexts.counted()
-        tested = self.contexts.less_mates(self.contexts.centred(self.gradients))
-        self.tested: Singles = tested * self.counted[..., None]  #: ∇̃ [context, position, d_model]
-        self.pairs = make_pairs(self.features, self.tokens, self.activations, self.counted)
-        self.enough = enough(self.pairs, self.contexts.documents, len(self.decoder))
-
-    @cached_property
-    def null(self) -> Singles:
-        """∇̃ of the negative control: each context has that of the next one of its row [context, position, d_model]."""
-        return null_gradients(self.gradients, self.contexts)
-
-    def vectors(self, tested: Singles, *, a_centred: bool) -> Iterator[tuple[slice, Singles]]:
-        """−Σ_t a·∇̃ by pair, a less its mean over the counted tokens if so said: pairs and [pair, d_model], in parts."""
-        flat, sums = tested.reshape(-1, tested.shape[-1]), tested.sum(1)
-        for start in range(0, len(self.pairs.features), PAIRS):
-            part = slice(start, start + PAIRS)
-            vectors = -(self.pairs.a[part] @ flat)
-            if a_centred:
-                vectors += self.pairs.mean_a[part, None].astype(np.float32) * sums[self.pairs.contexts[part]]
-            yield part, vectors
-
-    def s(self, directions: Sequence[Singles], tested: Singles | None = None) -> Floats:
-        """S_c along directions, each with a row for every feature [d_sae, d_model]: [direction, pair]."""
-        tested = self.tested if tested is None else tested
-        s = np.empty((len(directions), len(self.pairs.features)))
-        for part, vectors in self.vectors(tested, a_centred=self.a_centred):
-            for i, rows in enumerate(directions):
-                s[i, part] = np.einsum("pd,pd->p", vectors, rows[self.pairs.features[part]])
-        return s
-
-    def z(self, s: Floats, clusters: Ids | None = None) -> Floats:
-        """ΣS/√ΣS² by feature over contexts, or over clusters of contexts [context]; s: [pair]; out: [d_sae]."""
-        return z_and_clusters(s, self.pairs, clusters, len(self.decoder))[0]
-
-    def m(self, tested: Singles | None = None) -> Floats:
-        """m_j = Σ_c −Σ_t a·∇̃ by feature [d_sae, d_model]."""
-        tested = self.tested if tested is None else tested
-        m = np.zeros(self.decoder.shape)
-        for part, vectors in self.vectors(tested, a_centred=self.a_centred):
-            features = self.pairs.features[part]
-            starts = np.flatnonzero(np.diff(features, prepend=-1))
-            m[features[starts]] += np.add.reduceat(vectors.astype(np.float64), starts)
-        return m
-
-    def check(self) -> None:
-        """Find out whether the stored z centres a. Raises AssertionError when it is neither of the two."""
-        differences = {}
-        for a_centred in (False, True):
-            self.a_centred = a_centred
-            z = self.z(self.s([self.decoder])[0])
-            is_stored = np.isfinite(self.stored_z)
-            apart = np.abs(z - self.stored_z) / np.maximum(np.abs(self.stored_z), 1)
-            differences[a_centred] = float(apart[is_stored].max(initial=0))
-        assert (np.isfinite(self.stored_z) == self.enough).all(), "other features are tested than those of the run"
-        self.a_centred = differences[True] < differences[False]
-        self.difference = differences[self.a_centred]
-        assert self.difference < Z_TOLERANCE, f"z differs from the stored one by {self.difference:.2g}"
-
-
-def make_pairs(features: Ids, tokens: Ids, activations: Singles, counted: Mask) -> Pairs:
-    """Pairs from activations [n] at tokens (context·position); those that are not counted are left out."""
-    n_positions = counted.shape[1]
-    is_counted = counted.reshape(-1)[tokens]
-    features, tokens, activations = (x[is_counted] for x in (features, tokens, activations))
-    keys, pair = np.unique(features * len(counted) + tokens // n_positions, return_inverse=True)
-    a = sparse.csr_array((activations, (pair, tokens)), shape=(len(keys), counted.size))
-    contexts = keys % len(counted)
-    sums = np.bincount(pair, activations.astype(np.float64), len(keys))
-    return Pairs(keys // len(counted), contexts, a, sums / counted.sum(1)[contexts], np.bincount(pair))
-
-
-def enough(pairs: Pairs, documents: Ids, d_sae: int) -> Mask:
-    """Features with the tokens, contexts and documents that the within-context test needs [d_sae]."""
-    n_tokens = np.bincount(pairs.features, pairs.n_active, d_sae)
-    n_contexts = np.bincount(pairs.features, minlength=d_sae)
-    n_documents = z_and_clusters(np.ones(len(pairs.features)), pairs, documents, d_sae)[1]
-    result: Mask = (
-        (n_tokens >= MIN_TEST_TOKENS) & (n_contexts >= MIN_TEST_CONTEXTS) & (n_documents >= MIN_TEST_DOCUMENTS)
-    )
-    return result
-
-
-def z_and_clusters(s: Floats, pairs: Pairs, clusters: Ids | None, d_sae: int) -> tuple[Floats, Ids]:
-    """ΣS/√ΣS² by feature, S the sums of s [pair] over clusters of contexts [context], and how many S are not 0."""
-    features = pairs.features
-    if clusters is not None:
-        labels = np.unique(clusters, return_inverse=True)[1]
-        n_labels = int(labels.max()) + 1
-        keys, place = np.unique(features * n_labels + labels[pairs.contexts], return_inverse=True)
-        s, features = np.bincount(place, s, len(keys)), keys // n_labels
-    total, squares = (np.bincount(features, x, d_sae) for x in (s, s**2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return total / np.sqrt(squares), np.bincount(features, s != 0, d_sae).astype(np.int64)
-
-
-def null_gradients(gradients: Singles, contexts: Contexts) -> Singles:
-    """∇̃ of the negative control as the stream has it, 0 where it does not count [context, position, d_model].
-
-    The next context is that of the row in the order of contexts, not of lanes, so that pairs differ from the stored.
-    """
-    null = np.zeros_like(gradients)
-    for row in np.unique(contexts.rows):
-        places = np.flatnonzero(contexts.rows == row)
-        mates = row_mates(torch.from_numpy(contexts.included[places]))
-        null[places] = energy_vectors(torch.from_numpy(gradients[places]), mates).null.numpy()
-    return null
-
-
-def outer(tested: Singles) -> Floats:
-    """Σ∇̃∇̃ᵀ over tokens [d_model, d_model]; float32 inside a part, float64 over parts."""
-    flat = tested.reshape(-1, tested.shape[-1])
-    parts = (flat[i : i + TOKENS] for i in range(0, len(flat), TOKENS))
-    result: Floats = sum(((part.T @ part).astype(np.float64) for part in parts), np.zeros((flat.shape[1],) * 2))
-    return result
-
-
-def places(
-    db: Path, layers: Sequence[int] | None, energies: Sequence[str] | None
-) -> Iterator[tuple[tuple[int, str], Measured]]:
-    """What is measured at each layer and energy, and has been checked against the stored z."""
-    current = CurrentRun(db)
-    assert current.facts.store_gradients, "the run has no gradient vectors: elw ingest --store-gradients"
-    chosen_layers = current.chosen(layers, current.facts.layers, "layer")
-    chosen_energies = current.chosen(energies, current.facts.energies, "energy")
-    query = "SELECT feature, z FROM efas WHERE layer = $layer AND energy = $energy AND gradient = 'decoder' AND category = 'all'"  # noqa: E501
-    progress = tqdm(total=len(chosen_layers) * len(chosen_energies), desc="layers and energies")
-    for layer in chosen_layers:
-        sae = current.sae(layer)
-        assert sae.normalisation == "none", "a normalised SAE scales each token's gradient, and scales are not stored"
-        decoder = sae.W_dec.numpy()
-        run = Run(db, decoder, layer)
-        places_of_tokens = np.searchsorted(run.ids, run.active["token_id"] // run.length) * run.length
-        tokens = places_of_tokens + run.active["token_id"] % run.length
-        for energy in chosen_energies:
-            with Warehouse(db) as warehouse:
-                stored = warehouse.sql(query, layer=layer, energy=energy).numpy()
-            stored_z = np.full(len(decoder), np.nan)
-            stored_z[stored["feature"]] = _filled(stored["z"])
-            measured = Measured(
-                run.vectors(energy), run.contexts(true_pairing(run.corpus)), decoder,
-                run.active["feature"].astype(np.int64), tokens, run.active["activation"], stored_z,
-            )  # fmt: skip
-            measured.check()
-            yield (layer, energy), measured
-            progress.update()
-    progress.close()
-
-
 # ------------------------------------------------------------------------------------------------ p values in tables
 
 
@@ -439,171 +220,7 @@ def direction_tables(results: Mapping[tuple[int, str], dict[str, list[Floats]]])
 # ------------------------------------------------------------------------------------------------ specific
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A way to compare m_j along d_j with m_j along reference rows."""
-
-    sizes: Floats  #: N_jk [tested, row]
-    planted: Floats  #: what a unit vector along the rows in front adds to N: [row, row]
-    candidates: Mask  #: rows that may be references [tested, row]
-    k: int | None = K  #: reference rows; None: all candidates, and p is the rank
-    shared: bool = False  #: all features have the same references
-
-
-@dataclass
-class Specific:
-    """What a variant gives: p of the tested features, by draw of references."""
-
-    true: list[Floats] = field(default_factory=list)  #: along d_j
-    null: list[Floats] = field(default_factory=list)  #: along another row, drawn as references are
-    any_row: list[Floats] = field(default_factory=list)  #: along any other row
-    noise: list[Floats] = field(default_factory=list)  #: along d_j with m_j of the negative control
-    power: dict[float, list[Floats]] = field(default_factory=dict)  #: planted along the row of `null`, by cosine
-
-
-class SpecificResult(NamedTuple):
-    """Of one layer and energy."""
-
-    variants: dict[str, Specific]
-    z_p: Floats  #: p of z [tested]
-    cosine: Floats  #: of m_j with d_j [tested]
-
-
-def readers(decoder: Floats, covariance: Floats) -> dict[str, Floats]:
-    """Vectors v_k [row, d_model] with N_jk = ⟨m_j, v_k⟩, by what sizes are measured in.
-
-    `g` is d_k over the root of d_kᵀCd_k, the size of g along it. `unit` is d_k over its length. `inverse` is C⁻¹d_k
-    over the root of d_kᵀC⁻¹d_k: ∇̃ and d_k are both divided by the root of C. `less mean` is `g` after the mean of all
-    unit rows was subtracted.
-    """
-    unit = decoder / np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-30)
-    less_mean = unit - unit.mean(0)
-    ridge = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    inverse = np.linalg.solve(ridge, unit.T).T
-
-    def scaled(rows: Floats) -> Floats:
-        size = np.einsum("kd,kd->k", rows @ covariance, rows)
-        result: Floats = rows / np.sqrt(np.maximum(size, 1e-300))[:, None]
-        return result
-
-    return {
-        "g": scaled(unit),
-        "unit": unit,
-        "inverse": inverse / np.sqrt(np.einsum("kd,kd->k", inverse, unit))[:, None],
-        "less mean": scaled(less_mean),
-    }
-
-
-def draw_references(variant: Variant, generator: np.random.Generator) -> tuple[Ids, Ids]:
-    """k reference rows of each feature [tested, k], and one more, the null's [tested]."""
-    n_features, n_rows = variant.candidates.shape
-    keys = generator.random((1 if variant.shared else n_features, n_rows))
-    keys = np.where(variant.candidates, keys, np.inf)
-    k = variant.k or 0
-    drawn = np.argpartition(keys, k, axis=1)[:, : k + 1]
-    return drawn[:, :k], drawn[:, k]
-
-
-def t_specific(sizes: Floats, tested_sizes: Floats, references: Ids) -> Floats:
-    """N_jj over the root mean square of N_jk over references [tested, k]: [tested]; sizes: [tested, row]."""
-    spread = np.sqrt(np.mean(np.take_along_axis(sizes, references, 1) ** 2, axis=1))
-    t: Floats = tested_sizes / spread
-    return t
-
-
-def rank_p(sizes: Floats, tested_sizes: Floats, candidates: Mask) -> Floats:
-    """Share of candidates, the tested row with them, whose |N| is at least that of the tested row [tested]."""
-    larger = ((np.abs(sizes) >= np.abs(tested_sizes)[:, None]) & candidates).sum(1)
-    p: Floats = (larger + 1) / (candidates.sum(1) + 1)
-    return p
-
-
-def specific_p(
-    variant: Variant, noise: Floats, lengths: Floats, tested: Ids, generator: np.random.Generator
-) -> Specific:
-    """p by draw, under the truth, the nulls and planted effects.
-
-    noise: N of the negative control [tested, row]; lengths: ‖m_j‖ [tested]; tested: the features' ids.
-    """
-    p_values = Specific(power={cosine: [] for cosine in COSINES})
-    each = np.arange(len(tested))
-    n_needed = (variant.k or K) + 1
-    usable = variant.candidates.sum(1) >= n_needed
-    for _ in range(DRAWS):
-        references, other = draw_references(variant, generator)
-        anybody = (tested + generator.integers(1, variant.sizes.shape[1], len(tested))) % variant.sizes.shape[1]
-
-        def p(sizes: Floats, rows: Ids, references: Ids = references) -> Floats:
-            along = sizes[each, rows]
-            if variant.k is None:
-                without = variant.candidates.copy()
-                without[each, rows] = False
-                return rank_p(sizes, along, without)[usable]
-            return two_sided_t_p(t_specific(sizes, along, references), variant.k)[usable]
-
-        p_values.true.append(p(variant.sizes, tested))
-        p_values.null.append(p(variant.sizes, other))
-        p_values.any_row.append(p(variant.sizes, anybody))
-        p_values.noise.append(p(noise, tested))
-        for cosine in COSINES:
-            planted = variant.sizes + cosine * lengths[:, None] * variant.planted[other]
-            p_values.power[cosine].append(p(planted, other))
-        if variant.k is None:
-            break  # nothing but the null's row is drawn
-    return p_values
-
-
-def specific(measured: Measured, generator: np.random.Generator) -> SpecificResult:
-    """p of each variant, p of z and the cosine of m_j with d_j, of the tested features."""
-    tested = np.flatnonzero(measured.enough)
-    decoder = measured.decoder.astype(np.float64)
-    m, null_m = measured.m()[tested], measured.m(measured.null)[tested]
-    unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
-    lengths = np.linalg.norm(m, axis=1)
-    vectors = readers(decoder, outer(measured.tested))
-    null_vectors = readers(decoder, outer(measured.null))
-    sizes = {name: m @ v.T for name, v in vectors.items()}
-    noise = {name: null_m @ v.T for name, v in null_vectors.items()}
-    planted = {name: unit @ v.T for name, v in vectors.items()}
-    others = np.ones((len(tested), len(decoder)), bool)
-    others[np.arange(len(tested)), tested] = False
-    alike = np.abs(unit[tested] @ unit.T) > ALIKE
-    among_tested = others & measured.enough
-    fires = np.bincount(measured.pairs.features, measured.pairs.n_active, len(decoder)) > 0
-    together = co_firing(measured)[tested] > CO_FIRING
-
-    def g(candidates: Mask, k: int | None = K, *, shared: bool = False) -> tuple[str, Variant]:
-        return "g", Variant(sizes["g"], planted["g"], candidates, k, shared)
-
-    variants = {f"K = {k}": g(others, k) for k in REFERENCES}
-    variants |= {
-        f"shared references, K = {K}": g(others, shared=True),
-        f"references that fire, K = {K}": g(others & fires),
-        f"tested references, K = {K}": g(among_tested),
-        f"no co-firing references, K = {K}": g(others & ~together),
-        f"no alike references, K = {K}": g(others & ~alike),
-        f"neither co-firing nor alike, K = {K}": g(others & ~alike & ~together),
-        f"tested, neither co-firing nor alike, K = {K}": g(among_tested & ~alike & ~together),
-        "rank among all rows": g(others, None),
-        "rank among tested rows": g(among_tested, None),
-    }
-    for name in ("unit", "inverse", "less mean"):
-        variants[f"sizes: {name}, K = {K}"] = name, Variant(sizes[name], planted[name], others)
-    results = {
-        name: specific_p(variant, noise[reader], lengths, tested, generator)
-        for name, (reader, variant) in variants.items()
-    }
-    z = measured.z(measured.s([measured.decoder])[0])[tested]
-    return SpecificResult(results, two_sided_p(z), (m * unit[tested]).sum(1) / lengths)
-
-
-def co_firing(measured: Measured) -> Floats:
-    """Share of a feature's active tokens at which another one is active too [d_sae, d_sae]."""
-    shape = (measured.counted.size, len(measured.decoder))
-    is_active = sparse.csr_array((np.ones(len(measured.tokens)), (measured.tokens, measured.features)), shape=shape)
-    both = (is_active.T @ is_active).toarray()
-    share: Floats = both / np.maximum(both.diagonal(), 1)[:, None]
-    return share
+# ------------------------------------------------------------------------------------------------ specific
 
 
 def specific_tables(results: Mapping[tuple[int, str], SpecificResult]) -> list[Table]:
@@ -756,12 +373,7 @@ def _halves(db: Path, layers: Sequence[int] | None, energies: Sequence[str] | No
         wanted &= np.isin(frame["layer"], layers)
     if energies is not None:
         wanted &= np.isin(frame["energy"].astype(str), energies)
-    return {name: _filled(values)[wanted] for name, values in frame.items()}
-
-
-def _filled(values: NDArray[Any]) -> NDArray[Any]:
-    """Values of a query, NaN where they are NULL."""
-    return np.ma.filled(values, np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
+    return {name: filled(values)[wanted] for name, values in frame.items()}
 
 
 def _places_of(halves: Mapping[str, NDArray[Any]]) -> Iterator[tuple[list[str], list[Mask]]]:

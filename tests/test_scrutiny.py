@@ -33,6 +33,8 @@ association = _load("association")
 situations = _load("null_situations")
 _load("significance")
 intervals = _load("intervals")
+arrays = _load("measured")
+specific = _load("specific")
 scrutiny = _load("scrutiny")
 
 LANES, N_POSITIONS, D_MODEL, D_SAE, K = 6, 12, 8, 20, 3
@@ -61,7 +63,7 @@ def _random_plan(n_rows: int, seed: int) -> tuple[object, LayerStatistics]:
     contexts = association.Contexts(included, documents, documents, np.arange(n_rows).repeat(LANES))
     tokens = np.broadcast_to(np.arange(included.size).reshape(included.shape)[..., None], values.shape)
     active = values > 0
-    measured = scrutiny.Measured(
+    measured = arrays.Measured(
         gradients, contexts, decoder.numpy(), indices[active], tokens[active], values[active], np.full(D_SAE, np.nan)
     )
     return measured, collected
@@ -69,13 +71,13 @@ def _random_plan(n_rows: int, seed: int) -> tuple[object, LayerStatistics]:
 
 def test_z_is_that_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """z, z_null and Σ∇̃∇̃ᵀ from sparse pairs, taken in several parts, equal those of LayerStatistics."""
-    monkeypatch.setattr(scrutiny, "PAIRS", 37)
+    monkeypatch.setattr(arrays, "PAIRS", 37)
     measured, collected = _random_plan(n_rows=9, seed=0)
     columns = collected.columns("energy")
     s, null = (measured.s([measured.decoder], tested)[0] for tested in (measured.tested, measured.null))
     np.testing.assert_allclose(measured.z(s), columns["sum_s"] / np.sqrt(columns["sum_s2"]), atol=1e-5)
     np.testing.assert_allclose(measured.z(null), columns["null_s"] / np.sqrt(columns["null_s2"]), atol=1e-5)
-    np.testing.assert_allclose(scrutiny.outer(measured.tested), collected.moments["energy"].centred_outer, rtol=1e-4)
+    np.testing.assert_allclose(arrays.outer(measured.tested), collected.moments["energy"].centred_outer, rtol=1e-4)
     np.testing.assert_array_equal(np.bincount(measured.pairs.features, minlength=D_SAE), columns["n_contexts"])
     along = (measured.m() * measured.decoder).sum(1)
     np.testing.assert_allclose(along, columns["sum_s"], atol=1e-4)
@@ -100,7 +102,7 @@ def test_z_by_documents_adds_contexts_up_first() -> None:
     """S of a document is the sum over its contexts, written out."""
     measured, _ = _random_plan(n_rows=9, seed=2)
     s = measured.s([measured.decoder])[0]
-    z, n = scrutiny.z_and_clusters(s, measured.pairs, measured.contexts.documents, D_SAE)
+    z, n = arrays.z_and_clusters(s, measured.pairs, measured.contexts.documents, D_SAE)
     for feature in range(D_SAE):
         here = measured.pairs.features == feature
         of_document = measured.contexts.documents[measured.pairs.contexts[here]]
@@ -119,21 +121,21 @@ def test_t_specific_is_calibrated_and_finds_a_planted_direction() -> None:
     decoder = generator.standard_normal((n, d))
     m = generator.standard_normal((n, d)) + 3 * generator.standard_normal(d)
     covariance = np.diag(generator.uniform(0.5, 4, d))
-    vectors = scrutiny.readers(decoder, covariance)["g"]
+    vectors = specific.readers(decoder, covariance)["g"]
     np.testing.assert_allclose(np.einsum("kd,de,ke->k", vectors, covariance, vectors), 1)
     unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
     others = ~np.eye(n, dtype=bool)
     for k in (16, 64):
-        variant = scrutiny.Variant(m @ vectors.T, unit @ vectors.T, others, k)
-        p = scrutiny.specific_p(
+        variant = specific.Variant(m @ vectors.T, unit @ vectors.T, others, k)
+        p = specific.specific_p(
             variant, m @ vectors.T, np.linalg.norm(m, axis=1), np.arange(n), np.random.default_rng(k)
         )
         for null in (p.true, p.null, p.any_row):
             assert 0.03 < (np.concatenate(null) < 0.05).mean() < 0.07
             assert (np.concatenate(null) < 0.001).mean() < 0.005
         planted = m + 2 * np.linalg.norm(m, axis=1, keepdims=True) * unit
-        variant = scrutiny.Variant(planted @ vectors.T, unit @ vectors.T, others, k)
-        p = scrutiny.specific_p(
+        variant = specific.Variant(planted @ vectors.T, unit @ vectors.T, others, k)
+        p = specific.specific_p(
             variant, m @ vectors.T, np.linalg.norm(m, axis=1), np.arange(n), np.random.default_rng(k)
         )
         assert (np.concatenate(p.true) < 0.05).mean() > 0.95
@@ -147,7 +149,7 @@ def test_references_are_candidates_and_differ() -> None:
     empty = np.zeros((30, 50))
     for shared in (False, True):
         allowed = candidates if not shared else np.broadcast_to(candidates[:1], candidates.shape)
-        references, other = scrutiny.draw_references(scrutiny.Variant(empty, empty, allowed, 8, shared), generator)
+        references, other = specific.draw_references(specific.Variant(empty, empty, allowed, 8, shared), generator)
         together = np.column_stack([references, other])
         assert np.take_along_axis(allowed, together, 1).all()
         assert all(len(set(row)) == 9 for row in together.tolist())
