@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from measured import PAIRS, TOKENS, Measured, filled, places, z_and_clusters
 from null_situations import Noise, streamed, synthetic
 from numpy.typing import NDArray
 from significance import markdown
-from specific import COSINES, DRAWS, REFERENCES, K, Specific, SpecificResult, specific
+from specific import COSINES, DRAWS, REFERENCES, K, SpecificResult, specific
 from tqdm import tqdm
 
 from energy_lens import Warehouse
@@ -220,55 +220,50 @@ def direction_tables(results: Mapping[tuple[int, str], dict[str, list[Floats]]])
 # ------------------------------------------------------------------------------------------------ specific
 
 
-# ------------------------------------------------------------------------------------------------ specific
-
-
 def specific_tables(results: Mapping[tuple[int, str], SpecificResult]) -> list[Table]:
-    def families(several: Sequence[SpecificResult], name: str, kind: Callable[[Specific], list[Floats]]) -> Any:
-        return [p for result in several for p in kind(result.variants[name])]
-
-    def n_q(several: Sequence[SpecificResult], name: str) -> float:
-        return rejected(families(several, name, lambda v: v.true)).n_q / len(several[0].variants[name].true)
-
     by_place = [["energy", "layer", "features", "|cosine| median", "z: p / q < 0.05"]]
     by_place[0] += [f"K = {k}: p / q < 0.05" for k in REFERENCES]
     by_place[0] += [f"q < 0.05 by z and K = {K} / z alone / K = {K} alone", "draws agree"]
-    by_place[0] += [f"another row, K = {K}: 5 % / 0.1 %", f"negative control, K = {K}"]
+    by_place[0] += [f"another row, K = {K}: 5 % / 0.1 %", f"negative control, K = {K}: 5 % / 0.1 %"]
     by_variant = [["energy", "variant", "features", "p / q < 0.05", "null like references: 5 % / 0.1 %"]]
-    by_variant[0] += ["null any row", "negative control", *(f"planted {cosine:g}: p < 0.05" for cosine in COSINES)]
+    by_variant[0] += ["null any row: 5 % / 0.1 %", "negative control: 5 % / 0.1 %"]
+    by_variant[0] += [f"planted {cosine:g}: p < 0.05" for cosine in COSINES]
     for first, several in _with_totals(results):
-        z = rejected([result.z_p for result in several])
-        cosine = np.median(np.abs(np.concatenate([result.cosine for result in several])))
-        cells = [*first, f"{z.n:,}", f"{cosine:.2f}", f"{z.at_5:.1%} / {z.n_q}"]
-        for k in REFERENCES:
-            p = np.concatenate(families(several, f"K = {k}", lambda v: v.true))
-            cells.append(f"{(p < 0.05).mean():.1%} / {n_q(several, f'K = {k}'):.4g}")
-        overlap, agreement = np.zeros(3), np.zeros(2)
-        for result in several:
-            by_z = benjamini_hochberg(result.z_p) < 0.05
-            draws = [benjamini_hochberg(p) < 0.05 for p in result.variants[f"K = {K}"].true]
-            overlap += np.mean([[(by_z & t).sum(), (by_z & ~t).sum(), (~by_z & t).sum()] for t in draws], axis=0)
-            agreement += [np.sum([(draws[0] & t).sum() for t in draws[1:]]), np.sum([t.sum() for t in draws[1:]])]
-        cells += [" / ".join(f"{x:.4g}" for x in overlap), f"{agreement[0] / max(agreement[1], 1):.0%}"]
-        cells.append(_levels(families(several, f"K = {K}", lambda v: v.null)))
-        cells.append(_levels(families(several, f"K = {K}", lambda v: v.noise)))
-        by_place.append(cells)
-        if first[1] != "all" and len(results) > len({energy for _, energy in results}):
-            continue
-        for name in several[0].variants:
-            true = np.concatenate(families(several, name, lambda v: v.true))
-            n = sum(len(result.variants[name].true[0]) for result in several)
-            by_variant.append(
-                [
-                    first[0], name, f"{n:,}", f"{(true < 0.05).mean():.1%} / {n_q(several, name):.4g}",
-                    _levels(families(several, name, lambda v: v.null)),
-                    _levels(families(several, name, lambda v: v.any_row)),
-                    _levels(families(several, name, lambda v: v.noise)),
-                    *(f"{(np.concatenate(families(several, name, lambda v, c=c: v.power[c])) < 0.05).mean():.0%}"
-                      for c in COSINES),
-                ]
-            )  # fmt: skip
+        by_place.append([*first, *_specific_cells(several)])
+        if first[1] == "all" or len(results) == len({energy for _, energy in results}):
+            by_variant += [[first[0], name, *_variant_cells(several, name)] for name in several[0].variants]
     return [("Specific: is it this direction?", by_place), ("Specific: variants", by_variant)]
+
+
+def _specific_cells(several: Sequence[SpecificResult]) -> list[str]:
+    """Of t_specific beside z, over several layers."""
+    z = rejected([result.z_p for result in several])
+    cosine = np.median(np.abs(np.concatenate([result.cosine for result in several])))
+    overlap, agreement = np.zeros(3), np.zeros(2)
+    for result in several:
+        by_z = benjamini_hochberg(result.z_p) < 0.05
+        draws = [benjamini_hochberg(p) < 0.05 for p in result.variants[f"K = {K}"].true]
+        overlap += np.mean([[(by_z & t).sum(), (by_z & ~t).sum(), (~by_z & t).sum()] for t in draws], axis=0)
+        agreement += [sum((draws[0] & t).sum() for t in draws[1:]), sum(t.sum() for t in draws[1:])]
+    return [
+        f"{z.n:,}", f"{cosine:.2f}", f"{z.at_5:.1%} / {z.n_q}",
+        *(_variant_cells(several, f"K = {k}")[1] for k in REFERENCES),
+        " / ".join(f"{x:.4g}" for x in overlap), f"{agreement[0] / max(agreement[1], 1):.0%}",
+        _variant_cells(several, f"K = {K}")[2], _variant_cells(several, f"K = {K}")[4],
+    ]  # fmt: skip
+
+
+def _variant_cells(several: Sequence[SpecificResult], name: str) -> list[str]:
+    """Of one variant over several layers; shares and counts are means over draws."""
+    by_layer = [result.variants[name] for result in several]
+    true = rejected([p for variant in by_layer for p in variant.true])
+    n_draws = len(by_layer[0].true)
+    nulls = [[p for variant in by_layer for p in getattr(variant, kind)] for kind in ("null", "any_row", "noise")]
+    planted = [rejected([p for variant in by_layer for p in variant.power[cosine]]).at_5 for cosine in COSINES]
+    return [
+        f"{true.n / n_draws:,.0f}", f"{true.at_5:.1%} / {true.n_q / n_draws:.4g}", *map(_levels, nulls),
+        *map("{:.0%}".format, planted),
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ documents
