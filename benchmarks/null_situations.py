@@ -4,7 +4,8 @@ A pairing gives the activations of one context the gradients of another, positio
 rows like the plan's: up to LANES pairs, no document twice on either side.
 
 Synthetic data is noise, labelled so wherever it is shown: Gaussian AR(1) along positions, with a level of its own for
-each document and a drift with position, in activations and in gradients. Activations are its positive part.
+each document and a drift with position, in activations and in gradients. Activations are its positive part. Contexts
+may be of unequal length, and firing may go with length.
 """
 
 from __future__ import annotations
@@ -139,6 +140,11 @@ class Noise:
     drift: float = 0.0  #: spread over features of the change from the middle of a context to its end
     correlation: float = 0.6  #: AR(1) of neighbouring tokens
     threshold: float = 1.0  #: a feature is active where its noise exceeds this
+    lengths: str = (
+        "equal"  #: of contexts: equal, or drawn by contexts, by documents, or tails: for a third of the contexts
+    )
+    shortest: int = 16  #: tokens of the shortest context; the longest has n_positions
+    firing: float = 0.0  #: spread over features of the change of a from a context of mean length to a longer one
     n_documents: int = 24
     n_contexts: int = 24  #: of each document
     n_positions: int = 64
@@ -162,9 +168,28 @@ def synthetic(noise: Noise, seed: int) -> tuple[Singles, Singles, Contexts]:
         for t in range(1, noise.n_positions):
             wave[:, t] = noise.correlation * wave[:, t - 1] + np.sqrt(1 - noise.correlation**2) * wave[:, t]
         sides.append(wave + levels[documents] + drift)
-    a, g = np.maximum(sides[0] - noise.threshold, 0), sides[1]
-    contexts = Contexts(np.ones(a.shape[:2], bool), documents, documents, np.arange(len(lanes)).repeat(LANES))
+    lengths = _lengths(noise, documents, generator)
+    included = np.arange(noise.n_positions) < lengths[:, None]
+    if noise.firing:
+        relative = (lengths - lengths.mean()) / max(lengths.std(), 1e-9)
+        sides[0] += relative[:, None, None] * noise.firing * generator.standard_normal(noise.n_features)
+    a, g = np.maximum(sides[0] - noise.threshold, 0) * included[..., None], sides[1]
+    contexts = Contexts(included, documents, documents, np.arange(len(lanes)).repeat(LANES))
     return a.astype(np.float32), g.astype(np.float32), contexts
+
+
+def _lengths(noise: Noise, documents: Ids, generator: np.random.Generator) -> Ids:
+    """Tokens of each context [context]."""
+    lengths = np.full(len(documents), noise.n_positions)
+    bounds = noise.shortest, noise.n_positions + 1
+    if noise.lengths == "contexts":
+        lengths = generator.integers(*bounds, size=len(documents))
+    elif noise.lengths == "documents":
+        lengths = generator.integers(*bounds, size=noise.n_documents)[documents]
+    elif noise.lengths == "tails":
+        is_tail = generator.random(len(documents)) < 1 / 3
+        lengths[is_tail] = generator.integers(*bounds, size=is_tail.sum())
+    return lengths
 
 
 def tested(a: Singles, g: Singles, contexts: Contexts) -> dict[str, Floats]:
@@ -181,9 +206,15 @@ def tested_with_effects(noise: Noise, seed: int, sizes: Sequence[float]) -> dict
 
 
 def stream(a: Singles, g: Singles, included: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
-    """z by feature from `LayerStatistics`, fed LANES contexts at a time, and the tokens that it counts.
+    """z by feature from `LayerStatistics`, and the tokens that it counts [context, position]."""
+    columns, counted = streamed(a, g, included)
+    return np.asarray(columns["sum_s"] / np.sqrt(columns["sum_s2"])), counted
 
-    The decoder is the identity, so that minus g is the gradient.
+
+def streamed(a: Singles, g: Singles, included: NDArray[np.bool_]) -> tuple[dict[str, Floats], NDArray[np.bool_]]:
+    """Columns of `LayerStatistics` by feature, fed LANES contexts at a time, and the tokens that it counts.
+
+    The decoder is the identity, so that minus g is the gradient. a must be 0 where not included.
     """
     n_features = a.shape[-1]
     identity, nothing = torch.eye(n_features), torch.zeros(n_features)
@@ -196,5 +227,5 @@ def stream(a: Singles, g: Singles, included: NDArray[np.bool_]) -> tuple[Floats,
         activations = SparseActivations(values, slots.expand(values.shape))
         gradients = {"noise": -torch.from_numpy(g[row])}
         counted.append(collected.add(LayerRow(torch.from_numpy(included[row]), activations, gradients)).counted.numpy())
-    columns = collected.columns("noise")
-    return np.asarray(columns["sum_s"] / np.sqrt(columns["sum_s2"])), np.concatenate(counted)
+    columns = {name: values.astype(np.float64) for name, values in collected.columns("noise").items()}
+    return columns, np.concatenate(counted)

@@ -161,24 +161,28 @@ def excerpts(texts: Path, folder: Path) -> Path:
 
 @dataclass
 class Run:
-    """Activations and gradients of the one run of a warehouse at LAYER, by context."""
+    """Activations and gradients of the current run of a warehouse at one layer, by context."""
 
     db: Path
     decoder: Singles  #: [d_sae, d_model]
+    layer: int = LAYER
+    energies: Sequence[str] = ENERGIES
 
     def __post_init__(self) -> None:
         with Warehouse(self.db) as warehouse:
+            self.run_id = int(warehouse.sql("SELECT run_id FROM runs WHERE is_current").value())
 
-            def ask(query: str) -> dict[str, NDArray[Any]]:
-                return warehouse.sql(query).numpy()
+            def ask(columns: str, table: str, order: str, layer: int | None = None) -> dict[str, NDArray[Any]]:
+                place = f"run_id = {self.run_id}" + (f" AND layer = {layer}" if layer is not None else "")
+                return warehouse.sql(f"SELECT {columns} FROM {table} WHERE {place} ORDER BY {order}").numpy()
 
-            self.length = int(warehouse.sql("SELECT context_length FROM runs").value())
-            tokens = ask("SELECT token_id, included, counted FROM token_layers ORDER BY token_id")
-            contexts = ask("SELECT context_id, document_id, context_index FROM contexts ORDER BY context_id")
-            documents = ask("SELECT document_id, category FROM documents ORDER BY document_id")
-            plan = ask("SELECT context_id, group_id * 100_000 + row AS row FROM plan ORDER BY context_id")
+            self.length = int(ask("context_length", "runs", "run_id")["context_length"][0])
+            tokens = ask("token_id, included, counted", "token_layers", "token_id", self.layer)
+            contexts = ask("context_id, document_id, context_index", "contexts", "context_id")
+            documents = ask("document_id, category", "documents", "document_id")
+            plan = ask("context_id, group_id * 100_000 + row AS row", "plan", "context_id")
             self.ids = np.unique(tokens["token_id"] // self.length)  # of the committed contexts
-            active = ask("SELECT feature, token_id, activation FROM activations ORDER BY feature, token_id")
+            active = ask("feature, token_id, activation", "activations", "feature, token_id", self.layer)
         self.included, self.stored_counted = (self._by_context(tokens["token_id"], tokens[name]) for name in
                                               ("included", "counted"))  # fmt: skip
         place = np.searchsorted(contexts["context_id"], self.ids)
@@ -196,14 +200,16 @@ class Run:
     @cached_property
     def gradients(self) -> Mapping[str, Singles]:
         """∂E/∂x by energy [context, position, d_model]."""
-        query = "SELECT token_id, vector FROM gradients WHERE energy = $energy ORDER BY token_id"
-        by_energy = {}
+        return {energy: self.vectors(energy) for energy in self.energies}
+
+    def vectors(self, energy: str) -> Singles:
+        """∂E/∂x of one energy, not kept: [context, position, d_model], 0 where not included."""
+        place = f"run_id = {self.run_id} AND layer = {self.layer} AND energy = $energy"
+        query = f"SELECT token_id, vector FROM gradients WHERE {place} ORDER BY token_id"
         with Warehouse(self.db) as warehouse:
-            for energy in ENERGIES:
-                frame = warehouse.sql(query, energy=energy).pl()
-                vectors = frame["vector"].explode().to_numpy().astype(np.float32).reshape(len(frame), -1)
-                by_energy[energy] = self._by_context(frame["token_id"].to_numpy(), vectors)
-        return by_energy
+            frame = warehouse.sql(query, energy=energy).pl()
+        vectors = frame["vector"].explode().to_numpy().astype(np.float32).reshape(len(frame), -1)
+        return self._by_context(frame["token_id"].to_numpy(), vectors)
 
     def activations(self, features: slice) -> Singles:
         """a [context, position, feature]."""
@@ -373,7 +379,7 @@ def tables(results: Mapping[str, Any]) -> list[str]:
         [row["situation"], row["energy"], _null_cell(row["tests"]["within"])] for row in results["before_shuffling"]
     ]
     facts = [json.dumps(fact) for fact in (results["corpus"], *results["stored"])]
-    return ["\n".join(facts), *map(_markdown, (null, before, strength, true))]
+    return ["\n".join(facts), *map(markdown, (null, before, strength, true))]
 
 
 def _null_cell(rejected: Mapping[str, Sequence[float]]) -> str:
@@ -382,7 +388,8 @@ def _null_cell(rejected: Mapping[str, Sequence[float]]) -> str:
     return f"{spread} / {np.mean(rejected['at_01']):.2%} / {np.mean(n_q):.3g} ({np.count_nonzero(n_q)} of {len(n_q)})"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
