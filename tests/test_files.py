@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from energy_lens.errors import UsageError
+from energy_lens.ingest.sae.registry import check_free
 from energy_lens.warehouse.files import replacing, whole
 
 KILLED = """
@@ -90,6 +91,15 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
         scratch.write_text("new")
     assert names(tmp_path) == {"a", others.name, strange.name}
     assert target.read_text() == "new"
+
+
+def test_a_folder_of_a_killed_export_is_free_again(tmp_path: Path) -> None:
+    """And one that holds anything else is not."""
+    (tmp_path / ".cfg.json.4194999.tmp").write_text("half")
+    check_free(tmp_path)
+    (tmp_path / ".notes.tmp").write_text("somebody's")
+    with pytest.raises(UsageError, match="exists already"):
+        check_free(tmp_path)
 
 
 def test_a_link_is_written_through_and_a_folder_is_refused(tmp_path: Path) -> None:

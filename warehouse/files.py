@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import TextIO
 
 from energy_lens.errors import ElwError, UsageError
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file has the name of one that is, or was, on its way to another: see `whole`."""
+    return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
 
 
 def is_special(output: Path) -> bool:
