@@ -133,7 +133,7 @@ def commands(answers: Mapping[str, Answer]) -> list[str]:
         ingest.append("--sae DIR")
     ingest += [
         f"--layers {','.join(map(str, run['layers']))}",
-        f"--energies {','.join(run['energies'])}",
+        f"--energies {','.join(run['energy_words'])}",
         f"--context {run['context_length']}",
         f"--dtype {run['dtype']}",
         f"--seed {run['seed']}",

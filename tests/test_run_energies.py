@@ -260,4 +260,5 @@ def test_controls_are_shown_apart(report: Path) -> None:
     assert "half\\_squared\\_norm (squared residual units)" in text
     drawn = (report / "figures" / "attribution_and_density.svg").read_text(encoding="utf-8")
     assert "half_squared_norm" in drawn
+    assert f"--energies {','.join(SOURCES.values())} " in text, "the command to do it again names what makes them"
     assert "memories" not in drawn

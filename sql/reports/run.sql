@@ -11,6 +11,11 @@ SELECT
     r.layers,
     r.energies,
     r.energy_units,
+    (
+        SELECT list(coalesce(e.source, e.energy) ORDER BY e.position)
+        FROM run_energies AS e
+        WHERE e.run_id = r.run_id
+    ) AS energy_words,
     r.dtype,
     r.seed,
     r.elw_version,
