@@ -8,7 +8,7 @@ import typer
 
 from energy_lens.cli.app import attractors_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, leave_aside, numbers, refuse_options, typed
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, leave_aside, numbers, refuse_before, typed
 from energy_lens.console import say
 from energy_lens.warehouse.features import FeatureName
 
@@ -43,10 +43,7 @@ def attractors_find(
     """
     options = typed(context)
     if context.invoked_subcommand is not None:
-        refuse_options(
-            options.values(),
-            f"before {context.invoked_subcommand}: put what {context.invoked_subcommand} knows behind it",
-        )
+        refuse_before(context.invoked_subcommand, options.values())
         return
     if patch is not None:
         name = FeatureName.parse(patch, "--patch")

@@ -15,7 +15,7 @@ from energy_lens.cli.options import (
     TrainingDtype,
     leave_aside,
     numbers,
-    refuse_options,
+    refuse_before,
     typed,
     words,
 )
@@ -108,10 +108,7 @@ def intervene_measure(
     """
     options = typed(context)
     if context.invoked_subcommand is not None:
-        refuse_options(
-            options.values(),
-            f"before {context.invoked_subcommand}: put what {context.invoked_subcommand} knows behind it",
-        )
+        refuse_before(context.invoked_subcommand, options.values())
         return
     if text is not None:
         require("features" in options, "--text takes one feature: say --feature 15:656 (layer:feature).")

@@ -93,7 +93,8 @@ def leave_aside(options: Iterable[str], command: str) -> None:
         say(f"{', '.join(listed)} {'is' if len(listed) == 1 else 'are'} left aside: {command} has no such option.")
 
 
-def refuse_options(options: Iterable[str], where: str) -> None:
-    """Raises UsageError when there are any: typed, and without a meaning `where`, which says what to do instead."""
+def refuse_before(command: str, options: Iterable[str]) -> None:
+    """Raises UsageError when options were typed before the name of a subcommand, which would not see them."""
     if listed := list(options):
-        raise UsageError(f"{', '.join(listed)} {'has' if len(listed) == 1 else 'have'} no meaning {where}.")
+        has = "has" if len(listed) == 1 else "have"
+        raise UsageError(f"{', '.join(listed)} {has} no meaning before {command}: put what {command} knows behind it.")

@@ -15,11 +15,6 @@ from typing import TextIO
 from energy_lens.errors import ElwError, UsageError
 
 
-def is_scratch(path: Path) -> bool:
-    """Whether a file has the name of one that is, or was, on its way to another: see `whole`."""
-    return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
-
-
 def is_special(output: Path) -> bool:
     """Something that is written to but never replaced: a device or a pipe."""
     return os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
@@ -81,7 +76,7 @@ class _Scratch:
 
     def make(self) -> None:
         for left in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.tmp"):
-            if _is_abandoned(left):
+            if is_abandoned(left):
                 with contextlib.suppress(OSError):
                     os.unlink(left)
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -108,18 +103,18 @@ def _take_names(scratches: Sequence[_Scratch]) -> None:
             sync(folder)
 
 
-def _is_abandoned(scratch: Path) -> bool:
-    """Whether the process that a scratch file is of is gone, or is this one: it was killed, and so left it behind."""
-    number = scratch.name.split(".")[-2]
-    if not number.isdecimal():
+def is_abandoned(path: Path) -> bool:
+    """Whether this is a scratch file of `whole` whose process was killed and left it: it is gone, or is this one."""
+    name = re.fullmatch(r"\..+\.([0-9]{1,9})\.tmp", path.name)
+    if name is None:
         return False  # somebody else's
     try:
-        os.kill(int(number), 0)
+        os.kill(int(name[1]), 0)
     except ProcessLookupError:
         return True
     except OSError:
         return False  # another user's, at work
-    return int(number) == os.getpid()
+    return int(name[1]) == os.getpid()
 
 
 def sync(path: Path) -> None:

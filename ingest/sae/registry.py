@@ -23,7 +23,7 @@ from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.sae.choosing import check_saes, registered_folder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae, save_sparsify
-from energy_lens.warehouse.files import is_scratch
+from energy_lens.warehouse.files import is_abandoned
 from energy_lens.warehouse.plan import sample_contexts
 
 #: Contexts of the sample that a norm median is measured on, as long as those of an ingest.
@@ -78,7 +78,7 @@ def export_sae(folder: Path, form: str, output: Path, half: bool = False) -> Pat
 def check_free(output: Path) -> None:
     """Raises UsageError unless a folder can be written there without touching anything."""
     # What a killed writer left under a scratch name is cleared away by the next one (warehouse.files).
-    if output.exists() and not (output.is_dir() and all(is_scratch(path) for path in output.iterdir())):
+    if output.exists() and not (output.is_dir() and all(is_abandoned(path) for path in output.iterdir())):
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
 
 
