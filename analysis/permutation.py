@@ -5,8 +5,9 @@ Where the null distribution comes from is not: from one document's activations w
 
 1. Within each category the documents are permuted. Document A's i-th context gets g̃ of document π(A)'s i-th context,
    position by position; a position counts where it counts in both. What has no partner is dropped.
-2. M[A, B, j] = Σ_i S, S = Σ_t a_{A,i,t,j}·g̃_{B,i,t,j}, and Σ_i S² are taken once for every pair of documents. A
-   permutation's ΣS_c is then Σ_A M[A, π(A), j], a sum of look-ups: ten times the permutations take little longer.
+2. M[A, B, j] = Σ_i S, S = Σ_t a_{A,i,t,j}·g̃_{B,i,t,j} − (Σ_t a)(Σ_t g̃)/n over the n positions that count in both, and
+   Σ_i S² are taken once for every pair of documents. A permutation's ΣS_c is then Σ_A M[A, π(A), j], a sum of look-ups:
+   ten times the permutations take little longer. (In the observed pairing Σg̃ = 0; in another one positions drop out.)
 3. p = (b + 1)/(N + 1), two-sided, with b of N permutations whose statistic is in size not below the observed one, for
    two statistics:
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.statistics.significance import MIN_MATES
-from energy_lens.ingest.statistics.stream import centred_by_context
+from energy_lens.ingest.statistics.stream import centred_by_context, less_mates
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -147,7 +148,7 @@ def pair_sums(
 ) -> tuple[Tensor, Tensor]:
     """Σ_i S and Σ_i S² [document A, document B, feature] of a block, float64, for features from `first_feature` on.
 
-    decoder: their rows. Only active tokens are visited: each adds a·g̃ of all B at once.
+    decoder: their rows. Only active tokens are visited: each adds a·g̃ and a of all B at once.
     """
     n_documents, n_features = block.n_documents, len(decoder)
     s, s2 = torch.zeros(2, n_documents, n_features, n_documents, dtype=torch.float64)
@@ -160,19 +161,29 @@ def pair_sums(
         g = -(centred[torch.from_numpy(places)] @ decoder.T).permute(1, 2, 0).contiguous()  # [position, feature, B]
         feature = torch.from_numpy(contexts.feature[chosen] - first_feature)
         activation = torch.from_numpy(contexts.activation[chosen])
-        products = activation[:, None] * g[torch.from_numpy(contexts.position[chosen]), feature].double()
+        position = torch.from_numpy(contexts.position[chosen])
+        counted = counted_tokens(centred[torch.from_numpy(places)])
         document = torch.from_numpy(block.documents[contexts.context[chosen]])
-        of_rank = torch.zeros(n_documents * n_features, len(places), dtype=torch.float64)
-        of_rank.index_add_(0, document * n_features + feature, products)
-        of_rank = of_rank.view(n_documents, n_features, len(places))
-        s[:, :, documents] += of_rank
-        s2[:, :, documents] += of_rank.square()
+        sums = torch.zeros(2, n_documents * n_features, len(places), dtype=torch.float64)
+        for total, factors in zip(sums, (g[position, feature].double(), counted.T[position]), strict=True):
+            total.index_add_(0, document * n_features + feature, activation[:, None] * factors)
+        sum_ag, sum_a = sums.view(2, n_documents, n_features, len(places))
+        sum_g = (counted.to(g.dtype) @ g.flatten(1)).view(-1, n_features, len(places)).double()
+        n = (counted @ counted.T).clamp_min(1)[:, None]
+        of_rank = sum_ag[documents] - sum_a[documents] * sum_g / n  # [A, feature, B]
+        s[documents[:, None], :, documents] += of_rank.transpose(1, 2)
+        s2[documents[:, None], :, documents] += of_rank.square().transpose(1, 2)
     return s.transpose(1, 2), s2.transpose(1, 2)
+
+
+def counted_tokens(centred: Tensor) -> Tensor:
+    """1 where ∇̃ [context, position, d_model] counts, else 0 [context, position]; float64."""
+    return (centred != 0).any(-1).double()
 
 
 def paired_tokens(block: Block, centred: Tensor) -> Tensor:
     """Tokens that count in both documents [A, B, 1] of a block, over all their paired contexts; float64."""
-    counted = (centred != 0).any(-1).double()
+    counted = counted_tokens(centred)
     n_tokens = torch.zeros(block.n_documents, block.n_documents, 1, dtype=torch.float64)
     for places in block.by_rank:
         documents, of_rank = torch.from_numpy(block.documents[places]), counted[torch.from_numpy(places)]
@@ -197,6 +208,5 @@ def within_rows(gradients: Tensor, included: Tensor, rows: list[Integers]) -> Te
         counts = included[places][..., None].to(gradients.dtype)
         g = centred_by_context(gradients[places] * counts, counts)
         mates = counts.sum(0) - counts
-        g -= (g.sum(0) - g) / mates.clamp_min(1)
-        gradients[places] = g * counts * (mates >= MIN_MATES)
+        gradients[places] = less_mates(g, g.sum(0), mates, (counts > 0) & (mates >= MIN_MATES))
     return gradients

@@ -90,21 +90,20 @@ def reference(rows: Sequence[Row], decoder: Floats, energy: str) -> dict[str, Fl
                 if row.included[c].any():
                     centred[c] = g[c] - np.mean([x for x in g[c] if not np.isnan(x)])
             for c in range(n_contexts):
-                s = null_s = 0.0
-                n_counted = 0
+                tested: list[tuple[float, float]] = []  # a and g less its context's mean and its mates'
+                control: list[tuple[float, float]] = []
                 following = (c + 1) % n_contexts
                 for t in range(n_positions):
                     others = [m for m in range(n_contexts) if m != c and row.included[m, t]]
                     if not row.included[c, t] or len(others) < 3:
                         continue
-                    within = centred[c, t] - np.mean([centred[m, t] for m in others])
-                    sums["sum_gc2"][j] += within**2
-                    s += row.a[c, t, j] * within
-                    n_counted += row.a[c, t, j] > 0
+                    tested.append((row.a[c, t, j], centred[c, t] - np.mean([centred[m, t] for m in others])))
                     if following in others:
                         both_out = [centred[m, t] for m in others if m != following]
-                        another = centred[following, t] - np.mean(both_out)
-                        null_s += row.a[c, t, j] * another
+                        control.append((row.a[c, t, j], centred[following, t] - np.mean(both_out)))
+                n_counted = sum(a > 0 for a, _ in tested)
+                s, null_s = covariance(tested), covariance(control)
+                sums["sum_gc2"][j] += sum((g_t - np.mean([g_u for _, g_u in tested])) ** 2 for _, g_t in tested)
                 sums["sum_s"][j] += s
                 sums["sum_s2"][j] += s**2
                 sums["null_s"][j] += null_s
@@ -112,6 +111,14 @@ def reference(rows: Sequence[Row], decoder: Floats, energy: str) -> dict[str, Fl
                 sums["n_counted"][j] += n_counted
                 sums["n_contexts"][j] += n_counted > 0
     return sums
+
+
+def covariance(pairs: Sequence[tuple[float, float]]) -> float:
+    """Σ(a − ā)(g − ḡ): what is left when both are centred over the tokens that count."""
+    if not pairs:
+        return 0.0
+    a, g = np.array(pairs).T
+    return float(((a - a.mean()) * (g - g.mean())).sum())
 
 
 def assert_equal_columns(found: Mapping[str, Any], expected: Mapping[str, Floats], relative: float = 1e-6) -> None:

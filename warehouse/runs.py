@@ -20,7 +20,7 @@ from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, P
 from energy_lens.warehouse.quality import insert_saes
 
 #: Version of what the stream accumulates; raise it when stored numbers change their meaning.
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 
 
 @dataclass(frozen=True)

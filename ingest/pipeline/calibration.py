@@ -1,4 +1,8 @@
-"""A seeded sample of the plan in, the bins of mutual information out: mean and spread of every feature's gradient."""
+"""A seeded sample of the plan in, what every group is measured by out.
+
+That is the bins of mutual information (mean and spread of every feature's gradient), and which decoder rows are the
+references of the test of the direction.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from energy_lens.console import say
 from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.reading import ContextReading, Instruments
+from energy_lens.ingest.statistics.directions import reference_rows
 from energy_lens.ingest.statistics.histograms import quartile_rows
 from energy_lens.ingest.statistics.stream import products, quadratic_form
 from energy_lens.warehouse.database import Warehouse
@@ -24,7 +29,7 @@ CALIBRATION_TOKENS = 4_096
 
 
 def calibrate(db: Path, run: StoredRun, instruments: Instruments, source: TokenSource) -> None:
-    """Store mean and spread of every feature's decoder gradient over a sample of the run, and the SAEs' quartiles.
+    """Store mean and spread of every feature's decoder gradient over a sample, the SAEs' quartiles, the references.
 
     The sample is drawn from the plan alone, so that it is the same wherever a run was interrupted.
     Raises UsageError when the text of the sample is no longer there.
@@ -38,6 +43,8 @@ def calibrate(db: Path, run: StoredRun, instruments: Instruments, source: TokenS
     with Warehouse(db, writable=True) as warehouse, warehouse.transaction():
         for sae in instruments.saes.values():
             warehouse.append("activation_quartiles", quartile_rows(sae).with_columns(run_id=pl.lit(run.run_id)))
+            references = reference_rows(sae, instruments.seed)
+            warehouse.append("reference_rows", references.with_columns(run_id=pl.lit(run.run_id)))
         warehouse.append("calibration", calibration)
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from energy_lens.ingest.pipeline.rows import (
     Columns,
     activation_rows,
+    direction_rows,
     document_gradient_rows,
     energy_rows,
+    feature_document_rows,
     gradient_rows,
     histogram_rows,
     moment_rows,
@@ -27,6 +29,7 @@ from energy_lens.ingest.pipeline.rows import (
 )
 from energy_lens.ingest.reading import ContextReading, Reader
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, widened
+from energy_lens.ingest.statistics.documents import DocumentSums
 from energy_lens.ingest.statistics.histograms import HistogramPlan, LayerHistograms
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics, RowGradients
 from energy_lens.warehouse.plan import Group
@@ -36,6 +39,8 @@ SORTED_BY = {
     "activations": ("layer", "feature", "token_id"),
     "feature_moments": ("layer", "energy", "feature"),
     "feature_histograms": ("layer", "energy", "feature"),
+    "feature_directions": ("layer", "energy", "feature"),
+    "feature_documents": ("layer", "energy", "feature", "document_id"),
     "token_layers": ("layer", "token_id"),
     "gradients": ("energy", "layer", "token_id"),
     "energies": ("energy", "layer", "token_id"),
@@ -56,12 +61,14 @@ class GroupBuilder:
     """Runs groups of one run; what it keeps from one to the next is the text of each vocabulary id."""
 
     def __init__(
-        self, run_id: int, context_length: int, reader: Reader, histogram_plan: HistogramPlan, store_gradients: bool
-    ) -> None:
+        self, run_id: int, context_length: int, reader: Reader, histogram_plan: HistogramPlan,
+        directions: Mapping[int, Tensor], store_gradients: bool,
+    ) -> None:  # fmt: skip
         self.run_id = run_id
         self.context_length = context_length
         self.reader = reader
         self.histogram_plan = histogram_plan
+        self.directions = directions
         self.store_gradients = store_gradients
         self.energies = [energy.name for energy in reader.energies]
         self._token_texts: dict[int, str] = {}
@@ -77,7 +84,7 @@ class GroupBuilder:
         token_ids: context_id: vocabulary ids. on_tokens: called with the number of tokens done since the last call.
         """
         parts: dict[str, list[Columns]] = defaultdict(list)
-        sums = GroupSums(self.reader.saes, self.energies, self.histogram_plan)
+        sums = GroupSums(self.reader.saes, self.energies, self.histogram_plan, self.directions)
         contexts = [(context, token_ids[context.context_id]) for row in group.rows for context in row]
         readings = self.reader.read(contexts)
         for row in group.rows:
@@ -123,19 +130,21 @@ class GroupBuilder:
 
 
 class GroupSums:
-    """What a group is summed up to, token by token, at each layer: moments, histograms, gradients of its documents."""
+    """What a group is summed up to, token by token, at each layer: moments, histograms, and sums of its documents."""
 
     def __init__(
-        self, saes: Mapping[int, SparseAutoencoder], energies: Sequence[str], histogram_plan: HistogramPlan
-    ) -> None:
+        self, saes: Mapping[int, SparseAutoencoder], energies: Sequence[str], histogram_plan: HistogramPlan,
+        directions: Mapping[int, Tensor],
+    ) -> None:  # fmt: skip
         self._energies = energies
-        self._statistics = {layer: LayerStatistics(sae, energies) for layer, sae in saes.items()}
+        self._statistics = {layer: LayerStatistics(sae, energies, directions[layer]) for layer, sae in saes.items()}
+        self._by_document = {layer: DocumentSums(energies) for layer in saes}
         self._histograms = {
             layer: LayerHistograms(saes[layer], energies, bins) for layer, bins in histogram_plan.layers.items()
         }
         self._sampled = histogram_plan.sampled
-        #: (document_id, layer, energy): included tokens, and Σ s_t·∂E/∂x over them [d_model]
-        self._documents: dict[tuple[int, int, str], tuple[int, NDArray[np.float64]]] = {}
+        #: (document_id, layer, energy): included tokens, and Σ of the square of s_t·∂E/∂x and of itself [d_model]
+        self._documents: dict[tuple[int, int, str], tuple[int, float, NDArray[np.float64]]] = {}
 
     def add(self, readings: Sequence[ContextReading], layer: int) -> RowGradients:
         """Take in one row of the plan at one layer; returns the gradients at its activations."""
@@ -144,6 +153,7 @@ class GroupSums:
         if layer in self._histograms:
             sampled = [reading.context.context_id in self._sampled for reading in readings]
             self._histograms[layer].add(row, at_active.mates_g, sampled)
+        self._by_document[layer].add(at_active.contexts, np.array([r.context.document_id for r in readings]))
         for reading in readings:
             self._add_to_document(reading, layer)
         return at_active
@@ -153,20 +163,24 @@ class GroupSums:
         included = torch.from_numpy(at_layer.included)
         for energy in self._energies:
             key = (reading.context.document_id, layer, energy)
-            total = at_layer.decoder_gradients(energy)[included].double().sum(0).numpy()
-            n_before, total_before = self._documents.get(key, (0, np.zeros_like(total)))
-            self._documents[key] = (n_before + int(included.sum()), total_before + total)
+            gradients = at_layer.decoder_gradients(energy)[included].double()
+            total, square = gradients.sum(0).numpy(), float(gradients.square().sum())
+            n_before, square_before, total_before = self._documents.get(key, (0, 0.0, np.zeros_like(total)))
+            self._documents[key] = n_before + int(included.sum()), square_before + square, total_before + total
 
     def add_rows(self, parts: dict[str, list[Columns]], group_id: int) -> None:
         """Add the sums' rows, by table, to those of the group."""
         for layer, statistics in self._statistics.items():
             for energy in self._energies:
                 parts["feature_moments"].append(moment_rows(statistics, group_id, layer, energy))
+                parts["feature_directions"].append(direction_rows(statistics, group_id, layer, energy))
+                by_document = feature_document_rows(self._by_document[layer], group_id, layer, energy)
+                parts["feature_documents"].append(by_document)
                 if layer in self._histograms:
                     rows = histogram_rows(self._histograms[layer], group_id, layer, energy)
                     parts["feature_histograms"].append(rows)
-        for (document_id, layer, energy), (n_tokens, total) in self._documents.items():
-            rows = document_gradient_rows(group_id, document_id, layer, energy, n_tokens, total)
+        for (document_id, layer, energy), (n_tokens, square, total) in self._documents.items():
+            rows = document_gradient_rows(group_id, document_id, layer, energy, n_tokens, square, total)
             parts["document_gradients"].append(rows)
 
 

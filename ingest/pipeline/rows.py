@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.inclusion import REASONS
 from energy_lens.ingest.reading import ContextReading
+from energy_lens.ingest.statistics.directions import packed
+from energy_lens.ingest.statistics.documents import DocumentSums
 from energy_lens.ingest.statistics.histograms import LayerHistograms
 from energy_lens.ingest.statistics.stream import LayerStatistics
 from energy_lens.ingest.token_classes import token_classes
 
 #: Some rows of a table: columns by name, each an array [row] or a value that all of these rows have in common.
-Columns = dict[str, NDArray[Any] | int | str | None]
+Columns = dict[str, NDArray[Any] | float | str | None]
 
 #: Columns in which a number that is not defined is NaN here and NULL in the warehouse.
 _NAN_IS_NULL = ("discrete", "kl_to_output", "sum_a2h2")
@@ -111,13 +113,27 @@ def histogram_rows(histograms: LayerHistograms, group_id: int, layer: int, energ
     return {"group_id": group_id, "layer": layer, "energy": energy, **histograms.columns(energy)}
 
 
+def direction_rows(statistics: LayerStatistics, group_id: int, layer: int, energy: str) -> Columns:
+    """Rows of `feature_directions` of one layer and energy, a row for every feature that the group's test counts."""
+    features, along = statistics.along(energy)
+    scale, codes = packed(along)
+    place: Columns = {"group_id": group_id, "layer": layer, "energy": energy}
+    return {**place, "feature": features.astype(np.int32), "scale": scale, "along": codes}
+
+
+def feature_document_rows(sums: DocumentSums, group_id: int, layer: int, energy: str) -> Columns:
+    """Rows of `feature_documents` of one layer and energy, a row for every feature that is active in a document."""
+    return {"group_id": group_id, "layer": layer, "energy": energy, **sums.columns(energy)}
+
+
 def document_gradient_rows(
-    group_id: int, document_id: int, layer: int, energy: str, n_tokens: int, gradient_sum: NDArray[np.float64]
-) -> Columns:
-    """The row of `document_gradients` of one document. gradient_sum: Σ s_t·∂E/∂x over its n_tokens [d_model]."""
+    group_id: int, document_id: int, layer: int, energy: str, n_tokens: int, sum_norm2: float,
+    gradient_sum: NDArray[np.float64],
+) -> Columns:  # fmt: skip
+    """The row of `document_gradients` of one document: sums of s_t·∂E/∂x [d_model] and of its square over n_tokens."""
     return {
         "group_id": group_id, "document_id": np.array([document_id], dtype=np.int32), "layer": layer, "energy": energy,
-        "n_tokens": n_tokens, "gradient_sum": gradient_sum[None],
+        "n_tokens": n_tokens, "sum_norm2": sum_norm2, "gradient_sum": gradient_sum[None],
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date, groups
 from energy_lens.ingest.reading import Instruments
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, choose_saes
+from energy_lens.ingest.statistics.directions import read_directions
 from energy_lens.ingest.statistics.finish import finish
 from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.warehouse.database import Warehouse, ingest_lock
@@ -204,8 +205,11 @@ def process(
     energies = [energy.name for energy in instruments.energies]
     with Warehouse(options.db, writable=True) as warehouse:
         histogram_plan = read_histogram_plan(warehouse, run.run_id, instruments.saes, energies)
+        directions = read_directions(warehouse, run.run_id, instruments.saes, instruments.seed)
     reader = instruments.reader()
-    builder = GroupBuilder(run.run_id, options.context_length, reader, histogram_plan, options.store_gradients)
+    builder = GroupBuilder(
+        run.run_id, options.context_length, reader, histogram_plan, directions, options.store_gradients
+    )
     pending: deque[GroupTables] = deque()
     with bar("Ingest", sum(group.n_tokens for group in groups), "token") as progress:
         for group in groups:

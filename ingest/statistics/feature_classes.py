@@ -142,14 +142,15 @@ def class_statistics(grid: Grid, active: Active, d_sae: int) -> Iterator[pl.Data
         parts = []
         for code in range(len(CLASSES)):
             indicator = (grid.label == code).astype(np.float64)
-            centred = _centred(indicator, grid)
+            centred = _centred(indicator, grid.included)
             if kind == "own":
-                tested = (centred - (_total(centred, grid) - centred) / np.maximum(mates, 1)) * counted
+                tested = centred - (_total(centred, grid) - centred) / np.maximum(mates, 1)
+                tested = _centred(tested, counted)
             else:
                 shifted = _shifted(centred, following)
                 usable = grid.included & (_shifted(grid.included, following) > 0) & (null_mates >= MIN_MATES - 1)
                 rest = _total(centred, grid) - centred - shifted
-                tested = (shifted - rest / np.maximum(null_mates, 1)) * usable
+                tested = _centred(shifted - rest / np.maximum(null_mates, 1), usable)
             sums = np.bincount(cell, weights=tested[active.context, active.position], minlength=len(cells))
             sum_s = np.bincount(cell_feature, weights=sums, minlength=d_sae)
             sum_s2 = np.bincount(cell_feature, weights=sums**2, minlength=d_sae)
@@ -248,10 +249,10 @@ def _mates(grid: Grid, following: Integers) -> tuple[Floats, Floats]:
     return mates, mates - _shifted(included, following)
 
 
-def _centred(indicator: Floats, grid: Grid) -> Floats:
-    """Minus its mean over the context's included tokens; 0 elsewhere."""
-    n = np.maximum(grid.included.sum(1, keepdims=True), 1)
-    centred: Floats = (indicator - (indicator * grid.included).sum(1, keepdims=True) / n) * grid.included
+def _centred(values: Floats, chosen: NDArray[np.bool_]) -> Floats:
+    """Minus their mean over the context's chosen tokens; 0 elsewhere. Both [context, position]."""
+    n = np.maximum(chosen.sum(1, keepdims=True), 1)
+    centred: Floats = (values - (values * chosen).sum(1, keepdims=True) / n) * chosen
     return centred
 
 

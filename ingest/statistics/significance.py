@@ -22,7 +22,7 @@ def two_sided_p(z: Floats) -> Floats:
     return p
 
 
-def two_sided_t_p(t: Floats, degrees_of_freedom: int) -> Floats:
+def two_sided_t_p(t: Floats, degrees_of_freedom: float | NDArray[np.number]) -> Floats:
     """P(|T| >= |t|) for Student's T."""
     from scipy.special import stdtr
 
@@ -30,11 +30,12 @@ def two_sided_t_p(t: Floats, degrees_of_freedom: int) -> Floats:
     return p
 
 
-def t_quantile(degrees_of_freedom: int, level: float = 0.975) -> float:
+def t_quantile(degrees_of_freedom: float | NDArray[np.number], level: float = 0.975) -> Floats:
     """Quantile of Student's t."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees_of_freedom, level))
+    quantile: Floats = np.asarray(stdtrit(degrees_of_freedom, level))
+    return quantile
 
 
 def benjamini_hochberg(p: Floats) -> Floats:
@@ -42,4 +43,13 @@ def benjamini_hochberg(p: Floats) -> Floats:
     from scipy.stats import false_discovery_control
 
     q: Floats = false_discovery_control(p)
+    return q
+
+
+def known_q(p: Floats) -> Floats:
+    """q of the p that are not NaN, among themselves; NaN where p is."""
+    q = np.full(len(p), np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        q[known] = benjamini_hochberg(p[known])
     return q

@@ -7,10 +7,17 @@ normalises (`SparseAutoencoder.token_scales`). Sums over all tokens follow from 
 The within-context test asks whether a and g go together inside contexts, beyond what position explains:
 
   g̃    g minus its mean over the context's included tokens, minus the mean at the same position of its mates' so
-       centred g. Mates are the other contexts of the plan's row, all of other documents.
+       centred g, minus the mean of what is then left over the context's counted tokens. Mates are the other contexts of
+       the plan's row, all of other documents.
   S_c  Σ_t a·g̃ over the context; z = ΣS_c / √ΣS_c².
   null the same with the centred g of the row's next context (cyclic), minus the mean of the mates other than both:
        the run's own negative control.
+
+The last centring makes S_c the context's covariance of a and g̃, since Σg̃ = 0: without it a feature that fires more in
+short contexts would go with whatever drifts along positions.
+
+Is it this direction? Almost any direction goes with a gradient that is merely out of the ordinary where the feature
+fires. So m_j = −Σ_c Σ_t a·∇̃ is also taken along directions that all features share (`directions`).
 
 Curvature probes (`curvature`) add Σa²h²·growth(a‖d‖/‖x‖) over active tokens, the mean of the probes.
 
@@ -56,6 +63,24 @@ class RowGradients(NamedTuple):
     g: dict[str, Tensor]
     mates_g: dict[str, Tensor]  #: of the row's next context (cyclic) at the same position; 0 where not included
     counted: Tensor  #: [context, position] bool: tokens that the within-context test counts
+    contexts: ContextSums  #: what statistics by document are made of
+
+
+class PairSums(NamedTuple):
+    """Sums of one energy over a context's tokens, for n pairs of a context and a feature; float64."""
+
+    s: Tensor  #: S_c [n]
+    g2: Tensor  #: Σg² over included tokens, whether the feature is active there or not [n]
+    norm2: Tensor  #: Σ‖∇‖² over the same tokens [n]
+
+
+class ContextSums(NamedTuple):
+    """Sums by context and feature, for the n pairs of them in which the feature is active."""
+
+    contexts: Tensor  #: [n] place in the row, ascending
+    features: Tensor  #: [n] ascending within a context
+    energies: dict[str, PairSums]
+    a2h2: Tensor | None  #: Σa²h²·growth [n] float64; None without probes
 
 
 class RowMates(NamedTuple):
@@ -101,6 +126,7 @@ class Moments:
     s2: Tensor  #: ΣS_c² [d_sae]
     null_s: Tensor  #: [d_sae]
     null_s2: Tensor  #: [d_sae]
+    along: Tensor  #: ⟨m_j, shared direction⟩ [d_sae, direction]; float32, since it is stored in a byte
 
 
 @dataclass
@@ -109,6 +135,7 @@ class LayerStatistics:
 
     sae: SparseAutoencoder
     energies: Sequence[str]
+    directions: Tensor | None = None  #: shared by all features [direction, d_model]; None: none
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,8 +146,9 @@ class LayerStatistics:
         self.sum_a2h2 = torch.full((m,), torch.nan, dtype=torch.float64)  #: NaN until a row comes with probes
         self._row_norms = self.sae.W_dec.norm(dim=1)
         for energy in self.energies:
-            shapes = ((d,), (d, d), (d, d), (m,), (m,), (m,), (m,))
-            self.moments[energy] = Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+            wide = [torch.zeros(shape, dtype=torch.float64) for shape in ((d,), (d, d), (d, d), (m,), (m,), (m,), (m,))]
+            along = torch.zeros(m, 0 if self.directions is None else len(self.directions))
+            self.moments[energy] = Moments(*(*wide, along))
 
     @torch.no_grad()
     def add(self, row: LayerRow) -> RowGradients:
@@ -135,15 +163,25 @@ class LayerStatistics:
         g, h = self._at_activations(row, vectors)
         activations = row_activations(row.activations)
         self._add_counts(activations, mates.counted)
-        for energy, parts in g.items():
-            self._add_test(self.moments[energy], activations, parts)
-        if row.probes:
-            self._add_curvature(row, activations, h)
+        for energy, of_energy in zip(self.energies, vectors, strict=True):
+            self._add_along(self.moments[energy], activations, of_energy.tested)
+        active = self._by_context(torch.ones_like(activations.features), activations) > 0
+        contexts, features = active.nonzero(as_tuple=True)
+        pairs = {
+            energy: PairSums(
+                self._add_test(self.moments[energy], activations, g[energy])[active],
+                self._squares(of_energy.gradient, contexts, features),
+                of_energy.gradient.double().square().sum((1, 2))[contexts],
+            )
+            for energy, of_energy in zip(self.energies, vectors, strict=True)
+        }
+        a2h2 = self._add_curvature(row, activations, h)[active] if row.probes else None
         shape = row.activations.values.shape
         return RowGradients(
             g={energy: parts.gradient.reshape(shape) for energy, parts in g.items()},
             mates_g={energy: parts.following.reshape(shape) for energy, parts in g.items()},
             counted=mates.counted[..., 0],
+            contexts=ContextSums(contexts, features, pairs, a2h2),
         )
 
     def _add_moments(self, moments: Moments, vectors: EnergyParts) -> None:
@@ -181,22 +219,44 @@ class LayerStatistics:
         self.n_counted += counts.sum(0)
         self.n_contexts += (counts > 0).sum(0)
 
-    def _add_test(self, moments: Moments, activations: RowActivations, g: EnergyParts) -> None:
-        """Add each context's S_c, and that of the control, and their squares."""
+    def _add_test(self, moments: Moments, activations: RowActivations, g: EnergyParts) -> Tensor:
+        """Add each context's S_c, and that of the control, and their squares; returns S_c [context, d_sae]."""
+        found = []
         for centred_g, s, s2 in ((g.tested, moments.s, moments.s2), (g.null, moments.null_s, moments.null_s2)):
             products = (activations.values * centred_g[activations.slots]).double()
             by_context = self._by_context(products, activations)
             s += by_context.sum(0)
             s2 += by_context.square().sum(0)
+            found.append(by_context)
+        return found[0]
 
-    def _add_curvature(self, row: LayerRow, activations: RowActivations, h: Tensor) -> None:
-        """Add Σa²h²·growth. h: of each probe at the activations [context·position, K, probe]."""
+    def _add_along(self, moments: Moments, activations: RowActivations, tested: Tensor) -> None:
+        """Add −Σa·⟨∇̃, direction⟩. tested: ∇̃ [context, position, d_model]."""
+        if self.directions is None:
+            return
+        along = -tested.reshape(-1, self.sae.d_model) @ self.directions.T  # [token, direction]
+        tokens = torch.arange(len(along))[:, None].expand_as(activations.slots)[activations.slots]
+        moments.along.index_add_(0, activations.features, activations.values[:, None] * along[tokens])
+
+    def _squares(self, gradient: Tensor, contexts: Tensor, features: Tensor) -> Tensor:
+        """Σ_t ⟨∇_t, d_j⟩² for pairs of a context and a feature [n]; gradient: [context, position, d_model]."""
+        sizes = torch.bincount(contexts, minlength=len(gradient)).tolist()
+        of_context = zip(gradient, features.split(sizes), strict=True)
+        return torch.cat([(v @ self.sae.W_dec[j].float().T).double().square().sum(0) for v, j in of_context])
+
+    def _add_curvature(self, row: LayerRow, activations: RowActivations, h: Tensor) -> Tensor:
+        """Add Σa²h²·growth; returns it by context [context, d_sae].
+
+        h: of each probe at the activations [context·position, K, probe].
+        """
         assert row.norms is not None
         values, features = (part.flatten(0, 1) for part in row.activations)
         h2 = h.double().square().mean(-1)
         relative = values * self._row_norms[features] / row.norms.reshape(-1, 1)
         a2h2 = (values.double().square() * h2 * growth(relative.double()))[activations.slots]
-        self.sum_a2h2.nan_to_num_(0).index_add_(0, activations.features, a2h2)
+        by_context = self._by_context(a2h2, activations)
+        self.sum_a2h2.nan_to_num_(0).add_(by_context.sum(0))
+        return by_context
 
     def _by_context(self, values: Tensor, activations: RowActivations) -> Tensor:
         """Σ of values [n], one of each activation, by context and feature: [context, d_sae]."""
@@ -222,6 +282,11 @@ class LayerStatistics:
             "sum_a2h2": (self.sum_a2h2 if energy == "nll" else torch.full_like(self.sum_a2h2, torch.nan)).numpy(),
         }
 
+    def along(self, energy: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Features that are active at counted tokens [n], and their ⟨m_j, direction⟩ [n, direction]."""
+        features = self.n_counted.nonzero()[:, 0]
+        return features.numpy(), self.moments[energy].along[features].numpy()
+
 
 def row_mates(included: Tensor) -> RowMates:
     """Which tokens of a row have enough mates. included: [context, position] bool."""
@@ -240,10 +305,20 @@ def energy_vectors(gradients: Tensor, mates: RowMates) -> EnergyParts:
     gradient = gradients * mates.included
     centred = centred_by_context(gradient, mates.included)
     total = centred.sum(0)
-    tested = (centred - (total - centred) / mates.n.clamp_min(1)) * mates.counted
+    tested = less_mates(centred, total, mates.n, mates.counted)
     following = centred.roll(-1, 0)
-    null = (following - (total - centred - following) / mates.n_null.clamp_min(1)) * mates.null_counted
+    null = less_mates(following, total - centred, mates.n_null, mates.null_counted)
     return EnergyParts(gradient, tested, null, gradient.roll(-1, 0))
+
+
+def less_mates(centred: Tensor, total: Tensor, n: Tensor, counted: Tensor) -> Tensor:
+    """∇̃: centred gradients less the mean of their mates', centred once more over the counted tokens; 0 elsewhere.
+
+    centred: [context, position, d_model]. total: its sum over the row's contexts, which holds centred itself. n: how
+    many mates make up the rest of total [context, position, 1]. counted: [context, position, 1] bool.
+    """
+    counts = counted.to(centred.dtype)
+    return centred_by_context((centred - (total - centred) / n.clamp_min(1)) * counts, counts)
 
 
 def row_activations(activations: SparseActivations) -> RowActivations:

@@ -1,7 +1,7 @@
 -- The discrete gradient of one layer and energy as the within-context test wants it: g minus its mean over the context's
--- tokens, minus the mean of its mates' at the same position, where at least 3 mates have one (`tested`); and the same of
--- the row's next context without the mates' that the control may not see (`control`), as in the stream of the decoder
--- gradient. A temporary table, since two queries read it.
+-- tokens, minus the mean of its mates' at the same position, where at least 3 mates have one, minus the mean of what is
+-- left over these tokens (`tested`); and the same of the row's next context without the mates' that the control may not
+-- see (`control`), as in the stream of the decoder gradient. A temporary table, since two queries read it.
 CREATE OR REPLACE TEMP TABLE centred_discrete AS
 WITH centred AS (
     SELECT
@@ -41,11 +41,20 @@ paired AS (
         AND following.lane = (own.lane + 1) % l.n_lanes
         AND l.n_lanes > 1
     WINDOW beside AS (PARTITION BY own.group_id, own.row, own.position)
+),
+less_mates AS (
+    SELECT
+        token_id,
+        context_id,
+        discrete,
+        CASE WHEN n_beside > 3 THEN g - (total - g) / (n_beside - 1) END AS tested,
+        CASE WHEN n_beside > 3 THEN next_g - (total - g - next_g) / (n_beside - 2) END AS control
+    FROM paired
 )
 SELECT
     token_id,
     context_id,
     discrete,
-    CASE WHEN n_beside > 3 THEN g - (total - g) / (n_beside - 1) END AS tested,
-    CASE WHEN n_beside > 3 THEN next_g - (total - g - next_g) / (n_beside - 2) END AS control
-FROM paired
+    tested - avg(tested) OVER (PARTITION BY context_id) AS tested,
+    control - avg(control) OVER (PARTITION BY context_id) AS control
+FROM less_mates

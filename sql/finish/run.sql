@@ -1,3 +1,3 @@
-SELECT context_length, layers, energies
+SELECT context_length, seed, layers, energies
 FROM runs
 WHERE run_id = $run
