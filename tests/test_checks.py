@@ -175,11 +175,15 @@ CHECKS = {
     "correlations": [
         "UPDATE feature_statistics SET sum_ag = 1e9 WHERE feature = 3 AND energy = 'nll' AND half = 'A'",
         "UPDATE predictor_statistics SET spearman = -1.01 WHERE validation = 'same'",
+        "UPDATE feature_statistics SET cosine = 1.01 WHERE feature = 3 AND energy = 'nll'",
+        "UPDATE feature_statistics SET sum_gc2 = sum_gc2 / 1e9 WHERE feature = 3 AND energy = 'hopfield'",
     ],
     "p_and_q": [
         "UPDATE feature_statistics SET q_value = p_value / 2 WHERE p_value > 0",
         "UPDATE feature_statistics SET p_value = 1.5, q_value = 1.5 WHERE p_value > 0",
         "UPDATE feature_statistics SET q_value = NULL WHERE feature = 3",
+        "UPDATE feature_statistics SET q_specific = p_specific / 2 WHERE p_specific > 0",
+        "UPDATE feature_statistics SET q_documents = p_documents / 2 WHERE p_documents > 0",
         "UPDATE feature_classes SET q_value = -q_value WHERE q_value > 0",
         "UPDATE attractors SET label = 'a', label_p = 0.5, label_q = 0.4 WHERE attractor = 0",
     ],
@@ -196,6 +200,11 @@ CHECKS = {
     "sums_over_halves": [
         "UPDATE feature_statistics SET active_g2 = active_g2 * (1 + 1e-6) WHERE half = 'B' AND feature = 3",
         "DELETE FROM feature_statistics WHERE half = 'A' AND feature = 3",
+    ],
+    "sums_over_documents": [
+        "UPDATE feature_documents SET sum_s = sum_s + 1 WHERE feature = 3",
+        "DELETE FROM feature_documents WHERE feature = 3 AND energy = 'nll' AND layer = 1",
+        "UPDATE feature_moments SET sum_s = -sum_s WHERE energy = 'hopfield'",
     ],
     "statistics_recomputed": [
         "UPDATE feature_statistics SET sum_a = sum_a * (1 + 1e-6), sum_a2 = sum_a2 * (1 + 1e-6)",

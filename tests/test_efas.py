@@ -273,7 +273,8 @@ def test_intervals_equal_loops_over_documents(
                     assert_close(row["attribution_low"], low, 1e-6 * (abs(low) + margin))
                     assert_close(row["attribution_high"], high, 1e-6 * (abs(high) + margin))
     assert 0.98 < np.median(widths) < 1.02
-    assert 0.8 < np.min(widths) <= np.max(widths) < 1.25, (np.min(widths), np.max(widths))
+    low, high = np.quantile(widths, [0.05, 0.95])
+    assert 0.8 < low <= high < 1.25, (low, high)
 
 
 def test_roles_come_from_a_false_discovery_rate(warehouse: Warehouse, layers: dict[int, Layer]) -> None:
@@ -408,7 +409,7 @@ def test_the_test_of_the_direction_follows_its_definition(
 ) -> None:
     """t_specific, its p and q, the control and the cosine of every feature, from stored vectors and loops alone.
 
-    Sums along the shared directions are stored in a byte, hence the tolerance of a hundredth.
+    Sums along the shared directions are stored in six bits, hence the tolerance of some hundredths.
     """
     plan = plan_rows(warehouse)
     for layer, stored in layers.items():
@@ -429,9 +430,9 @@ def test_the_test_of_the_direction_follows_its_definition(
                     continue
                 others = references[references != j]
                 t = sizes[j, j] / np.sqrt((sizes[j, others] ** 2).mean())
-                assert row["t_specific"] == pytest.approx(t, rel=0.01)
-                assert row["p_specific"] == pytest.approx(2 * stats.t.sf(abs(row["t_specific"]), len(others)), rel=1e-9)
-                assert row["cosine"] == pytest.approx(cosine[j], rel=0.01)
+                assert row["t_specific"] == pytest.approx(t, rel=0.02)
+                assert row["p_specific"] == pytest.approx(2 * stats.t.sf(abs(row["t_specific"]), len(others)), rel=1e-4)
+                assert row["cosine"] == pytest.approx(cosine[j], rel=0.03)
                 place = j % 64
                 stand_in = references[place] if references[place] != j else references[(place + 1) % 64]
                 rest = others[others != stand_in]
@@ -442,7 +443,7 @@ def test_the_test_of_the_direction_follows_its_definition(
             q = [row["q_specific"] for (c, h, _), row in found.items() if (c, h) == (category, half) and row["z"]]
             assert len(p) == n_tested
             if p:
-                np.testing.assert_allclose(q, stats.false_discovery_control(p), rtol=1e-9)
+                np.testing.assert_allclose(q, stats.false_discovery_control(p), rtol=1e-5)
 
 
 def assert_test_equals(
@@ -783,6 +784,8 @@ def test_the_views_algebra_is_exact(tmp_path: Path) -> None:
     tested = ("p_value", "q_value", "p_specific", "q_specific", "p_reference", "p_documents", "q_documents", "cosine")
     within |= {name: generator.random(n_rows).tolist() for name in (*tested, "q_attribution", "t_specific")}
     within["sum_i2"] = (np.array(within["sum_i2"]) / 1_000).tolist()
+    for name in ("sum_i2", "sum_sd2", *tested[2:], "q_attribution", "t_specific"):  # stored as FLOAT
+        within[name] = np.array(within[name], dtype=np.float32).astype(np.float64).tolist()
     frame = pl.DataFrame(
         {
             **columns, **within, "feature": list(range(n_rows)), "t_quantile": [2.1199] * n_rows,
@@ -954,7 +957,7 @@ def test_alignments_are_the_rows_of_efas_that_its_rule_names(warehouse: Warehous
     rows = warehouse.sql(f"SELECT {columns}, reason FROM alignments").fetchall()
     assert {tuple(key): (score, q, reason) for *key, score, q, reason in rows} == expected
     assert len(rows) == len(expected)
-    assert {reason for _, _, reason in expected.values()} >= {"|score| > 0.1", "|score| > 0.1 and q < 0.05"}
+    assert {reason for _, _, reason in expected.values()} >= {"|score| > 0.1", "|score| > 0.1 and q_specific < 0.05"}
 
 
 def test_layer_energy_equals_numpy(warehouse: Warehouse) -> None:

@@ -12,8 +12,8 @@ With N_jk = ⟨m_j, d_k⟩/√(d_kᵀ(Σ∇̃∇̃ᵀ)d_k), t_specific = N_jj/�
 t with as many degrees of freedom where d_j is exchangeable with the other rows, be m_j noise or the trace of a gradient
 that is out of the ordinary where the feature fires. Sizes are compared and not z's, since a z cannot exceed √contexts.
 
-Sums of a group are stored as bytes times a scale. A rounding error is then 0.5/LARGEST of a row's largest number, a
-hundredth of the usual one: what is made of them is good to a thousandth, and they take 15 % of the file.
+Sums of a group are stored as small integers times a scale. A rounding error is at most 0.5/LARGEST of a row's largest
+number and about a fortieth of the usual one; over 64 of them, squared, a thousandth is left.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ N_REFERENCES, N_PROBES = 64, 64
 #: Fewer references than this, as in a toy SAE, are no comparison.
 MIN_REFERENCES = 8
 
-#: Of a stored number: seven bits with its sign, which DuckDB packs as such.
-LARGEST = 63
+#: Of a stored number: six bits with its sign, which DuckDB packs as such.
+LARGEST = 31
 
 
 @dataclass(frozen=True)

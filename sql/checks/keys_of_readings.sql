@@ -33,3 +33,13 @@ SELECT 'feature_histograms' AS "table", 'run_id, group_id, layer, feature, energ
 FROM feature_histograms
 GROUP BY run_id, group_id, layer, feature, energy
 HAVING n > 1
+UNION ALL
+SELECT 'feature_directions' AS "table", 'run_id, group_id, layer, feature, energy' AS columns, concat_ws(':', run_id, group_id, layer, feature, energy) AS key, count(*) AS n
+FROM feature_directions
+GROUP BY run_id, group_id, layer, feature, energy
+HAVING n > 1
+UNION ALL
+SELECT 'feature_documents' AS "table", 'run_id, group_id, document_id, layer, feature, energy' AS columns, concat_ws(':', run_id, group_id, document_id, layer, feature, energy) AS key, count(*) AS n
+FROM feature_documents
+GROUP BY run_id, group_id, document_id, layer, feature, energy
+HAVING n > 1

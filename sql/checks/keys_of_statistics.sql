@@ -23,3 +23,8 @@ SELECT 'activation_quartiles' AS "table", 'run_id, layer, feature' AS columns, c
 FROM activation_quartiles
 GROUP BY run_id, layer, feature
 HAVING n > 1
+UNION ALL
+SELECT 'reference_rows' AS "table", 'run_id, layer, feature' AS columns, concat_ws(':', run_id, layer, feature) AS key, count(*) AS n
+FROM reference_rows
+GROUP BY run_id, layer, feature
+HAVING n > 1

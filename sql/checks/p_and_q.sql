@@ -4,6 +4,14 @@ WITH tested AS (
     FROM feature_statistics
     WHERE p_value IS NOT NULL OR q_value IS NOT NULL
     UNION ALL
+    SELECT 'feature_statistics, specific', run_id, layer, feature, energy, category, p_specific, q_specific
+    FROM feature_statistics
+    WHERE p_specific IS NOT NULL OR q_specific IS NOT NULL
+    UNION ALL
+    SELECT 'feature_statistics, documents', run_id, layer, feature, energy, category, p_documents, q_documents
+    FROM feature_statistics
+    WHERE p_documents IS NOT NULL OR q_documents IS NOT NULL
+    UNION ALL
     SELECT 'feature_classes', run_id, layer, feature, class, labels, p_value, q_value
     FROM feature_classes
     WHERE p_value IS NOT NULL OR q_value IS NOT NULL

@@ -35,6 +35,10 @@ WITH parts AS (
     UNION ALL
     SELECT 'feature_classes', run_id FROM feature_classes GROUP BY ALL
     UNION ALL
+    SELECT 'feature_directions', run_id FROM feature_directions GROUP BY ALL
+    UNION ALL
+    SELECT 'feature_documents', run_id FROM feature_documents GROUP BY ALL
+    UNION ALL
     SELECT 'feature_histograms', run_id FROM feature_histograms GROUP BY ALL
     UNION ALL
     SELECT 'feature_moments', run_id FROM feature_moments GROUP BY ALL
@@ -58,6 +62,8 @@ WITH parts AS (
     SELECT 'plan_groups', run_id FROM plan_groups GROUP BY ALL
     UNION ALL
     SELECT 'predictor_statistics', run_id FROM predictor_statistics GROUP BY ALL
+    UNION ALL
+    SELECT 'reference_rows', run_id FROM reference_rows GROUP BY ALL
     UNION ALL
     SELECT 'sae_quality', run_id FROM sae_quality GROUP BY ALL
     UNION ALL

@@ -55,18 +55,19 @@ COMMENT ON COLUMN feature_documents.sum_a2h2 IS 'Sum of a^2 h^2 over active toke
 ALTER TABLE document_gradients ADD COLUMN IF NOT EXISTS sum_norm2 DOUBLE;
 COMMENT ON COLUMN document_gradients.sum_norm2 IS 'Sum of |dE/dx|^2 over the same tokens.';
 
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS sum_i2 DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS i_quantile DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_attribution DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS cosine DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS t_specific DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_specific DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_specific DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_reference DOUBLE;
+-- FLOAT: nothing is added up from these, and a file holds a quarter of a million of each.
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS sum_i2 FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS i_quantile FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_attribution FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS cosine FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS t_specific FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_specific FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_specific FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_reference FLOAT;
 ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS n_s_documents INTEGER;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS sum_sd2 DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_documents DOUBLE;
-ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_documents DOUBLE;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS sum_sd2 FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS p_documents FLOAT;
+ALTER TABLE feature_statistics ADD COLUMN IF NOT EXISTS q_documents FLOAT;
 COMMENT ON COLUMN feature_statistics.sum_u2 IS 'Runs of before version 3 of the statistics: sum over documents of U_d^2, the document''s share of the covariance. NULL in later ones.';
 COMMENT ON COLUMN feature_statistics.sum_i2 IS 'Sum over documents of I_d^2, the document''s influence on the correlation; NULL where documents are too few for an interval.';
 COMMENT ON COLUMN feature_statistics.i_quantile IS '97.5 % quantile of Student''s t with (sum of I_d^2)^2 / sum of I_d^4 degrees of freedom: the number of documents that the correlation rests on.';
