@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 	@mkdir -p .types && ln -sfn .. $@
 
 demo: $(VENV)/installed
-	$(ELW) ingest corpus/ --max-tokens 32768 --db $(DEMO_DB)
+	$(ELW) ingest corpus/ --db $(DEMO_DB)
 	$(ELW) sql --db $(DEMO_DB) 'SELECT * FROM efas WHERE abs(score) > 0.7'
 	$(ELW) sql --db $(DEMO_DB) < sql/queries/top_nll.sql
 	$(ELW) report --db $(DEMO_DB) --output report/

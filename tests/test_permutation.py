@@ -281,7 +281,7 @@ def test_features_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
 LENGTHS = {
     "equal": [4] * 20,
-    "as in the sample corpus": [8, 8, 9, 9, 10, 10, 12, 12, 13, 13, 14, 22, 7, 11, 11, 9, 10, 17, 16, 18],
+    "unequal": [8, 8, 9, 9, 10, 10, 12, 12, 13, 13, 14, 22, 7, 11, 11, 9, 10, 17, 16, 18],
     "very unequal": [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4, 6, 6, 9, 9, 14, 14, 20, 20],
 }
 
@@ -323,7 +323,7 @@ def test_large_gradients_of_either_sign_are_no_association() -> None:
 def test_it_finds_planted_effects_and_agrees_with_z() -> None:
     """Effects of either sign are found with their sign; over features z and the permutation rank alike."""
     effect = np.concatenate([np.zeros(60), np.full(20, 0.6), np.full(20, -0.6), np.linspace(-0.3, 0.3, 40)])
-    contexts, g = documents(LENGTHS["as in the sample corpus"], 140, seed=5, effect=effect)
+    contexts, g = documents(LENGTHS["unequal"], 140, seed=5, effect=effect)
     found = permutation_test(contexts, g, -torch.eye(140, dtype=torch.float64), 999, seed=0)
     assert (found.p[60:100] <= 0.01).mean() > 0.95
     assert (np.sign(found.z[60:100]) == np.sign(effect[60:100])).all()
