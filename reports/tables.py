@@ -292,6 +292,9 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _decimal("Per token", "per_token", 2),
                 _decimal("Partial", "partial", 2),
                 _decimal("Transfer", "transfer", 2),
+                Column("95 % interval", lambda row: interval(row["transfer_low"], row["transfer_high"])),
+                _decimal("Disattenuated", "disattenuated", 2),
+                Column("95 % interval", lambda row: interval(row["disattenuated_low"], row["disattenuated_high"])),
             ],
         ),
         "attractor_settings": _table(

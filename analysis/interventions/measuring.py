@@ -1,4 +1,4 @@
-"""Features and a batch of contexts in; the rows of `interventions` and `attractor_shifts` for it out."""
+"""Features and a batch of contexts in; the rows of `interventions` and its companions for it out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from energy_lens.analysis.attractors.landscape import Landscape
 from energy_lens.analysis.interventions.baseline import Baseline
-from energy_lens.analysis.interventions.edits import Outcome, Patches
+from energy_lens.analysis.interventions.edits import LOSS, Outcome, Patches
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.analysis.interventions.predictors import (
     ABLATIONS,
@@ -24,8 +24,10 @@ from energy_lens.analysis.interventions.predictors import (
     predict_along_path,
     predict_by_hessian,
 )
+from energy_lens.analysis.interventions.readings import read_features
 from energy_lens.analysis.interventions.shifts import ShiftReader
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.statistics.histograms import LayerBins
 
 #: Patches whose Hessian or path is computed at once: their graphs reach up to the vocabulary.
 GRAPH_PATCHES = 4
@@ -36,15 +38,18 @@ def measure_batch(
     context_ids: Sequence[int],
     features: Sequence[int],
     later: Sequence[Landscape],
+    bins: LayerBins | None,
     options: InterventionOptions,
 ) -> dict[str, pl.DataFrame]:
-    """Rows by table for a batch of contexts, keyed by feature, direction and context; none when nothing is edited.
+    """Rows by table for a batch of contexts, keyed by feature, direction and context; no patches if nothing is edited.
 
-    baseline: of the contexts that have these ids; later: attractors of later layers that are read, with --shift.
+    baseline: of the contexts that have these ids; later: attractors of later layers that are read, with --shift;
+    bins: in which activations and gradients of the loss are counted.
     """
+    frames = {"intervention_readings": read_features(baseline, context_ids, features, bins, LOSS)}
     pairs, patches = _every_patch(baseline, features, options)
     if not len(patches):
-        return {}
+        return frames
     shared = SharedGradients(baseline)
     shifts = ShiftReader(baseline, later, options.shift, options.seed) if later else None
     measured: list[dict[str, NDArray[Any]]] = []
@@ -62,7 +67,7 @@ def measure_batch(
     )
     columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
     frame = pl.concat([keys, pl.DataFrame(columns)], how="horizontal")
-    frames = {"interventions": _with_failures(_with_dear_predictions(frame, baseline, patches, options))}
+    frames["interventions"] = _with_failures(_with_dear_predictions(frame, baseline, patches, options))
     if shifted:
         numbered = keys.with_row_index("patch")
         joined = pl.DataFrame(shifted).join(numbered, on="patch", how="inner", maintain_order="left")

@@ -23,12 +23,14 @@ from energy_lens.analysis.attractors.landscape import Landscape
 from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.choosing import Request, choose
-from energy_lens.analysis.interventions.effects import Intervened, store_effects
+from energy_lens.analysis.interventions.edits import LOSS
+from energy_lens.analysis.interventions.effects import Intervened, renew_effects, store_effects
 from energy_lens.analysis.interventions.measuring import measure_batch
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.console import bar
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 
@@ -69,8 +71,8 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     for layer, feature in request.listed:
         check_feature(saes[layer], feature)
     with ingest_lock(path):
-        with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
-            pass
+        with Warehouse(path, writable=True) as warehouse:  # brings the schema up to date before the model is loaded
+            renew_effects(warehouse, current.run_id)
         landscapes = {}
         if options.shift:
             landscapes = {layer: Landscape.load(current, layer) for layer in current.facts.layers if layer > layers[0]}
@@ -160,6 +162,7 @@ def _carry_out(
     with Warehouse(path) as warehouse:
         pending = warehouse.run("interventions/pending", **plan.key).fetchall()
         features = [feature for (feature,) in warehouse.run("interventions/features", **plan.key).fetchall()]
+        bins = read_histogram_plan(warehouse, plan.run_id, {plan.layer: sae}, [LOSS]).layers.get(plan.layer)
     n_new_patches = 0
     if pending and features:  # else nothing is left, or none of them ever fires, which is on record
         with bar(f"Layer {plan.layer}", sum(len(ids) for _, ids in pending), "context") as progress:
@@ -167,13 +170,13 @@ def _carry_out(
                 contexts = [tokens for _, tokens in current.contexts(ids)]
                 layers = [landscape.layer for landscape in later]
                 baseline = Baseline(model, sae, contexts, ids, options.probes, options.seed, layers)
-                frames = measure_batch(baseline, ids, features, later, options)
+                frames = measure_batch(baseline, ids, features, later, bins, options)
                 _store_batch(path, plan, batch, frames)
                 n_new_patches += len(frames.get("interventions", ()))
                 progress.set_postfix_str(f"{n_new_patches:,} patches", refresh=False)
                 progress.update(len(ids))
     with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
-        store_effects(warehouse, plan.run_id, plan.intervention_id, plan.layer, options.seed)
+        store_effects(warehouse, plan.run_id, plan.intervention_id, options.seed)
     return n_new_patches
 
 

@@ -86,6 +86,8 @@ COMMENT ON COLUMN intervention_effects.delta IS 'Measured change of the loss, su
 COMMENT ON COLUMN intervention_effects.delta_edited IS 'The part of edited tokens.';
 COMMENT ON COLUMN intervention_effects.delta_later IS 'The part of later tokens.';
 COMMENT ON COLUMN intervention_effects.delta_per_token IS 'delta over edited tokens, in nats.';
+COMMENT ON COLUMN intervention_effects.delta_low IS 'Lower end of its 95 % interval across documents (jackknife); NULL with fewer than 15 documents.';
+COMMENT ON COLUMN intervention_effects.delta_high IS 'Upper end of that interval.';
 COMMENT ON COLUMN intervention_effects.kl IS 'KL divergence of the patched next-token distributions from the model''s own, summed, in nats.';
 COMMENT ON COLUMN intervention_effects.kl_per_token IS 'kl over edited tokens.';
 COMMENT ON COLUMN intervention_effects.top_changed_edited IS 'Share of edited tokens at which the likeliest next token is another one.';
