@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from energy_lens import Warehouse
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions import run as intervention_run
 from energy_lens.analysis.interventions import validation
+from energy_lens.analysis.interventions.controls import CONTROLS, ControlDirections
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.analysis.interventions.effects import effect_sentences
 from energy_lens.analysis.interventions.example import try_on_text
@@ -26,6 +28,8 @@ from energy_lens.analysis.interventions.predictors import PREDICTORS
 from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.sql import statement
 from energy_lens.warehouse.database import ingest_lock
 from energy_lens.warehouse.features import FeatureName
 
@@ -98,10 +102,14 @@ def test_effects_are_sums_with_controls_of_the_same_edits(intervened: Path) -> N
     assert (whole["kl"] >= 0).all()
     categories = effects.filter(pl.col("category") != "all").group_by("feature", "direction").agg(pl.sum("delta"))
     np.testing.assert_allclose(categories.sort("feature", "direction")["delta"], whole["delta"], atol=1e-9)
-    own, control = (whole.filter(pl.col("direction") == d) for d in (0, 1))
-    assert own["feature"].equals(control["feature"])
-    assert own["n_edited"].equals(control["n_edited"])
-    assert not np.allclose(own["delta"], control["delta"])
+    own = whole.filter(pl.col("direction") == 0)
+    assert own["control"].is_null().all()
+    for direction, kind in enumerate(CONTROLS, 1):
+        control = whole.filter(pl.col("direction") == direction)
+        assert (control["control"] == kind).all()
+        assert own["feature"].equals(control["feature"])
+        assert own["n_edited"].equals(control["n_edited"])
+        assert not np.allclose(own["delta"], control["delta"])
     inside = whole.drop_nulls("delta_low")
     assert (
         (inside["delta_low"] <= inside["delta_per_token"]) & (inside["delta_per_token"] <= inside["delta_high"])
@@ -231,6 +239,98 @@ def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
     assert passes["same", "curvature"] == passes["same", "blended"] == 3
 
 
+def test_controls_have_the_norm_of_the_row_and_the_covariance_of_residuals(tiny: Callable[..., Any]) -> None:
+    """2,000 directions of one feature, in units of the row: their second moments are those of the residuals."""
+    sae = load_sae(tiny("llama").saes / "layer_1")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, sae.d_model, generator=generator) * torch.linspace(0.1, 3, sae.d_model)
+    controls = ControlDirections(sae, CONTROLS, 2_000, 0, {3: [5, 9]}, x - x.mean(0))
+    by_kind: dict[str, list[torch.Tensor]] = {kind: [] for kind in CONTROLS}
+    numbers = []
+    for number, kind, direction in controls.of(3):
+        numbers.append(number)
+        by_kind[kind].append(direction / sae.W_dec[3].norm())
+    assert len(set(numbers)) == len(numbers)
+    directions = {kind: torch.stack(rows) for kind, rows in by_kind.items()}
+    for rows in directions.values():
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    moments = {kind: (rows.T @ rows / len(rows)).flatten() for kind, rows in directions.items()}
+    covariance = (controls.deviations.T @ controls.deviations).flatten()
+    assert torch.corrcoef(torch.stack([moments["covariance"], covariance]))[0, 1] > 0.95
+    off_identity = moments["isotropic"].view(sae.d_model, -1) * sae.d_model - torch.eye(sae.d_model)
+    assert off_identity.abs().mean() < 0.05
+    rows = sae.W_dec[[5, 9]]
+    torch.testing.assert_close(directions["decoder"], rows / rows.norm(dim=1, keepdim=True))
+
+
+def test_other_features_that_are_controls_fire_as_often(intervened: Path) -> None:
+    query = """
+        SELECT f.feature, f.n_active, o.feature AS other, e.n_active AS other_active
+        FROM (SELECT *, unnest(control_features) AS chosen FROM intervention_features) AS f
+        JOIN efas AS e ON e.layer = 1 AND e.feature = f.chosen AND e.energy = 'nll' AND e.gradient = 'decoder'
+            AND e.category = 'all'
+        JOIN (SELECT DISTINCT feature FROM efas) AS o ON o.feature = f.chosen
+    """
+    found = table(intervened, query)
+    assert len(found) == 17
+    assert (found["feature"] != found["other"]).all()
+    ratios = (found["n_active"] / found["other_active"]).log()
+    assert float(ratios.abs().median() or 1) < 0.5  # type: ignore[arg-type]
+
+
+def test_one_kind_of_control_is_the_intervention_of_before_there_were_three(
+    intervened: Path, tiny_warehouse: Path, tmp_path: Path
+) -> None:
+    """Its identity has no word for controls, and its isotropic directions are the same ones."""
+    db = tmp_path / "isotropic.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    intervene(db, dataclasses.replace(OPTIONS, controls=("isotropic",)))
+    query = "SELECT feature, direction, context_id, delta_edited FROM interventions WHERE direction <= 1 ORDER BY ALL"
+    assert_frame_equal(table(db, query), table(intervened, query), abs_tol=1e-6, rel_tol=1e-6)
+    assert table(db, "SELECT DISTINCT control FROM interventions ORDER BY ALL")["control"].to_list() == [
+        "isotropic",
+        None,
+    ]
+
+
+def test_roles_are_confirmed_by_what_was_measured(intervened: Path) -> None:
+    """Of features whose attribution has a sign: that of the measurement, and its interval, beside a plain count."""
+    query = statement("reports/confirmed_roles")
+    shown = table(intervened, query)
+    effects = """
+        SELECT e.role, i.delta_per_token, i.delta_low, i.delta_high
+        FROM efas AS e
+        JOIN intervention_effects AS i USING (layer, feature, category)
+        WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND category = 'all' AND i.direction = 0 AND role IS NOT NULL
+    """
+    rows = table(intervened, effects).with_columns(
+        side=pl.when(pl.col("role").is_in(["supports", "attractor"])).then(1).otherwise(-1)
+    )
+    assert len(rows)
+    for word, side in (("supports", 1), ("opposes", -1)):
+        own = rows.filter(pl.col("side") == side)
+        (total,) = shown.filter(pl.col("layer").is_null() & (pl.col("role") == word)).iter_rows(named=True) or ({},)
+        assert total["n_ablated"] == len(own)
+        assert total["n_same_sign"] == (own["delta_per_token"] * side > 0).sum()
+        near = own["delta_low"] if side > 0 else -own["delta_high"]
+        far = own["delta_high"] if side > 0 else -own["delta_low"]
+        assert total["n_confirmed"] == (near > 0).sum()
+        assert total["n_contradicted"] == (far < 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("word", "same"), [("supports", "supports"), ("attractor", "supports"), ("opposes", "opposes")]
+)
+def test_older_and_newer_words_of_roles_say_the_same(intervened: Path, word: str, same: str) -> None:
+    """The query over features that all have one role."""
+    query = statement("reports/confirmed_roles").replace(
+        "FROM efas", f"FROM (SELECT * REPLACE ('{word}' AS role) FROM efas)"
+    )
+    found = table(intervened, query)
+    assert set(found["role"]) == {same}
+    assert found["n_ablated"].max() == 17
+
+
 def test_random_features_fire_as_often(intervened: Path) -> None:
     chosen = table(intervened, "SELECT * FROM intervention_features ORDER BY feature")
     counts = {why: np.log(own["n_active"].to_numpy()) for (why,), own in chosen.group_by("chosen_by")}
@@ -325,6 +425,8 @@ def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Pat
         ({"by": "attribution_curvature", "layers": (1,), "features": ("top:3",)}, "--probes 3"),
         ({"by": "beauty"}, "--by is 'beauty'"),
         ({"contexts": 0}, "--contexts is 0"),
+        ({"controls": ("isotropic", "likely")}, "--controls does not know likely"),
+        ({"controls": ()}, "--directions 0"),
     ],
 )
 def test_bad_requests_get_a_sentence(tiny_warehouse: Path, options: dict[str, Any], says: str) -> None:
@@ -463,6 +565,7 @@ def test_a_feature_that_is_inactive_in_the_text_may_still_change_what_follows(
 
 TEN = [
     ["--layer", "1"], ["--by", "z"], ["--contexts", "3"], ["--probes", "1"], ["--directions", "2"], ["--hessian"],
+    ["--controls", "decoder"],
     ["--path", "2"], ["--shift", "2"], ["--batch-size", "2"], ["--seed", "1"],
 ]  # fmt: skip
 

@@ -22,6 +22,13 @@ STATISTICS_VERSION = 2
 ALL_ROWS = 2**31 - 1
 
 
+#: What a kind of control is along, in words.
+ALONG = {
+    "isotropic": "isotropic random directions", "covariance": "random directions of the residuals' covariance",
+    "decoder": "other features' directions",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Intervened:
     """An intervention of one layer, finished."""
@@ -107,7 +114,7 @@ def _predictor_frame(rows: Sequence[Mapping[str, Any]], n_probes: int) -> pl.Dat
 
 
 def effects(warehouse: Warehouse, done: Sequence[Intervened], limit: int) -> Rows:
-    """The largest effects of interventions over all categories, and the mean of their random directions beside."""
+    """The largest effects of interventions over all categories, and the means along their control directions beside."""
     largest = warehouse.run(
         "interventions/effects", interventions=[one.intervention_id for one in done], limit=limit or ALL_ROWS
     )
@@ -117,13 +124,15 @@ def effects(warehouse: Warehouse, done: Sequence[Intervened], limit: int) -> Row
 def effect_sentences(warehouse: Warehouse, done: Sequence[Intervened]) -> Iterator[str]:
     """A sentence or two for each intervention: what happened, and what predicted it."""
     for one in done:
-        n_features, n_patches, n_failed, ratio = warehouse.run(
+        n_features, n_patches, n_failed = warehouse.run(
             "interventions/summary", intervention=one.intervention_id
         ).fetchall()[0]
+        sizes = warehouse.run("interventions/sizes", intervention=one.intervention_id).fetchall()
+        moved = ", ".join(f"{ratio:.1f} times as much as along {ALONG[control]}" for control, ratio in sizes)
         yield (
             f"Layer {one.layer}, intervention {one.intervention_id}: {n_patches:,} patches of {n_features} features"
             + (f", {n_failed:,} of which gave numbers that are not finite" if n_failed else "")
-            + ("." if ratio is None else f"; the loss moved {ratio:.1f} times as much as along random directions.")
+            + (f"; the loss moved {moved}." if moved else ".")
         )
         notes = warehouse.run("interventions/notes", intervention=one.intervention_id).fetchall()
         for note, features in notes:

@@ -60,3 +60,19 @@ UPDATE predictor_statistics
 SET spearman_low = NULL, spearman_high = NULL, pearson_low = NULL, pearson_high = NULL;
 DELETE FROM predictor_statistics
 WHERE predictor IN ('efas', 'abs_efas', 'efas_active', 'attribution_per_token', 'mi_excess', 'density');
+
+-- Control directions of three kinds; those of before were isotropic.
+ALTER TABLE interventions ADD COLUMN IF NOT EXISTS control VARCHAR;
+COMMENT ON COLUMN interventions.control IS 'What a direction from 1 on is: isotropic, random in every direction; covariance, random with the covariance of residuals at the layer; decoder, the row of another feature that fires about as often. NULL for the feature''s own.';
+COMMENT ON COLUMN interventions.direction IS '0: along the feature''s decoder row. From 1: the same numbers along a control direction of the same norm.';
+COMMENT ON TABLE  interventions IS 'One row per patch, a feature or a control direction in one context: the measured change of the model''s loss, and predictions of their sum.';
+UPDATE interventions SET control = 'isotropic' WHERE direction > 0;
+COMMENT ON COLUMN effect_statistics.direction IS '0: decoder row; from 1: a control direction.';
+COMMENT ON COLUMN attractor_shifts.direction IS '0: along its decoder row; from 1: a control direction of the same norm.';
+COMMENT ON COLUMN attractor_shifts.sum_hopfield IS 'Sum over settled tokens of E_H, the energy of the Hopfield network of decoder rows and not the energy hopfield, at the patched fixed point minus E_H at the other; not in nats.';
+ALTER TABLE intervention_features ADD COLUMN IF NOT EXISTS control_features INTEGER[];
+COMMENT ON COLUMN intervention_features.control_features IS 'Features that fire about as often, whose decoder rows are the controls decoder, in the order of their directions; NULL without.';
+ALTER TABLE intervention_settings ADD COLUMN IF NOT EXISTS controls VARCHAR[];
+UPDATE intervention_settings SET controls = ['isotropic'] WHERE n_directions > 0;
+COMMENT ON COLUMN intervention_settings.controls IS 'Kinds of control directions in the order of their numbers; NULL without any.';
+COMMENT ON COLUMN intervention_settings.n_directions IS 'Control directions of each kind measured beside each feature.';
