@@ -90,6 +90,14 @@ class Replicates:
         half = self._half_width(ratio, reliability)
         return Agreement(value, value - half, value + half)
 
+    def difference(self, other: Replicates) -> Agreement:
+        """By how much this correlation is above another of the same documents and features, with its interval."""
+        value = self.value - other.value
+        if not (self._enough() and other._enough()):
+            return Agreement(value, np.nan, np.nan)
+        half = self._half_width(np.subtract, other)
+        return Agreement(value, value - half, value + half)
+
     def _enough(self) -> bool:
         smallest = np.bincount(self.sides).min() if len(self.sides) else 0
         return bool(np.isfinite(self.value) and smallest >= MIN_DOCUMENTS)

@@ -1,7 +1,7 @@
 """A feature in, directions to make the same edit along out: what it does anyway is what any edit of that norm does.
 
-  isotropic   drawn alike in every direction of the residual stream. Nearly orthogonal to all that text ever varies in,
-              so blocks above hardly read it: the weakest control.
+  isotropic   drawn alike in every direction of the residual stream, along most of which text varies little: the weakest
+              control.
   covariance  drawn with the covariance of x over included tokens at the edited layer, so that an edit lies where
               residuals of text differ from each other, and as much there. That of x and not that of the edits, which is
               made of decoder rows: those are the next control.
