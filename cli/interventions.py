@@ -72,8 +72,16 @@ def intervene_measure(
     ] = 96,
     probes: Annotated[int, typer.Option("--probes", metavar="N", help="Curvature probes of each kind.")] = 3,
     directions: Annotated[
-        int, typer.Option("--directions", metavar="N", help="Random directions beside each feature, as a control.")
+        int, typer.Option("--directions", metavar="N", help="Control directions of each kind beside each feature.")
     ] = 1,
+    controls: Annotated[
+        str,
+        typer.Option(
+            "--controls",
+            metavar="KIND,...",
+            help="isotropic and covariance: random ones, the latter as residuals vary; decoder: of other features.",
+        ),
+    ] = "isotropic,covariance,decoder",
     hessian: Annotated[
         bool, typer.Option("--hessian", help="Also predict by a Hessian-vector product for each patch; slow.")
     ] = False,
@@ -128,8 +136,9 @@ def intervene_measure(
     intervention = InterventionOptions(
         edit=Edit(kind, value, where), features=tuple(words(features, "--features")),
         layers=numbers(layer, "--layer") if layer is not None else None, by=by, contexts=contexts, probes=probes,
-        directions=directions, path_points=path, hessian=hessian, shift=shift, dtype=dtype.value,
-        batch_size=batch_size, seed=seed,
+        directions=directions,
+        controls=tuple(words(controls, "--controls")), path_points=path, hessian=hessian, shift=shift,
+        dtype=dtype.value, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     done = intervene(warehouse_path(db), intervention)
     with Warehouse(db) as warehouse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from scipy import stats
 
 from energy_lens import Warehouse
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.interventions import agreement as validation
 from energy_lens.analysis.interventions import run as intervention_run
+from energy_lens.analysis.interventions import validation
+from energy_lens.analysis.interventions.controls import CONTROLS, ControlDirections
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.analysis.interventions.effects import effect_sentences
 from energy_lens.analysis.interventions.example import try_on_text
@@ -26,10 +28,12 @@ from energy_lens.analysis.interventions.predictors import PREDICTORS
 from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.sql import statement
 from energy_lens.warehouse.database import ingest_lock
 from energy_lens.warehouse.features import FeatureName
 
-OPTIONS = InterventionOptions(layers=(1,), features=("top:8", "random:8", "1:3"), contexts=20, probes=2)
+OPTIONS = InterventionOptions(layers=(1,), features=("top:8", "random:8", "1:3"), contexts=40, probes=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def stored(db: Path) -> dict[str, pl.DataFrame]:
         "intervention_settings": "intervention_id", "intervention_features": "feature",
         "intervention_contexts": "context_id", "interventions": "feature, direction, context_id",
         "effect_statistics": "feature, direction, category",
-        "predictor_statistics": "validation, target, predictor",
+        "intervention_readings": "feature, context_id", "predictor_statistics": "validation, target, predictor",
     }  # fmt: skip
     found = {name: table(db, f"SELECT * FROM {name} ORDER BY {order}") for name, order in orders.items()}
     return {name: frame.drop([c for c in frame.columns if c.endswith("_at")]) for name, frame in found.items()}
@@ -98,10 +102,14 @@ def test_effects_are_sums_with_controls_of_the_same_edits(intervened: Path) -> N
     assert (whole["kl"] >= 0).all()
     categories = effects.filter(pl.col("category") != "all").group_by("feature", "direction").agg(pl.sum("delta"))
     np.testing.assert_allclose(categories.sort("feature", "direction")["delta"], whole["delta"], atol=1e-9)
-    own, control = (whole.filter(pl.col("direction") == d) for d in (0, 1))
-    assert own["feature"].equals(control["feature"])
-    assert own["n_edited"].equals(control["n_edited"])
-    assert not np.allclose(own["delta"], control["delta"])
+    own = whole.filter(pl.col("direction") == 0)
+    assert own["control"].is_null().all()
+    for direction, kind in enumerate(CONTROLS, 1):
+        control = whole.filter(pl.col("direction") == direction)
+        assert (control["control"] == kind).all()
+        assert own["feature"].equals(control["feature"])
+        assert own["n_edited"].equals(control["n_edited"])
+        assert not np.allclose(own["delta"], control["delta"])
     inside = whole.drop_nulls("delta_low")
     assert (
         (inside["delta_low"] <= inside["delta_per_token"]) & (inside["delta_per_token"] <= inside["delta_high"])
@@ -134,6 +142,76 @@ def test_validation_agrees_with_scipy(intervened: Path) -> None:
     assert total["spearman_low"] <= total["spearman"] <= total["spearman_high"]
 
 
+def test_scores_are_those_of_the_contexts_that_are_edited(tiny_warehouse: Path, tmp_path: Path) -> None:
+    """On all contexts of a run they are the run's own: sums, EFAS, density and the active cells of the histograms."""
+    db = tmp_path / "all.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    options = InterventionOptions(layers=(1,), features=("top:5",), contexts=100_000, probes=0, directions=0)
+    intervene(db, options)
+    query = """
+        SELECT r.feature, sum(r.n_tokens) AS n_tokens, sum(r.n_active) AS n_active,
+            any_value(e.n_tokens) AS of_run, any_value(e.n_active) AS active_of_run, any_value(e.score) AS score,
+            any_value(e.score_active) AS score_active, any_value(e.attribution) AS attribution, sum(r.sum_ag) AS sum_ag,
+            (SELECT sum(first_order) FROM interventions AS i WHERE i.feature = r.feature) AS first_order
+        FROM intervention_readings AS r
+        JOIN efas AS e ON e.feature = r.feature AND e.layer = 1 AND e.energy = 'nll' AND e.gradient = 'decoder'
+            AND e.category = 'all'
+        GROUP BY r.feature ORDER BY r.feature
+    """
+    found = table(db, query)
+    assert len(found) == 5
+    assert (found["n_tokens"] == found["of_run"]).all()
+    assert (found["n_active"] == found["active_of_run"]).all()
+    np.testing.assert_allclose(found["sum_ag"], found["attribution"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["sum_ag"], found["first_order"], rtol=1e-4, atol=1e-5)  # an ablation's first order
+    readings = table(db, "SELECT *, 0 AS document_id FROM intervention_readings")
+    side = validation.Side(pl.DataFrame(), readings, found["feature"].to_list(), np.array([0]))
+    scores = validation.feature_scores(side)
+    np.testing.assert_allclose(scores["efas"][0], found["score"], atol=1e-5)
+    np.testing.assert_allclose(scores["efas_active"][0], found["score_active"], atol=1e-5)
+    cells = """
+        SELECT r.feature, list_sum(flatten(list(r.cells[9:]))) AS n, any_value(list_sum(h.active)) AS of_run
+        FROM intervention_readings AS r
+        JOIN histogram_cells AS h ON h.feature = r.feature AND h.layer = 1 AND h.energy = 'nll' AND h.category = 'all'
+        GROUP BY r.feature
+    """
+    counted = table(db, cells)
+    assert len(counted)
+    assert (counted["n"] == counted["of_run"]).all()
+
+
+def test_mutual_information_is_that_of_the_warehouse(tiny_warehouse: Path) -> None:
+    cells = np.random.default_rng(0).poisson(3, size=(4, 40))
+    query = """
+        SELECT information_bits(joint, activation_marginal(joint), gradient_marginal(joint), n) AS bits
+        FROM (SELECT list_transform($cells::INTEGER[], lambda k: k / list_sum($cells::INTEGER[])) AS joint,
+            list_sum($cells::INTEGER[]) AS n)
+    """
+    for row, bits in zip(cells, validation.information_bits(cells.astype(float)), strict=True):
+        assert table(tiny_warehouse, query, cells=row.tolist())["bits"].item() == pytest.approx(bits)
+
+
+def test_halves_of_few_documents_have_a_figure_without_an_interval(intervened: Path) -> None:
+    found = table(intervened, "SELECT * FROM predictor_validation WHERE validation = 'transfer' AND target = 'sum'")
+    assert found["spearman"].is_not_null().any()
+    for name in ("spearman_low", "pearson_high", "spearman_disattenuated", "pearson_disattenuated_low"):
+        assert found[name].is_null().all()
+
+
+def test_older_statistics_are_computed_anew(intervened: Path, tmp_path: Path) -> None:
+    """Whatever is asked for next, without a model pass for them."""
+    db = tmp_path / "older.duckdb"
+    shutil.copy(intervened, db)
+    with Warehouse(db, writable=True) as warehouse:
+        warehouse.sql("UPDATE intervention_settings SET statistics_version = 1")
+        warehouse.sql("UPDATE effect_statistics SET delta_low = 0, delta_high = 0")
+        warehouse.sql("UPDATE predictor_statistics SET spearman = 0")
+    assert intervene(db, OPTIONS)[0].n_new_patches == 0
+    before, after = stored(intervened), stored(db)
+    for name, frame in before.items():
+        assert_frame_equal(frame, after[name])
+
+
 def test_effects_show_the_predictions_that_were_validated(intervened: Path) -> None:
     effects = table(
         intervened, "SELECT * FROM intervention_effects WHERE category = 'all' AND direction = 0 ORDER BY feature"
@@ -152,22 +230,105 @@ def test_every_predictor_is_validated_both_ways(intervened: Path) -> None:
     found = table(intervened, "SELECT DISTINCT validation, predictor, backward_passes FROM predictor_validation")
     passes = {(v, p): n for v, p, n in found.iter_rows()}
     cheap = {name for name in PREDICTORS if name not in ("hessian", "own_path")}
-    scores = {
-        "efas",
-        "abs_efas",
-        "efas_active",
-        "attribution_per_token",
-        "density",
-        "random",
-        "sum_change2",
-        "n_edited",
-    }
+    scores = {"efas", "abs_efas", "efas_active", "attribution", "mi", "density", "random", "sum_change2", "n_edited"}
     for name in ("same", "transfer"):
-        assert {p for v, p in passes if v == name} >= cheap | scores | {"sum_change2", "n_edited", "aligned", "blended"}
+        assert {p for v, p in passes if v == name} >= cheap | scores | {"aligned", "blended"}
     assert ("transfer", "measured") in passes
     assert ("same", "measured") not in passes
     assert passes["same", "first_order"] == 1
     assert passes["same", "curvature"] == passes["same", "blended"] == 3
+
+
+def test_controls_have_the_norm_of_the_row_and_the_covariance_of_residuals(tiny: Callable[..., Any]) -> None:
+    """2,000 directions of one feature, in units of the row: their second moments are those of the residuals."""
+    sae = load_sae(tiny("llama").saes / "layer_1")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, sae.d_model, generator=generator) * torch.linspace(0.1, 3, sae.d_model)
+    controls = ControlDirections(sae, CONTROLS, 2_000, 0, {3: [5, 9]}, x - x.mean(0))
+    by_kind: dict[str, list[torch.Tensor]] = {kind: [] for kind in CONTROLS}
+    numbers = []
+    for number, kind, direction in controls.of(3):
+        numbers.append(number)
+        by_kind[kind].append(direction / sae.W_dec[3].norm())
+    assert len(set(numbers)) == len(numbers)
+    directions = {kind: torch.stack(rows) for kind, rows in by_kind.items()}
+    for rows in directions.values():
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    moments = {kind: (rows.T @ rows / len(rows)).flatten() for kind, rows in directions.items()}
+    covariance = (controls.deviations.T @ controls.deviations).flatten()
+    assert torch.corrcoef(torch.stack([moments["covariance"], covariance]))[0, 1] > 0.95
+    off_identity = moments["isotropic"].view(sae.d_model, -1) * sae.d_model - torch.eye(sae.d_model)
+    assert off_identity.abs().mean() < 0.05
+    rows = sae.W_dec[[5, 9]]
+    torch.testing.assert_close(directions["decoder"], rows / rows.norm(dim=1, keepdim=True))
+
+
+def test_other_features_that_are_controls_fire_as_often(intervened: Path) -> None:
+    query = """
+        SELECT f.feature, f.n_active, o.feature AS other, e.n_active AS other_active
+        FROM (SELECT *, unnest(control_features) AS chosen FROM intervention_features) AS f
+        JOIN efas AS e ON e.layer = 1 AND e.feature = f.chosen AND e.energy = 'nll' AND e.gradient = 'decoder'
+            AND e.category = 'all'
+        JOIN (SELECT DISTINCT feature FROM efas) AS o ON o.feature = f.chosen
+    """
+    found = table(intervened, query)
+    assert len(found) == 17
+    assert (found["feature"] != found["other"]).all()
+    ratios = (found["n_active"] / found["other_active"]).log()
+    assert float(ratios.abs().median() or 1) < 0.5  # type: ignore[arg-type]
+
+
+def test_one_kind_of_control_is_the_intervention_of_before_there_were_three(
+    intervened: Path, tiny_warehouse: Path, tmp_path: Path
+) -> None:
+    """Its identity has no word for controls, and its isotropic directions are the same ones."""
+    db = tmp_path / "isotropic.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    intervene(db, dataclasses.replace(OPTIONS, controls=("isotropic",)))
+    query = "SELECT feature, direction, context_id, delta_edited FROM interventions WHERE direction <= 1 ORDER BY ALL"
+    assert_frame_equal(table(db, query), table(intervened, query), abs_tol=1e-6, rel_tol=1e-6)
+    assert table(db, "SELECT DISTINCT control FROM interventions ORDER BY ALL")["control"].to_list() == [
+        "isotropic",
+        None,
+    ]
+
+
+def test_roles_are_confirmed_by_what_was_measured(intervened: Path) -> None:
+    """Of features whose attribution has a sign: that of the measurement, and its interval, beside a plain count."""
+    query = statement("reports/confirmed_roles")
+    shown = table(intervened, query)
+    effects = """
+        SELECT e.role, i.delta_per_token, i.delta_low, i.delta_high
+        FROM efas AS e
+        JOIN intervention_effects AS i USING (layer, feature, category)
+        WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND category = 'all' AND i.direction = 0 AND role IS NOT NULL
+    """
+    rows = table(intervened, effects).with_columns(
+        side=pl.when(pl.col("role").is_in(["supports", "attractor"])).then(1).otherwise(-1)
+    )
+    assert len(rows)
+    for word, side in (("supports", 1), ("opposes", -1)):
+        own = rows.filter(pl.col("side") == side)
+        (total,) = shown.filter(pl.col("layer").is_null() & (pl.col("role") == word)).iter_rows(named=True) or ({},)
+        assert total["n_ablated"] == len(own)
+        assert total["n_same_sign"] == (own["delta_per_token"] * side > 0).sum()
+        near = own["delta_low"] if side > 0 else -own["delta_high"]
+        far = own["delta_high"] if side > 0 else -own["delta_low"]
+        assert total["n_confirmed"] == (near > 0).sum()
+        assert total["n_contradicted"] == (far < 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("word", "same"), [("supports", "supports"), ("attractor", "supports"), ("opposes", "opposes")]
+)
+def test_older_and_newer_words_of_roles_say_the_same(intervened: Path, word: str, same: str) -> None:
+    """The query over features that all have one role."""
+    query = statement("reports/confirmed_roles").replace(
+        "FROM efas", f"FROM (SELECT * REPLACE ('{word}' AS role) FROM efas)"
+    )
+    found = table(intervened, query)
+    assert set(found["role"]) == {same}
+    assert found["n_ablated"].max() == 17
 
 
 def test_random_features_fire_as_often(intervened: Path) -> None:
@@ -264,6 +425,8 @@ def test_a_feature_that_never_fires_is_noted(tiny_warehouse: Path, tmp_path: Pat
         ({"by": "attribution_curvature", "layers": (1,), "features": ("top:3",)}, "--probes 3"),
         ({"by": "beauty"}, "--by is 'beauty'"),
         ({"contexts": 0}, "--contexts is 0"),
+        ({"controls": ("isotropic", "likely")}, "--controls does not know likely"),
+        ({"controls": ()}, "--directions 0"),
     ],
 )
 def test_bad_requests_get_a_sentence(tiny_warehouse: Path, options: dict[str, Any], says: str) -> None:
@@ -280,7 +443,7 @@ def test_a_locked_warehouse_is_left_alone(tiny_warehouse: Path, capsys: pytest.C
 def test_the_command_prints_effects_and_says_what_predicted_them(
     intervened: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--layer", "1", "--features", "top:8,random:8,1:3", "--contexts", "20", "--probes", "2"]
+    words = ["--layer", "1", "--features", "top:8,random:8,1:3", "--contexts", "40", "--probes", "2"]
     assert main(["intervene", "--db", str(intervened), *words, "--format", "json"]) == 0
     out, err = capsys.readouterr()
     rows = pl.read_json(out.encode())
@@ -402,6 +565,7 @@ def test_a_feature_that_is_inactive_in_the_text_may_still_change_what_follows(
 
 TEN = [
     ["--layer", "1"], ["--by", "z"], ["--contexts", "3"], ["--probes", "1"], ["--directions", "2"], ["--hessian"],
+    ["--controls", "decoder"],
     ["--path", "2"], ["--shift", "2"], ["--batch-size", "2"], ["--seed", "1"],
 ]  # fmt: skip
 
@@ -442,22 +606,3 @@ def test_a_try_that_cannot_be_gets_a_sentence(
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err.splitlines()[-1]
-
-
-# ------------------------------------------------------------------------------------------------ bootstrap
-
-
-def test_the_interval_of_a_ratio_is_that_of_a_plain_bootstrap() -> None:
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(1, 30, size=(3, 40)).astype(float)
-    delta = tokens * generator.normal(0.5, 0.2, size=(3, 40))
-    low, high = validation.ratio_interval(delta, tokens, seed=1)
-    for row in range(3):
-        drawn = []
-        for _ in range(2_000):
-            own = generator.integers(0, 40, size=40)
-            drawn.append(delta[row, own].sum() / tokens[row, own].sum())
-        expected = np.percentile(drawn, [2.5, 97.5])
-        np.testing.assert_allclose([low[row], high[row]], expected, atol=0.25 * np.ptp(expected))
-    tokens[0, 4:] = 0
-    assert np.isnan(validation.ratio_interval(delta * (tokens > 0), tokens, seed=1)[0][0])

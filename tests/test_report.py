@@ -62,14 +62,19 @@ SHOWN = {
     "By other labels": ("n_by_other_labels",), "Mean EFAS": ("mean_efas",), "Mean |EFAS|": ("mean_abs_efas",),
     "Ablated": ("n_ablated",), "Mean shift (nats)": ("mean_shift",), "Mean KL (nats)": ("mean_kl",),
     "Edited": ("n_edited",), "ΔE (nats)": ("delta",), "First order": ("first_order",), "Predicted": ("predicted",),
-    "ΔE a token": ("delta_per_token",), "Random direction": ("random_per_token",), "KL a token": ("kl_per_token",),
+    "ΔE a token": ("delta_per_token",), "Isotropic": ("isotropic_per_token",),
+    "By covariance": ("covariance_per_token",), "Other feature": ("decoder_per_token",),
+    "Predicted sign": ("n_same_sign",),
+    "Share with it": ("share_same_sign",), "With an interval": ("n_intervals",), "Confirmed": ("n_confirmed",),
+    "Share confirmed": ("share_confirmed",), "Contradicted": ("n_contradicted",), "Disattenuated": ("disattenuated",),
+    "KL a token": ("kl_per_token",),
     "Top changed": ("top_changed_edited",), "Backward passes": ("backward_passes",), "Pearson": ("pearson",),
     "Per token": ("per_token",), "Partial": ("partial",), "Transfer": ("transfer",), "β": ("beta",),
     "Entropy (nats)": ("entropy",), "Largest basin": ("largest_share",), "Perplexity, start": ("perplexity_start",),
     "and end": ("perplexity",), "Nearest row kept": ("argmax_agreement",), "Unconverged": ("unconverged_share",),
     "Attractor": ("attractor",), "Perplexity": ("perplexity",), "First feature": ("feature",), "Weight": ("weight",),
     "Lift": ("label_lift",), "Read at": ("later_layer",), "Settled tokens": ("n_settled",),
-    "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_hopfield",),
+    "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_network_energy",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
 TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256"}
@@ -79,7 +84,10 @@ TEXTS |= {"Class", "Edit", "Predictor", "Dictionary", "Type", "fires most on", "
 SIGNIFICANT = {"Mean", "SD", "5 %", "Median", "95 %", "β", "Perplexity", "Perplexity, start", "and end"}
 
 #: What an interval is of, by query.
-INTERVALS = {"reports/intervention_effects": ("delta",), "reports/predictor_validation": ("spearman",)}
+INTERVALS = {
+    "reports/intervention_effects": ("delta",),
+    "reports/predictor_validation": ("spearman", "transfer", "disattenuated"),
+}
 
 Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells
 

@@ -1,29 +1,41 @@
-"""How well predictions agree with measurements over features: sums by feature and document in, correlations out.
+"""How well predictions agree with measurements over features: values by feature in, correlations with intervals out.
 
-Intervals are percentiles of a bootstrap that draws documents and features anew, since both are samples. Documents of a
-draw have weights (how often each was drawn), so that a draw is one product with the sums by document.
+An interval is about other documents and other features of the same kind, as many of each: both are samples, so both are
+left out in turn (jackknife), and Fisher's z of the correlation gets the error
+
+  V = V_features + max(0, V_documents − V_cells)
+
+V_cells is what leaving a document out for a single feature changes: chance that is in both of the others, and must
+count once (Cameron, Gelbach and Miller 2011). The quantile is Student's t, with as many degrees of freedom as units
+count, since a few features or documents may carry most of the error (`effective_number`).
+
+Between two halves of the documents the measured effect itself correlates by its *reliability* ρ. Measured as T + error,
+a perfect predictor of T reaches √ρ, so r/√ρ is what a prediction would reach were the measurement exact (Spearman
+1904).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
 
-#: Draws of a bootstrap, and the percentiles that bound 95 % of them.
-REPLICATES = 400
-BOUNDS = (2.5, 97.5)
-
-#: An interval across documents needs this many of them.
-MIN_BOOTSTRAP_DOCUMENTS = 5
+#: An interval across documents needs this many of them, on each side where prediction and measurement have their own.
+MIN_DOCUMENTS = 15
 
 #: A correlation over features needs this many.
 MIN_FEATURES = 5
+
+#: Features are left out in at most so many groups, and cells of at most so many features are: more change no digit.
+MAX_GROUPS, CELL_FEATURES = 100, 64
 
 
 class Agreement(NamedTuple):
@@ -34,96 +46,212 @@ class Agreement(NamedTuple):
     high: float
 
 
-class BootstrapDraws(NamedTuple):
-    """What a bootstrap drew; draw 0 is the data themselves."""
-
-    weights: Floats  #: [draw, document]
-    features: NDArray[np.int64]  #: [draw, feature] which ones
+UNKNOWN = Agreement(np.nan, np.nan, np.nan)
 
 
-def bootstrap(n_documents: int, n_features: int, seed: int, replicates: int = REPLICATES) -> BootstrapDraws:
-    """Draws of documents and of features, independent of each other."""
-    generator = np.random.default_rng(seed)
-    equal = np.full(n_documents, 1 / n_documents)
-    weights = generator.multinomial(n_documents, equal, size=replicates).astype(np.float64)
-    features = generator.integers(0, n_features, size=(replicates, n_features))
-    return BootstrapDraws(
-        np.concatenate([np.ones((1, n_documents)), weights]),
-        np.concatenate([np.arange(n_features)[None], features]),
-    )
+class Values(NamedTuple):
+    """A figure of each feature: from all documents, and from all but each; a mean over documents, never their sum."""
+
+    whole: Floats  #: [feature]; NaN where there is none
+    without: Floats  #: [document, feature]
 
 
-def drawn_sums(values: Floats, draws: BootstrapDraws) -> Floats:
-    """Σ over documents of values [feature, document] in each draw: [draw, feature], features as drawn."""
-    return np.take_along_axis(draws.weights @ values.T, draws.features, axis=1)
+@dataclass(frozen=True)
+class Replicates:
+    """A correlation of all, and without each document, group of features, and cell."""
 
+    value: float
+    documents: Floats  #: [document]
+    features: Floats  #: [group of features]
+    cells: Floats  #: [feature, document]; of some features, see `cell_share`
+    cell_share: float  #: the share of all features that have cells here
+    sides: Ids  #: [document] 0; or 0 and 1 where prediction and measurement are of different documents
 
-def drawn_scores(values: Floats, draws: BootstrapDraws) -> Floats:
-    """Values [feature] that no draw of documents changes: [draw, feature], features as drawn."""
-    return values[draws.features]
+    def agreement(self) -> Agreement:
+        """With the interval of Fisher's z; no bounds below MIN_DOCUMENTS on a side."""
+        if not self._enough():
+            return Agreement(self.value, np.nan, np.nan)
+        centre, half = np.arctanh(np.clip(self.value, -1 + 1e-12, 1 - 1e-12)), self._half_width(_fisher)
+        return Agreement(self.value, float(np.tanh(centre - half)), float(np.tanh(centre + half)))
 
+    def disattenuated(self, reliability: Replicates) -> Agreement:
+        """r/√ρ with an interval that has the error of both; NaN where ρ's own interval reaches 0, or has no bounds.
 
-def spearman(predicted: Floats, measured: Floats) -> Agreement:
-    """Rank correlation of [draw, feature]; a draw's features without a number are left out of it."""
-    return _agreement(predicted, measured, lambda a, b: _pearson(rankdata(a), rankdata(b)))
+        reliability: ρ of the same documents and features.
+        """
+        if not self._enough() or not reliability.agreement().low > 0:
+            return UNKNOWN
 
+        def ratio(r: Floats, rho: Floats) -> Floats:
+            result: Floats = r / np.sqrt(np.maximum(rho, 1e-3))
+            return result
 
-def pearson(predicted: Floats, measured: Floats) -> Agreement:
-    """Pearson's correlation of [draw, feature]."""
-    return _agreement(predicted, measured, _pearson)
+        value = self.value / np.sqrt(reliability.value)
+        half = self._half_width(ratio, reliability)
+        return Agreement(value, value - half, value + half)
 
+    def difference(self, other: Replicates) -> Agreement:
+        """By how much this correlation is above another of the same documents and features, with its interval."""
+        value = self.value - other.value
+        if not (self._enough() and other._enough()):
+            return Agreement(value, np.nan, np.nan)
+        half = self._half_width(np.subtract, other)
+        return Agreement(value, value - half, value + half)
 
-def partial_spearman(predicted: Floats, measured: Floats, controls: Mapping[str, Floats]) -> Agreement:
-    """Rank correlation of [draw, feature] of what the ranks of `controls`, each [draw, feature], do not explain."""
-    values = []
-    for i, (a, b) in enumerate(zip(predicted, measured, strict=True)):
-        known = np.isfinite(a) & np.isfinite(b)
-        if known.sum() < MIN_FEATURES:
-            values.append(np.nan)
-            continue
-        design = np.stack(
-            [np.ones(known.sum()), *(rankdata(control[i][known]) for control in controls.values())], axis=1
+    def _enough(self) -> bool:
+        smallest = np.bincount(self.sides).min() if len(self.sides) else 0
+        return bool(np.isfinite(self.value) and smallest >= MIN_DOCUMENTS)
+
+    def _half_width(self, of: Callable[..., Floats], *others: Replicates) -> float:
+        """Of the 95 % interval of a function of this correlation and of others."""
+        parts = (self, *others)
+        documents, features, cells = (
+            of(*(getattr(part, what) for part in parts)) for what in ("documents", "features", "cells")
         )
-        basis, _, _ = np.linalg.svd(design, full_matrices=False)
-        left = [ranks - basis @ (basis.T @ ranks) for ranks in (rankdata(a[known]), rankdata(b[known]))]
-        # A score that the controls explain entirely leaves rounding errors, which correlate with nothing.
-        explained = any(np.square(rest).sum() < 1e-9 * known.sum() ** 3 for rest in left)
-        values.append(np.nan if explained else _pearson(*left))
-    return _with_bounds(values)
+        of_sides = [self.sides == side for side in np.unique(self.sides)]
+        by_document = sum(_jackknife(documents[side]) for side in of_sides)
+        by_cell = sum(_jackknife(row[side]) for row in cells for side in of_sides) / self.cell_share
+        by_feature, added = _jackknife(features), max(by_document - by_cell, 0.0)
+        parts_of_error = ((by_feature, effective_number(features)), (added, effective_number(documents)))
+        freedom = (by_feature + added) ** 2 / (sum(v**2 / n for v, n in parts_of_error) + 1e-300)
+        return float(stdtrit(max(freedom, 1.0), 0.975) * np.sqrt(by_feature + added))
 
 
-def _agreement(predicted: Floats, measured: Floats, correlation: Callable[[Floats, Floats], float]) -> Agreement:
-    values = []
-    for a, b in zip(predicted, measured, strict=True):
-        known = np.isfinite(a) & np.isfinite(b)
-        values.append(correlation(a[known], b[known]) if known.sum() >= MIN_FEATURES else np.nan)
-    return _with_bounds(values)
+def _fisher(r: Floats) -> Floats:
+    z: Floats = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    return z
 
 
-def _with_bounds(values: list[float]) -> Agreement:
-    drawn = np.array(values[1:])
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.percentile(drawn, BOUNDS) if len(drawn) > 1 else (np.nan, np.nan)
-    return Agreement(values[0], float(low), float(high))
+def _jackknife(values: Floats) -> float:
+    """Variance from values that leave out one unit each; units that left nothing are passed over."""
+    values = values[np.isfinite(values)]
+    n = len(values)
+    return float((n - 1) * values.var()) if n > 1 else 0.0
 
 
-def _pearson(a: Floats, b: Floats) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+def effective_number(values: Floats) -> float:
+    """Of values that leave out one unit each, how many units carry the error: (Σ e²)²/Σ e⁴ about their mean, from 1."""
+    squares = np.square(values[np.isfinite(values)] - np.nanmean(values)) if np.isfinite(values).any() else np.zeros(1)
+    fourth = float(np.square(squares).sum())
+    return float(squares.sum() ** 2 / fourth) if fourth > 0 else 1.0
 
 
-def ratio_interval(numerator: Floats, denominator: Floats, seed: int) -> tuple[Floats, Floats]:
-    """95 % intervals over documents of Σ numerator / Σ denominator, each [row, document]: two [row].
+# ------------------------------------------------------------------------------------------------ correlations
 
-    NaN for a row with fewer than MIN_BOOTSTRAP_DOCUMENTS documents that count.
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a correlation is taken of: numbers, ranks, or what the ranks of controls leave of ranks."""
+
+    of_ranks: bool
+    controls: tuple[Floats, ...] = ()  #: [feature] each
+
+    def only(self, which: Ids | NDArray[np.bool_]) -> Comparison:
+        """The same for some of the features."""
+        return Comparison(self.of_ranks, tuple(control[which] for control in self.controls))
+
+    def of(self, a: Floats, b: Floats) -> Floats:
+        """The correlation of each row of [n, feature]: [n]; NaN where nothing varies."""
+        return self._of_placed(*((rankdata(rows, axis=-1) if self.of_ranks else rows) for rows in (a, b)))
+
+    def with_one_changed(self, pairs: Sequence[tuple[Floats, Floats]], feature: int) -> Floats:
+        """The correlation [n] of two sides, each [feature], when one feature has other numbers, [n] on each side."""
+        return self._of_placed(*(self._changed(whole, other, feature) for whole, other in pairs))
+
+    def _changed(self, whole: Floats, other: Floats, feature: int) -> Floats:
+        if not self.of_ranks:
+            changed = np.tile(whole, (len(other), 1))
+            changed[:, feature] = other
+            return changed
+        # Ranks without sorting anew: each other feature counts as above (1), level (½) or below.
+        above = (whole > other[:, None]) + (whole == other[:, None]) / 2
+        below = len(whole) - 1 - (above.sum(1) - above[:, feature])
+        was_above = (whole > whole[feature]) + (whole == whole[feature]) / 2
+        ranks: Floats = rankdata(whole) - was_above + above
+        ranks[:, feature] = below + 1
+        return ranks
+
+    def _of_placed(self, a: Floats, b: Floats) -> Floats:
+        """Of numbers, or of ranks as they stand."""
+        n = a.shape[-1]
+        a, b = (rows - rows.mean(-1, keepdims=True) for rows in (a, b))
+        if self.controls:
+            ranks = np.stack([rankdata(control) for control in self.controls], axis=1)
+            basis, _, _ = np.linalg.svd(ranks - ranks.mean(0), full_matrices=False)
+            a, b = (rows - (rows @ basis) @ basis.T for rows in (a, b))
+        squares = (a * a).sum(-1), (b * b).sum(-1)
+        # What the controls explain entirely leaves rounding errors, which correlate with nothing.
+        left = 1e-9 * n**3 if self.controls else 0.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = (a * b).sum(-1) / np.sqrt(squares[0] * squares[1])
+        defined: Floats = np.where((squares[0] > left) & (squares[1] > left), np.clip(r, -1, 1), np.nan)
+        return defined
+
+
+def replicates(predicted: Values, measured: Values, sides: Ids, comparison: Comparison, seed: int = 0) -> Replicates:
+    """The correlation of predictions and measurements over features, and what leaving parts out makes of it.
+
+    Features without a number on either side are left out. seed: of the groups of features and of those with cells.
     """
-    n_rows, n_documents = numerator.shape
-    weights = bootstrap(n_documents, 1, seed).weights[1:]
-    low, high = np.full(n_rows, np.nan), np.full(n_rows, np.nan)
-    enough = (denominator > 0).sum(1) >= MIN_BOOTSTRAP_DOCUMENTS
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (numerator[enough] @ weights.T) / (denominator[enough] @ weights.T)  # [row, draw]
-    if enough.any():
-        low[enough], high[enough] = np.nanpercentile(ratios, BOUNDS, axis=1)
+    known = np.isfinite(predicted.whole) & np.isfinite(measured.whole)
+    n = int(known.sum())
+    if n < MIN_FEATURES:
+        nothing = np.empty(0)
+        return Replicates(np.nan, nothing, nothing, np.empty((0, 0)), 1.0, sides)
+    comparison = comparison.only(known)
+    (x, x_without), (y, y_without) = ((side.whole[known], side.without[:, known]) for side in (predicted, measured))
+    order = np.random.default_rng(seed).permutation(n)
+    left = [np.delete(np.arange(n), group) for group in np.array_split(order, min(n, MAX_GROUPS))]
+    with_cells = order[:CELL_FEATURES]
+    return Replicates(
+        float(comparison.of(x[None], y[None])[0]),
+        np.array([_of_known(a, b, comparison) for a, b in zip(x_without, y_without, strict=True)]),
+        np.array([_of_known(x[kept], y[kept], comparison.only(kept)) for kept in left]),
+        np.array([
+            comparison.with_one_changed([(x, _else(x_without, x, j)), (y, _else(y_without, y, j))], j)
+            for j in with_cells
+        ]),
+        len(with_cells) / n,
+        sides,
+    )  # fmt: skip
+
+
+def _of_known(a: Floats, b: Floats, comparison: Comparison) -> float:
+    """The correlation of [feature], without the features that have no number any more; NaN with too few to compare."""
+    known = np.isfinite(a) & np.isfinite(b)
+    return float(comparison.only(known).of(a[None, known], b[None, known])[0]) if known.sum() > 2 else np.nan
+
+
+def _else(without: Floats, whole: Floats, feature: int) -> Floats:
+    """A feature's numbers without each document [document], its whole one where it has none then."""
+    own = without[:, feature]
+    kept: Floats = np.where(np.isfinite(own), own, whole[feature])
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------ over documents
+
+
+def means_without(sums: Floats) -> Values:
+    """Means over documents of sums by feature and document [feature, document]."""
+    n = sums.shape[1]
+    total = sums.sum(1)
+    return Values(total / n, (total[:, None] - sums).T / max(n - 1, 1))
+
+
+def ratio_interval(numerator: Floats, denominator: Floats) -> tuple[Floats, Floats]:
+    """95 % intervals across documents of Σ numerator / Σ denominator, each [row, document]: two [row].
+
+    By leaving out one document at a time; Student's t with as many degrees of freedom as documents carry the error. NaN
+    for a row with fewer than MIN_DOCUMENTS documents that count.
+    """
+    low, high = np.full(len(numerator), np.nan), np.full(len(numerator), np.nan)
+    for row, (above, below) in enumerate(zip(numerator, denominator, strict=True)):
+        counts = below > 0
+        if counts.sum() < MIN_DOCUMENTS:
+            continue
+        above, below = above[counts], below[counts]
+        without = (above.sum() - above) / (below.sum() - below)
+        half = stdtrit(effective_number(without), 0.975) * np.sqrt(_jackknife(without))
+        low[row], high[row] = above.sum() / below.sum() + half * np.array([-1, 1])
     return low, high

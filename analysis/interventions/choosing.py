@@ -86,10 +86,12 @@ def _listed(word: str) -> FeatureName:
         ) from error
 
 
-def choose(warehouse: Warehouse, run_id: int, layer: int, request: Request, by: str, seed: int) -> list[dict[str, Any]]:
-    """Rows of intervention_features for a layer: feature, chosen_by, n_active, note; in the order of features.
+def choose(
+    warehouse: Warehouse, run_id: int, layer: int, request: Request, by: str, seed: int, n_others: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of intervention_features for a layer: feature, chosen_by, n_active, control_features, note; by feature.
 
-    by: one of SCORES, for top:N; seed: of random features.
+    by: one of SCORES, for top:N; seed: of random features; n_others: features whose rows are each one's controls.
     Raises UsageError when the run has no scores of nll there, no feature of a class, or none with that score.
     """
     candidates = warehouse.run("interventions/candidates", layer=layer, energy=LOSS).pl()
@@ -109,10 +111,12 @@ def choose(warehouse: Warehouse, run_id: int, layer: int, request: Request, by: 
     if request.random:
         generator = np.random.default_rng([seed, layer])
         chosen |= dict.fromkeys(_matched(usable, chosen, n_active, request.random, generator), "random")
+    rates = dict(usable.select("feature", "n_active").iter_rows())
     never = "It never fires in this run."
     return [
         {
             "feature": feature, "chosen_by": why, "n_active": n_active.get(feature, 0),
+            "control_features": _firing_as_often(rates, feature, n_active.get(feature, 0), n_others, [seed, layer]),
             "note": None if n_active.get(feature) else never,
         }
         for feature, why in sorted(chosen.items())
@@ -143,3 +147,15 @@ def _matched(
         feature = int(generator.choice(nearest))
         del left[feature]
         yield feature
+
+
+def _firing_as_often(
+    rates: Mapping[int, int], feature: int, n_active: int, n: int, seed: Sequence[int]
+) -> list[int] | None:
+    """n other features, drawn among those that fire most nearly as often; None when none are asked for."""
+    if not n:
+        return None
+    wanted = math.log(max(n_active, 1))
+    nearest = sorted(rates.keys() - {feature}, key=lambda f: (abs(math.log(rates[f]) - wanted), f))[: max(MATCHES, n)]
+    drawn: list[int] = np.random.default_rng([*seed, feature, 1]).permutation(nearest)[:n].astype(int).tolist()
+    return drawn

@@ -1,4 +1,4 @@
-"""Features and a batch of contexts in; the rows of `interventions` and `attractor_shifts` for it out."""
+"""Features and a batch of contexts in; the rows of `interventions` and its companions for it out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from energy_lens.analysis.attractors.landscape import Landscape
 from energy_lens.analysis.interventions.baseline import Baseline
-from energy_lens.analysis.interventions.edits import Outcome, Patches
+from energy_lens.analysis.interventions.controls import ControlDirections
+from energy_lens.analysis.interventions.edits import LOSS, Outcome, Patches
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.analysis.interventions.predictors import (
     ABLATIONS,
@@ -24,8 +25,9 @@ from energy_lens.analysis.interventions.predictors import (
     predict_along_path,
     predict_by_hessian,
 )
+from energy_lens.analysis.interventions.readings import read_features
 from energy_lens.analysis.interventions.shifts import ShiftReader
-from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.statistics.histograms import LayerBins
 
 #: Patches whose Hessian or path is computed at once: their graphs reach up to the vocabulary.
 GRAPH_PATCHES = 4
@@ -36,15 +38,19 @@ def measure_batch(
     context_ids: Sequence[int],
     features: Sequence[int],
     later: Sequence[Landscape],
+    bins: LayerBins | None,
+    controls: ControlDirections,
     options: InterventionOptions,
 ) -> dict[str, pl.DataFrame]:
-    """Rows by table for a batch of contexts, keyed by feature, direction and context; none when nothing is edited.
+    """Rows by table for a batch of contexts, keyed by feature, direction and context; no patches if nothing is edited.
 
-    baseline: of the contexts that have these ids; later: attractors of later layers that are read, with --shift.
+    baseline: of the contexts that have these ids; later: attractors of later layers that are read, with --shift;
+    bins: in which activations and gradients of the loss are counted; controls: what else is edited along.
     """
-    pairs, patches = _every_patch(baseline, features, options)
+    frames = {"intervention_readings": read_features(baseline, context_ids, features, bins, LOSS)}
+    keys, patches = _every_patch(baseline, context_ids, features, controls, options)
     if not len(patches):
-        return {}
+        return frames
     shared = SharedGradients(baseline)
     shifts = ShiftReader(baseline, later, options.shift, options.seed) if later else None
     measured: list[dict[str, NDArray[Any]]] = []
@@ -53,44 +59,39 @@ def measure_batch(
         outcome = baseline.measure(part)
         measured.append(_measurements(part, outcome) | _predictions(shared, part, options.edit.kind))
         shifted += [] if shifts is None else shifts.read(part, outcome)
-    keys = pl.DataFrame(
-        {
-            "feature": pl.Series([feature for feature, _ in pairs], dtype=pl.Int32),
-            "direction": pl.Series([direction for _, direction in pairs], dtype=pl.Int32),
-            "context_id": np.array(context_ids, dtype=np.int32)[patches.context.numpy()],
-        }
-    )
     columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
     frame = pl.concat([keys, pl.DataFrame(columns)], how="horizontal")
-    frames = {"interventions": _with_failures(_with_dear_predictions(frame, baseline, patches, options))}
+    frames["interventions"] = _with_failures(_with_dear_predictions(frame, baseline, patches, options))
     if shifted:
-        numbered = keys.with_row_index("patch")
+        numbered = keys.drop("control").with_row_index("patch")
         joined = pl.DataFrame(shifted).join(numbered, on="patch", how="inner", maintain_order="left")
         frames["attractor_shifts"] = joined.drop("patch")
     return frames
 
 
 def _every_patch(
-    baseline: Baseline, features: Sequence[int], options: InterventionOptions
-) -> tuple[list[tuple[int, int]], Patches]:
-    """The patches of a batch, and (feature, direction) of each: direction 0 is the feature's own, the others random."""
-    pairs: list[tuple[int, int]] = []
+    baseline: Baseline,
+    context_ids: Sequence[int],
+    features: Sequence[int],
+    controls: ControlDirections,
+    options: InterventionOptions,
+) -> tuple[pl.DataFrame, Patches]:
+    """The patches of a batch, and feature, direction (0: its own), control and context_id of each."""
+    frames: list[pl.DataFrame] = []
     parts: list[Patches] = []
+    ids = np.array(context_ids, dtype=np.int32)
     for feature in features:
-        for direction in range(options.directions + 1):
-            row = None if direction == 0 else random_direction(baseline.sae, feature, direction, options.seed)
+        own: list[tuple[int, str | None, Tensor | None]] = [(0, None, None)]
+        for direction, kind, row in own + controls.of(feature):
             part = baseline.patches(options.edit, feature, row)
-            pairs += [(feature, direction)] * len(part)
+            numbers = {"feature": np.full(len(part), feature, np.int32), "context_id": ids[part.context.numpy()]}
+            frames.append(
+                pl.DataFrame(numbers).with_columns(
+                    direction=pl.lit(direction, dtype=pl.Int32), control=pl.lit(kind, dtype=pl.String)
+                )
+            )
             parts.append(part)
-    return pairs, Patches.joined(parts)
-
-
-def random_direction(sae: SparseAutoencoder, feature: int, number: int, seed: int) -> Tensor:
-    """A direction [d_model] of the norm of the feature's decoder row, the same in every batch."""
-    generator = np.random.default_rng([seed, sae.layer, feature, number])
-    direction = torch.from_numpy(generator.standard_normal(sae.d_model)).float()
-    length = float(sae.W_dec[feature].norm() / direction.norm())
-    return direction * length
+    return pl.concat(frames), Patches.joined(parts)
 
 
 def _measurements(patches: Patches, outcome: Outcome) -> dict[str, NDArray[Any]]:

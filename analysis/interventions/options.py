@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from energy_lens.analysis.interventions.choosing import SCORES
+from energy_lens.analysis.interventions.controls import CONTROLS
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.errors import require
 from energy_lens.ingest.model.loading import DTYPES
@@ -20,7 +21,8 @@ class InterventionOptions:
     by: str = "attribution"  #: one of SCORES, of nll
     contexts: int = 96
     probes: int = 3
-    directions: int = 1
+    directions: int = 1  #: control directions of each kind
+    controls: tuple[str, ...] = CONTROLS  #: their kinds, of CONTROLS
     path_points: int = 0
     hessian: bool = False
     shift: int = 0  #: later tokens of each patch at which attractors of later layers are read; 0: none are
@@ -28,9 +30,17 @@ class InterventionOptions:
     batch_size: int = 16
     seed: int = 0
 
+    @property
+    def control_kinds(self) -> list[str]:
+        """Kinds of control directions that are measured, in the order of their numbers."""
+        return [kind for kind in CONTROLS if kind in self.controls and self.directions]
+
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range."""
         require(self.by in SCORES, f"--by is {self.by!r}; choose {', '.join(SCORES)}.")
+        unknown = [kind for kind in self.controls if kind not in CONTROLS]
+        require(not unknown, f"--controls does not know {', '.join(unknown)}; choose among {', '.join(CONTROLS)}.")
+        require(bool(self.controls), "--controls names no kind; leave controls out with --directions 0.")
         require(self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed.")
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed.")
         require(self.dtype in DTYPES, f"--dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}.")

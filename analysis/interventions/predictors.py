@@ -74,14 +74,14 @@ class SharedGradients:
     @cached_property
     def joint(self) -> Tensor:
         """Mean ∂E/∂x [context, position, d_model] while all features are taken away together, at midpoints."""
-        return torch.stack([self._without(share) for share in midpoints(JOINT_POINTS)]).mean(0)
+        return torch.stack([self.without(share) for share in midpoints(JOINT_POINTS)]).mean(0)
 
     @cached_property
     def blended(self) -> Tensor:
         """Mean of ∂E/∂x [context, position, d_model] at x and where a third of what all features add is gone."""
-        return (self.baseline.gradient + self._without(BLENDED_SHARE)) / 2
+        return (self.baseline.gradient + self.without(BLENDED_SHARE)) / 2
 
-    def _without(self, share: float) -> Tensor:
+    def without(self, share: float) -> Tensor:
         """∂E/∂x with a share of what all features add to x taken away."""
         baseline = self.baseline
         x = baseline.x - (share * self.reconstruction).to(baseline.x.dtype)

@@ -23,12 +23,15 @@ from energy_lens.analysis.attractors.landscape import Landscape
 from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.choosing import Request, choose
-from energy_lens.analysis.interventions.effects import Intervened, store_effects
+from energy_lens.analysis.interventions.controls import COVARIANCE_CONTEXTS, ControlDirections, residual_deviations
+from energy_lens.analysis.interventions.edits import LOSS
+from energy_lens.analysis.interventions.effects import Intervened, renew_effects, store_effects
 from energy_lens.analysis.interventions.measuring import measure_batch
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.console import bar
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 
@@ -69,8 +72,8 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     for layer, feature in request.listed:
         check_feature(saes[layer], feature)
     with ingest_lock(path):
-        with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
-            pass
+        with Warehouse(path, writable=True) as warehouse:  # brings the schema up to date before the model is loaded
+            renew_effects(warehouse, current.run_id)
         landscapes = {}
         if options.shift:
             landscapes = {layer: Landscape.load(current, layer) for layer in current.facts.layers if layer > layers[0]}
@@ -98,7 +101,8 @@ def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request
         known = warehouse.run("interventions/find", run=current.run_id, identity=identity).fetchone()
         if known is not None:
             return Planned(current.run_id, known[0], layer, known[1])
-        chosen = choose(warehouse, current.run_id, layer, request, options.by, options.seed)
+        n_others = options.directions if "decoder" in options.control_kinds else 0
+        chosen = choose(warehouse, current.run_id, layer, request, options.by, options.seed, n_others)
         with warehouse.transaction():
             id_ = int(warehouse.run("interventions/next_id", run=current.run_id).value())
             plan = Planned(current.run_id, id_, layer, is_finished=False)
@@ -115,6 +119,8 @@ def _settings_hash(options: InterventionOptions, words: Sequence[str], layer: in
         "path": options.path_points, "hessian": options.hessian, "shift": options.shift,
         "dtype": options.dtype, "seed": options.seed,
     }  # fmt: skip
+    if options.control_kinds not in ([], ["isotropic"]):  # which is what there was at first
+        settings["controls"] = options.control_kinds
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,9 +139,10 @@ def _store_plan(
         kind=options.edit.kind, value=options.edit.value, edited=options.edit.where, features=list(words),
         dtype=options.dtype, seed=options.seed, n_contexts=sum(map(len, batches)), n_probes=options.probes,
         n_directions=options.directions, path_points=options.path_points, hessian=options.hessian,
-        shift=options.shift, version=__version__,
+        controls=options.control_kinds or None, shift=options.shift, version=__version__,
     )  # fmt: skip
-    features = pl.DataFrame([{**plan.place, **row} for row in chosen], schema_overrides={"note": pl.String})
+    kinds: dict[str, Any] = {"note": pl.String, "control_features": pl.List(pl.Int32)}
+    features = pl.DataFrame([{**plan.place, **row} for row in chosen], schema_overrides=kinds)
     warehouse.append("intervention_features", features)
     rows = [{**plan.place, "batch": i, "context_id": id_} for i, batch in enumerate(batches) for id_ in batch]
     warehouse.append("intervention_contexts", pl.DataFrame(rows))
@@ -160,20 +167,29 @@ def _carry_out(
     with Warehouse(path) as warehouse:
         pending = warehouse.run("interventions/pending", **plan.key).fetchall()
         features = [feature for (feature,) in warehouse.run("interventions/features", **plan.key).fetchall()]
+        bins = read_histogram_plan(warehouse, plan.run_id, {plan.layer: sae}, [LOSS]).layers.get(plan.layer)
+        others = dict(warehouse.run("interventions/control_features", **plan.key).fetchall())
+        first = warehouse.run("interventions/first_contexts", **plan.key, n=COVARIANCE_CONTEXTS).fetchall()
     n_new_patches = 0
     if pending and features:  # else nothing is left, or none of them ever fires, which is on record
+        deviations = None
+        if "covariance" in options.control_kinds:
+            deviations = residual_deviations(
+                model, sae, [tokens for _, tokens in current.contexts(id_ for (id_,) in first)]
+            )
+        controls = ControlDirections(sae, options.control_kinds, options.directions, options.seed, others, deviations)
         with bar(f"Layer {plan.layer}", sum(len(ids) for _, ids in pending), "context") as progress:
             for batch, ids in pending:
                 contexts = [tokens for _, tokens in current.contexts(ids)]
                 layers = [landscape.layer for landscape in later]
                 baseline = Baseline(model, sae, contexts, ids, options.probes, options.seed, layers)
-                frames = measure_batch(baseline, ids, features, later, options)
+                frames = measure_batch(baseline, ids, features, later, bins, controls, options)
                 _store_batch(path, plan, batch, frames)
                 n_new_patches += len(frames.get("interventions", ()))
                 progress.set_postfix_str(f"{n_new_patches:,} patches", refresh=False)
                 progress.update(len(ids))
     with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
-        store_effects(warehouse, plan.run_id, plan.intervention_id, plan.layer, options.seed)
+        store_effects(warehouse, plan.run_id, plan.intervention_id, options.seed)
     return n_new_patches
 
 

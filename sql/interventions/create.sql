@@ -13,6 +13,7 @@ SELECT
     $n_contexts AS n_contexts,
     $n_probes AS n_probes,
     $n_directions AS n_directions,
+    $controls::VARCHAR[] AS controls,
     $path_points AS path_points,
     $hessian AS hessian,
     $shift AS shift_tokens,

@@ -1,6 +1,11 @@
--- The largest effects of some interventions, with the mean of the random directions beside.
+-- The largest effects of some interventions, with the means along control directions beside.
 WITH controls AS (
-    SELECT intervention_id, feature, avg(delta_per_token) AS random_per_token, avg(kl_per_token) AS random_kl
+    SELECT
+        intervention_id,
+        feature,
+        avg(delta_per_token) FILTER (control = 'isotropic') AS isotropic_per_token,
+        avg(delta_per_token) FILTER (control = 'covariance') AS covariance_per_token,
+        avg(delta_per_token) FILTER (control = 'decoder') AS decoder_per_token
     FROM intervention_effects
     WHERE direction > 0 AND category = 'all'
     GROUP BY ALL
@@ -16,9 +21,10 @@ SELECT
     round(e.delta_per_token, 4) AS per_token,
     round(e.delta_low, 4) AS low,
     round(e.delta_high, 4) AS high,
-    round(c.random_per_token, 4) AS random_per_token,
+    round(c.isotropic_per_token, 4) AS isotropic,
+    round(c.covariance_per_token, 4) AS covariance,
+    round(c.decoder_per_token, 4) AS decoder,
     round(e.kl_per_token, 4) AS kl,
-    round(c.random_kl, 4) AS random_kl,
     round(e.top_changed_edited, 3) AS top_changed
 FROM intervention_effects AS e
 JOIN intervention_features AS f USING (intervention_id, feature)

@@ -1,6 +1,11 @@
--- The ten largest measured effects of each intervention, with the mean of the random directions of the same norm.
+-- The ten largest measured effects of each intervention, with the means along control directions of the same norm, by kind.
 WITH controls AS (
-    SELECT intervention_id, feature, avg(delta_per_token) AS random_per_token
+    SELECT
+        intervention_id,
+        feature,
+        avg(delta_per_token) FILTER (control = 'isotropic') AS isotropic_per_token,
+        avg(delta_per_token) FILTER (control = 'covariance') AS covariance_per_token,
+        avg(delta_per_token) FILTER (control = 'decoder') AS decoder_per_token
     FROM intervention_effects
     WHERE direction > 0 AND category = 'all'
     GROUP BY ALL
@@ -8,7 +13,9 @@ WITH controls AS (
 ranked AS (
     SELECT
         e.*,
-        c.random_per_token,
+        c.isotropic_per_token,
+        c.covariance_per_token,
+        c.decoder_per_token,
         k.class,
         row_number() OVER (PARTITION BY e.intervention_id ORDER BY abs(e.delta) DESC, e.feature) AS place
     FROM intervention_effects AS e
@@ -30,7 +37,9 @@ SELECT
     delta_per_token,
     delta_low,
     delta_high,
-    random_per_token,
+    isotropic_per_token,
+    covariance_per_token,
+    decoder_per_token,
     kl_per_token,
     top_changed_edited
 FROM ranked

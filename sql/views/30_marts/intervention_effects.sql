@@ -14,6 +14,7 @@ sums AS (
         intervention_id,
         feature,
         direction,
+        control,
         category,
         count(*) AS n_contexts,
         count(DISTINCT document_id) AS n_documents,
@@ -54,6 +55,7 @@ SELECT
     s.edited,
     feature,
     direction,
+    control,
     category,
     drawn.n_contexts,
     n_documents,
@@ -76,7 +78,7 @@ SELECT
 FROM drawn
 JOIN intervention_settings AS s USING (run_id, intervention_id)
 LEFT JOIN effect_statistics AS e USING (run_id, intervention_id, feature, direction, category);
-COMMENT ON VIEW intervention_effects IS 'Measured effects of interventions of the current run, by feature and category; direction 0 is the feature itself, others are random directions of the same norm.';
+COMMENT ON VIEW intervention_effects IS 'Measured effects of interventions of the current run, by feature and category; direction 0 is the feature itself, others are control directions of the same norm.';
 COMMENT ON COLUMN intervention_effects.category IS 'A category of documents, or all.';
 COMMENT ON COLUMN intervention_effects.n_contexts IS 'Contexts with an edited token.';
 COMMENT ON COLUMN intervention_effects.n_documents IS 'Documents with an edited token.';
@@ -86,6 +88,8 @@ COMMENT ON COLUMN intervention_effects.delta IS 'Measured change of the loss, su
 COMMENT ON COLUMN intervention_effects.delta_edited IS 'The part of edited tokens.';
 COMMENT ON COLUMN intervention_effects.delta_later IS 'The part of later tokens.';
 COMMENT ON COLUMN intervention_effects.delta_per_token IS 'delta over edited tokens, in nats.';
+COMMENT ON COLUMN intervention_effects.delta_low IS 'Lower end of its 95 % interval across documents (jackknife); NULL with fewer than 15 documents.';
+COMMENT ON COLUMN intervention_effects.delta_high IS 'Upper end of that interval.';
 COMMENT ON COLUMN intervention_effects.kl IS 'KL divergence of the patched next-token distributions from the model''s own, summed, in nats.';
 COMMENT ON COLUMN intervention_effects.kl_per_token IS 'kl over edited tokens.';
 COMMENT ON COLUMN intervention_effects.top_changed_edited IS 'Share of edited tokens at which the likeliest next token is another one.';
