@@ -22,6 +22,7 @@ from energy_lens.ingest.statistics.directions import (
     packed,
     random_probes,
     unpacked,
+    without_own,
 )
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 
@@ -43,13 +44,14 @@ def make_sae(
 def outcome(sae: SparseAutoencoder, m: Floats, covariance: Floats, seed: int = 0) -> directions.DirectionTest:
     """The test of every feature for given m [feature, d_model] and Σ∇̃∇̃ᵀ, through what is stored."""
     rows = sae.W_dec.double().numpy()
-    shared = Directions(choose_references(sae, seed), random_probes(sae.d_model, seed, sae.layer))
-    along = unpacked(*packed((m @ shared.vectors(sae).double().numpy().T).astype(np.float32)))
+    shared, features = Directions.of(sae, choose_references(sae, seed), seed), np.arange(sae.d_sae)
+    along = (m @ shared.vectors.double().numpy().T).astype(np.float32)
+    along = unpacked(*packed(without_own(along, features, shared.references)))
     sizes = Sizes(
         rows, shared.references, shared.probes.double().numpy(), (m * rows).sum(1),
         np.einsum("kd,de,ke->k", rows, covariance, rows),
     )  # fmt: skip
-    return direction_test(sizes, np.arange(len(rows)), along)
+    return direction_test(sizes, features, along)
 
 
 # ------------------------------------------------------------------------------------------------ what is stored
@@ -92,8 +94,8 @@ def test_the_stream_sums_along_the_directions() -> None:
     """⟨m_j, direction⟩ of the stream is that of m_j summed over tokens, and along d_j it is ΣS_c."""
     generator = np.random.default_rng(1)
     sae = make_sae(generator, d_sae=40, d_model=16, k=4)
-    directions_ = torch.cat([sae.W_dec, random_probes(16, 0, 3)])
-    collected = LayerStatistics(sae, ["nll"], directions_)
+    shared = Directions.of(sae, np.array([3, 17, 20]), 0)
+    collected = LayerStatistics(sae, ["nll"], shared)
     m = np.zeros((40, 16))
     for _ in range(3):
         shape = (6, 20)
@@ -112,7 +114,9 @@ def test_the_stream_sums_along_the_directions() -> None:
             np.put_along_axis(a, indices[c].numpy(), values[c].numpy(), 1)
             m -= a[found.counted[c]].T @ inside
     features, along = collected.along("nll")
-    np.testing.assert_allclose(along, (m @ directions_.double().numpy().T)[features], rtol=1e-4, atol=1e-3)
+    expected = m @ shared.vectors.double().numpy().T
+    expected[[3, 17, 20], [0, 1, 2]] = 0
+    np.testing.assert_allclose(along, expected[features], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(collected.columns("nll")["sum_s"], (m * sae.W_dec.double().numpy()).sum(1), atol=1e-3)
 
 

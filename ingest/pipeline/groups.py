@@ -29,6 +29,7 @@ from energy_lens.ingest.pipeline.rows import (
 )
 from energy_lens.ingest.reading import ContextReading, Reader
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder, widened
+from energy_lens.ingest.statistics.directions import Directions
 from energy_lens.ingest.statistics.documents import DocumentSums
 from energy_lens.ingest.statistics.histograms import HistogramPlan, LayerHistograms
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics, RowGradients
@@ -62,7 +63,7 @@ class GroupBuilder:
 
     def __init__(
         self, run_id: int, context_length: int, reader: Reader, histogram_plan: HistogramPlan,
-        directions: Mapping[int, Tensor], store_gradients: bool,
+        directions: Mapping[int, Directions], store_gradients: bool,
     ) -> None:  # fmt: skip
         self.run_id = run_id
         self.context_length = context_length
@@ -134,7 +135,7 @@ class GroupSums:
 
     def __init__(
         self, saes: Mapping[int, SparseAutoencoder], energies: Sequence[str], histogram_plan: HistogramPlan,
-        directions: Mapping[int, Tensor],
+        directions: Mapping[int, Directions],
     ) -> None:  # fmt: skip
         self._energies = energies
         self._statistics = {layer: LayerStatistics(sae, energies, directions[layer]) for layer, sae in saes.items()}

@@ -50,11 +50,15 @@ class Directions:
 
     references: Integers  #: features whose rows they are [reference], ascending
     probes: Tensor  #: [probe, d_model] orthonormal
+    vectors: Tensor  #: unit rows of the references, then the probes [direction, d_model]
 
-    def vectors(self, sae: SparseAutoencoder) -> Tensor:
-        """Unit rows of the references, then the probes [direction, d_model]."""
-        rows = sae.W_dec[torch.from_numpy(self.references)].float()
-        return torch.cat([rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30), self.probes])
+    @classmethod
+    def of(cls, sae: SparseAutoencoder, references: Integers, seed: int) -> Directions:
+        """Those of an SAE, from the references that were chosen for it."""
+        rows = sae.W_dec[torch.from_numpy(references)].float()
+        probes = random_probes(sae.d_model, seed, sae.layer)
+        vectors = torch.cat([rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30), probes])
+        return cls(references, probes, vectors)
 
 
 def choose_references(sae: SparseAutoencoder, seed: int) -> Integers:
@@ -91,14 +95,16 @@ def read_references(warehouse: Warehouse, run_id: int, layer: int) -> Integers:
 
 def read_directions(
     warehouse: Warehouse, run_id: int, saes: Mapping[int, SparseAutoencoder], seed: int
-) -> dict[int, Tensor]:
-    """What the stream sums along, by layer: unit rows of the references, then the probes [direction, d_model]."""
-    return {
-        layer: Directions(read_references(warehouse, run_id, layer), random_probes(sae.d_model, seed, layer)).vectors(
-            sae
-        )
-        for layer, sae in saes.items()
-    }
+) -> dict[int, Directions]:
+    """What the stream sums along, by layer."""
+    return {layer: Directions.of(sae, read_references(warehouse, run_id, layer), seed) for layer, sae in saes.items()}
+
+
+def without_own(along: NDArray[np.float32], features: Integers, references: Integers) -> NDArray[np.float32]:
+    """0 where a feature [n] is itself the reference [n, direction]: of no use, and often the largest number."""
+    result = along.copy()
+    result[:, : len(references)][features[:, None] == references] = 0
+    return result
 
 
 def packed(along: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from energy_lens.ingest.energies.curvature import growth
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.statistics.directions import Directions, without_own
 from energy_lens.ingest.statistics.significance import MIN_MATES
 
 #: Decoder rows gathered at once, in numbers: 8 M float32 are 32 MB, whatever K and d_model are.
@@ -135,7 +136,7 @@ class LayerStatistics:
 
     sae: SparseAutoencoder
     energies: Sequence[str]
-    directions: Tensor | None = None  #: shared by all features [direction, d_model]; None: none
+    directions: Directions | None = None  #: shared by all features; None: nothing is summed along any
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,7 +148,7 @@ class LayerStatistics:
         self._row_norms = self.sae.W_dec.norm(dim=1)
         for energy in self.energies:
             wide = [torch.zeros(shape, dtype=torch.float64) for shape in ((d,), (d, d), (d, d), (m,), (m,), (m,), (m,))]
-            along = torch.zeros(m, 0 if self.directions is None else len(self.directions))
+            along = torch.zeros(m, 0 if self.directions is None else len(self.directions.vectors))
             self.moments[energy] = Moments(*(*wide, along))
 
     @torch.no_grad()
@@ -234,7 +235,7 @@ class LayerStatistics:
         """Add −Σa·⟨∇̃, direction⟩. tested: ∇̃ [context, position, d_model]."""
         if self.directions is None:
             return
-        along = -tested.reshape(-1, self.sae.d_model) @ self.directions.T  # [token, direction]
+        along = -tested.reshape(-1, self.sae.d_model) @ self.directions.vectors.T  # [token, direction]
         tokens = torch.arange(len(along))[:, None].expand_as(activations.slots)[activations.slots]
         moments.along.index_add_(0, activations.features, activations.values[:, None] * along[tokens])
 
@@ -283,9 +284,10 @@ class LayerStatistics:
         }
 
     def along(self, energy: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Features that are active at counted tokens [n], and their ⟨m_j, direction⟩ [n, direction]."""
-        features = self.n_counted.nonzero()[:, 0]
-        return features.numpy(), self.moments[energy].along[features].numpy()
+        """Features active at counted tokens [n], and their ⟨m_j, direction⟩ [n, direction], 0 along their own row."""
+        features = self.n_counted.nonzero()[:, 0].numpy()
+        along = self.moments[energy].along.numpy()[features]
+        return features, along if self.directions is None else without_own(along, features, self.directions.references)
 
 
 def row_mates(included: Tensor) -> RowMates:
