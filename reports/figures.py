@@ -50,7 +50,7 @@ QUANTILES = ("q05", "q25", "median", "q75", "q95")
 
 WIDTH = 7.2  #: inches, the text width of a page
 
-_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 #: matplotlib settings of every figure, on top of its defaults.
 STYLE: dict[str, Any] = {
@@ -209,7 +209,7 @@ def _layer_ticks(panel: Any, rows: Sequence[Row]) -> None:
     if roomy:
         labels = [f"{row['layer']}\n{count(row['n_specific'])}\nof {count(row['n_tested_specific'])}" for row in rows]
     panel.set_xticks(places, [labels[place] for place in places])
-    panel.set_xlabel("Layer; features with q_specific < 0.05 of those tested" if roomy else "Layer")
+    panel.set_xlabel("Layer; features with q_specific < 0.05" if roomy else "Layer")
 
 
 def _attribution_and_density(rows: Sequence[Row]) -> Any:
@@ -349,11 +349,15 @@ def _direction_control(rows: Sequence[Row]) -> Any:
         levels = [row["level"] for row in energy_rows]
         panel.plot(levels, levels, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="the level", zorder=2)
         panel.axvline(0.05, color=MUTED, linewidth=0.8, zorder=1)
+        panel.annotate(
+            "0.05", (0.05, 0), (-2, 3), xycoords=panel.get_xaxis_transform(), textcoords="offset points", ha="right",
+            fontsize=7.5, color=MUTED,
+        )  # fmt: skip
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlim(levels[0], 1)
         panel.set_ylim(0.7 / n_tested, 1.15)
-        panel.xaxis.set_major_formatter(lambda value, _: _grouped(value))
+        panel.xaxis.set_major_formatter(lambda value, _: _power(value))
         panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         panel.tick_params(axis="x", which="major", length=3)
         panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
@@ -435,8 +439,8 @@ def _grouped(value: float) -> str:
 
 
 def _power(value: float) -> str:
-    """A tick of a symmetric logarithmic axis: −100, 0.1, or 10⁶ from a hundred thousand on."""
-    if abs(value) < 1e5:
+    """A tick of a logarithmic axis: −100, 0.1, 10⁶ from a hundred thousand on, or 10⁻⁴ from a thousandth down."""
+    if value == 0 or 1.5e-3 < abs(value) < 1e5:
         return _grouped(value)
     exponent = str(round(math.log10(abs(value)))).translate(_SUPERSCRIPT)
     return f"{'−' if value < 0 else ''}10{exponent}"

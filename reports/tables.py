@@ -401,8 +401,8 @@ def _band(row: Row) -> str:
 def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:
     """Top features of an energy: the three tests, the sizes, and what ablation is predicted to do.
 
-    A control shows its dose slope, and no roles: all of its features support it. What the run does not have (curvature,
-    a loss to hold attribution against) has no column; intervals and z are in raw_results.json.
+    A control shows its dose slope, and no roles: all of its features support it. What no row has (curvature, a loss to
+    hold attribution against, a role) has no column; intervals and z are in raw_results.json.
     """
     rows = [row for row in answer.rows if row["energy"] == energy and row["is_control"] == is_control]
 
@@ -417,7 +417,7 @@ def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:
         *given(_digits("with curvature", "attribution_curvature"), "attribution_curvature"),
         _digits("per active token", "attribution_per_token"),
         *given(Column("of the loss", lambda row: percent(row["attribution_share"], 2)), "attribution_share"),
-        Column("Role", lambda row: row["role"] or NOTHING, is_text=True),
+        *given(Column("Role", lambda row: row["role"] or NOTHING, is_text=True), "role"),
     ]
     return _table(
         answer,

@@ -46,6 +46,7 @@ SELECT
         WHEN layer IS NULL AND any_value(n_p) > 0
             THEN coalesce(max(place) FILTER (p_specific < 0.05 * place / n_p), 0)
     END AS n_specific_at_once,
+    count(*) FILTER (q_specific < 0.05 AND q_value < 0.05) AS n_specific_and_significant,
     count(*) FILTER (q_value < 0.05) AS n_significant,
     count(*) FILTER (q_value < 0.05) / nullif(count(q_value), 0) AS share_significant,
     count(q_documents) AS n_tested_documents,
