@@ -39,8 +39,8 @@ MAX_NAME = 14
 #: role: colour, marker, size in points², drawing order. `neither` lies below, being most of them.
 ROLES = {
     "neither": (GREY, "o", 7, 1),
-    "attractor": (BLUE, "^", 15, 3),
-    "repulsor": (VERMILION, "v", 15, 2),
+    "supports": (BLUE, "^", 15, 3),
+    "opposes": (VERMILION, "v", 15, 2),
 }
 
 #: Clouds of more points than this become a bitmap inside the SVG: as vectors they weigh a megabyte.
@@ -50,7 +50,7 @@ QUANTILES = ("q05", "q25", "median", "q75", "q95")
 
 WIDTH = 7.2  #: inches, the text width of a page
 
-_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 #: matplotlib settings of every figure, on top of its defaults.
 STYLE: dict[str, Any] = {
@@ -117,8 +117,16 @@ CAPTIONS = {
     "attribution_and_density": Caption(
         "reports/attribution_and_density",
         "Attribution of each feature against its activation density",
-        "Attribution against activation density, one mark for each feature of each layer that fires. Attractors and "
-        "repulsors are those whose 95 % interval across documents excludes 0.",
+        "Attribution against activation density, one mark for each feature of each layer that fires. Supports: "
+        "ablation is predicted to raise E; opposes: to lower it; both at a false discovery rate of 5 % across "
+        "documents.",
+    ),
+    "direction_control": Caption(
+        "reports/direction_control",
+        "Share of features with a small p of the direction, own rows against reference rows",
+        "Share of the tested pairs whose p of the direction is below a level, with the feature's own decoder row "
+        "(p_specific) and with another feature's in its place (p_reference). The dashed line is the level itself, "
+        "which is what holds where nothing is true.",
     ),
     "energy_by_layer_and_category": Caption(
         "reports/layer_energy",
@@ -145,6 +153,7 @@ def draw(answers: Mapping[str, Answer]) -> dict[str, str]:
         "efas_by_layer": _efas_by_layer,
         "attribution_and_density": _attribution_and_density,
         "energy_by_layer_and_category": _energy_by_layer_and_category,
+        "direction_control": _direction_control,
         "negative_control": _negative_control,
     }
     drawn = {}
@@ -193,14 +202,14 @@ def _efas_by_layer(rows: Sequence[Row]) -> Any:
 
 
 def _layer_ticks(panel: Any, rows: Sequence[Row]) -> None:
-    """Layers along x, each with its count of significant features while there is room for it."""
-    roomy = len(rows) <= 8
+    """Layers along x, each with its count of features that align in their own direction, while there is room."""
+    roomy = len(rows) <= 8 and any(row["n_tested_specific"] for row in rows)
     places = range(0, len(rows), math.ceil(len(rows) / MAX_TICKS))
     labels = [str(row["layer"]) for row in rows]
     if roomy:
-        labels = [f"{row['layer']}\n{count(row['n_significant'])}\nof {count(row['n_tested'])}" for row in rows]
+        labels = [f"{row['layer']}\n{count(row['n_specific'])}\nof {count(row['n_tested_specific'])}" for row in rows]
     panel.set_xticks(places, [labels[place] for place in places])
-    panel.set_xlabel("Layer; features with q < 0.05 of those tested" if roomy else "Layer")
+    panel.set_xlabel("Layer; features with q_specific < 0.05" if roomy else "Layer")
 
 
 def _attribution_and_density(rows: Sequence[Row]) -> Any:
@@ -233,7 +242,8 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
         panel.tick_params(axis="x", which="major", length=3)
         panel.set_title(visible(energy))
         panel.set_xlabel("Activation density (share of included tokens at which the feature fires, log scale)")
-        panel.set_ylabel(f"Attribution Σ a·g ({visible(energy_rows[0]['units'])},\nsymmetric log scale)")
+        what = "Attribution with curvature" if energy_rows[0]["has_curvature"] else "Attribution Σ a·g"
+        panel.set_ylabel(f"{what} ({visible(energy_rows[0]['units'])},\nsymmetric log scale)")
         handles, labels = panel.get_legend_handles_labels()
         panel.legend(
             handles[1:] + handles[:1], labels[1:] + labels[:1], loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
@@ -321,6 +331,42 @@ def _legend_above(figure: Any, handles: Sequence[Any], labels: Sequence[str]) ->
     )  # fmt: skip
 
 
+def _direction_control(rows: Sequence[Row]) -> Any:
+    """Share of pairs with p below each level, own rows and reference rows; a panel for each energy."""
+    if not rows:
+        return None
+    energies = _in_order(row["energy"] for row in rows)
+    figure, panels = _panels(len(energies), height=2.9)
+    for panel, energy in zip(panels, energies, strict=True):
+        energy_rows = [row for row in rows if row["energy"] == energy]
+        n_tested = energy_rows[0]["n_tested"]
+        for column, colour, width, label in (
+            ("n_own", BLUE, 1.8, "own row (p_specific)"),
+            ("n_reference", GREY, 1.8, "reference row (p_reference)"),
+        ):
+            shown = [(row["level"], row[column] / n_tested) for row in energy_rows if row[column]]
+            panel.plot(*zip(*shown, strict=True), color=colour, linewidth=width, label=label, zorder=3)
+        levels = [row["level"] for row in energy_rows]
+        panel.plot(levels, levels, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="the level", zorder=2)
+        panel.axvline(0.05, color=MUTED, linewidth=0.8, zorder=1)
+        panel.annotate(
+            "0.05", (0.05, 0), (-2, 3), xycoords=panel.get_xaxis_transform(), textcoords="offset points", ha="right",
+            fontsize=7.5, color=MUTED,
+        )  # fmt: skip
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlim(levels[0], 1)
+        panel.set_ylim(0.7 / n_tested, 1.15)
+        panel.xaxis.set_major_formatter(lambda value, _: _power(value))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        panel.tick_params(axis="x", which="major", length=3)
+        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
+        panel.set_xlabel(f"Level of p, {count(n_tested)} tested (layer, feature) pairs")
+        panel.set_ylabel("Pairs below it")
+    _legend_above(figure, *panels[0].get_legend_handles_labels())
+    return figure
+
+
 def _negative_control(rows: Sequence[Row]) -> Any:
     """z of the true pairing and of the negative control, with the standard normal; a panel for each energy."""
     if not rows:
@@ -393,8 +439,8 @@ def _grouped(value: float) -> str:
 
 
 def _power(value: float) -> str:
-    """A tick of a symmetric logarithmic axis: −100, 0.1, or 10⁶ from a hundred thousand on."""
-    if abs(value) < 1e5:
+    """A tick of a logarithmic axis: −100, 0.1, 10⁶ from a hundred thousand on, or 10⁻⁴ from a thousandth down."""
+    if value == 0 or 1.5e-3 < abs(value) < 1e5:
         return _grouped(value)
     exponent = str(round(math.log10(abs(value)))).translate(_SUPERSCRIPT)
     return f"{'−' if value < 0 else ''}10{exponent}"

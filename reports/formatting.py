@@ -24,7 +24,7 @@ def count(n: int | None) -> str:
 
 
 def plural(n: int, noun: str) -> str:
-    """1 repulsor, 19 repulsors"""
+    """1 pair, 19 pairs"""
     return f"{count(n)} {noun}{'s' * (n != 1)}"
 
 
@@ -36,9 +36,9 @@ def fixed(x: float | None, digits: int = 3) -> str:
     return _typeset(text.removeprefix("-") if float(text.replace(",", "")) == 0 else text)
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 1) -> str:
     """5.3 %"""
-    return NOTHING if share is None else f"{fixed(100 * share, 1)} %"
+    return NOTHING if share is None else f"{fixed(100 * share, digits)} %"
 
 
 def significant(x: float | None) -> str:

@@ -198,15 +198,16 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             [
                 _ENERGY,
                 _CALIBRATED_LAYER,
-                _counted("Firing", "n_firing"),
                 _counted("Tested", "n_tested"),
-                _counted("q < 0.05", "n_significant"),
-                _decimal("Score, median", "score_median"),
-                Column("5 % to 95 %", lambda row: interval(row["score_q05"], row["score_q95"])),
-                _decimal("Largest |score|", "score_largest"),
-                _decimal("score_active, median", "score_active_median"),
-                _counted("Attractors", "n_attractors"),
-                _counted("Repulsors", "n_repulsors"),
+                _counted("q_specific < 0.05", "n_specific"),
+                _counted("All layers at once", "n_specific_at_once"),
+                _decimal("Their |score|, median", "median_specific"),
+                _decimal("Their |cosine|, median", "cosine_specific"),
+                _counted("q_value < 0.05", "n_significant"),
+                _counted("q_documents < 0.05", "n_significant_documents"),
+                Column("Score, 5 % to 95 %", lambda row: interval(row["score_q05"], row["score_q95"])),
+                _counted("Supports", "n_supports"),
+                _counted("Opposes", "n_opposes"),
             ],
             chosen=lambda row: row["gradient"] == "decoder",
             total=_all_layers,
@@ -225,10 +226,15 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _LAYER,
                 _counted("Features", "n_features"),
                 _decimal("Spearman", "spearman", 2),
-                _counted("q < 0.05 in A", "n_found"),
+                _counted("q_specific < 0.05 in A", "n_found"),
                 _counted("tested in B", "n_retested"),
                 _counted("same sign in B", "n_same_sign"),
-                _counted("and p < 0.05 in B", "n_confirmed"),
+                _counted("and p_specific < 0.05 in B", "n_confirmed"),
+                _decimal("Selected size", "selected_size"),
+                _decimal("Replicated size", "replicated_size"),
+                _share("Ratio", "replicated_share"),
+                _decimal("Var(z_A − z_B)/2", "z_variance", 2),
+                _decimal("of z_null", "z_null_variance", 2),
             ],
             total=_all_layers,
         ),
@@ -256,7 +262,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _counted("By other labels", "n_by_other_labels"),
                 _decimal("Mean EFAS", "mean_efas", 4),
                 _decimal("Mean |EFAS|", "mean_abs_efas", 4),
-                _counted("q < 0.05", "n_significant"),
+                _counted("q_specific < 0.05", "n_significant"),
                 _counted("Ablated", "n_ablated"),
                 _decimal("Mean shift (nats)", "mean_shift", 4),
                 _decimal("Mean KL (nats)", "mean_kl", 4),
@@ -385,6 +391,10 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _counted("Tested", "n_tested"),
                 _share("|z_null| > 1.96", "share_rejected"),
                 _share("|z| > 1.96, true pairing", "share_rejected_true_pairing"),
+                _share("p < 0.05, reference row", "share_reference_rejected"),
+                _share("p_specific < 0.05, own row", "share_specific"),
+                _decimal("|score|, median", "median_score"),
+                _decimal("|cosine|, median", "median_cosine"),
             ],
             total=_all_layers,
         ),
@@ -409,11 +419,26 @@ def _band(row: Row) -> str:
 
 
 def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:
-    """Top features of an energy; a control shows its dose slope in place of the score's interval and of roles, as all
-    are attractors.
+    """Top features of an energy: the three tests, the sizes, and what ablation is predicted to do.
+
+    A control shows its dose slope, and no roles: all of its features support it. What no row has (curvature, a loss to
+    hold attribution against, a role) has no column; intervals and z are in raw_results.json.
     """
-    score_interval = Column("95 % interval", lambda row: interval(row["ci_low"], row["ci_high"]))
-    role = Column("Role", lambda row: row["role"] or NOTHING, is_text=True)
+    rows = [row for row in answer.rows if row["energy"] == energy and row["is_control"] == is_control]
+
+    def given(column: Column, name: str) -> list[Column]:
+        return [column] if any(row[name] is not None for row in rows) else []
+
+    of_control = [_decimal("score_active", "score_active")]
+    of_signal = [
+        Column("q_value", lambda row: probability(row["q_value"])),
+        Column("q_documents", lambda row: probability(row["q_documents"])),
+        _digits("Attribution", "attribution"),
+        *given(_digits("with curvature", "attribution_curvature"), "attribution_curvature"),
+        _digits("per active token", "attribution_per_token"),
+        *given(Column("of the loss", lambda row: percent(row["attribution_share"], 2)), "attribution_share"),
+        *given(Column("Role", lambda row: row["role"] or NOTHING, is_text=True), "role"),
+    ]
     return _table(
         answer,
         [
@@ -421,12 +446,10 @@ def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:
             Column("Fires most on", lambda row: Tokens(tuple(row["top_tokens"] or ())), is_text=True),
             _counted("Active tokens", "n_active"),
             _decimal("Score", "score"),
-            _decimal("score_active", "score_active") if is_control else score_interval,
-            _decimal("z", "z", 2),
-            Column("q", lambda row: probability(row["q_value"])),
-            _digits("Attribution", "attribution"),
-            Column("95 % interval", lambda row: interval(row["attribution_low"], row["attribution_high"], None)),
-            *([] if is_control else [role]),
+            _decimal("Cosine", "cosine"),
+            _decimal("t_specific", "t_specific", 1),
+            Column("q_specific", lambda row: probability(row["q_specific"])),
+            *(of_control if is_control else of_signal),
         ],
         chosen=lambda row: row["energy"] == energy and row["is_control"] == is_control,
     )

@@ -191,14 +191,21 @@ def test_views_show_what_was_assigned(tiny_warehouse: Path) -> None:
         assigned = warehouse.sql(
             "SELECT layer, feature, class FROM feature_classes WHERE is_assigned AND labels = 'own'"
         ).pl()
-        basins = warehouse.sql("SELECT * FROM basins_by_class").pl()
+        by_class = warehouse.sql("SELECT * FROM alignment_by_class ORDER BY ALL").pl()
+        older_name = warehouse.sql("SELECT * FROM basins_by_class ORDER BY ALL").pl()
+        specific = warehouse.sql(
+            "SELECT count(*) FROM efas JOIN features USING (layer, feature) WHERE class IS NOT NULL "
+            "AND energy = 'nll' AND gradient = 'decoder' AND category = 'all' AND q_specific < 0.05"
+        ).value()
     joined = assigned.join(features, on=["layer", "feature"])
     assert (joined["class"] == joined["class_right"]).all()
     others = features.join(assigned, on=["layer", "feature"], how="anti")
     assert set(others["class"].unique()) <= {"general", None}
-    whole = basins.filter(pl.col("layer").is_null())
+    whole = by_class.filter(pl.col("layer").is_null())
     assert whole["n_features"].sum() == features["class"].count()
-    np.testing.assert_allclose(basins.group_by("layer").agg(pl.sum("share_of_features"))["share_of_features"], 1)
+    assert whole["n_significant"].sum() == specific
+    assert by_class.equals(older_name)
+    np.testing.assert_allclose(by_class.group_by("layer").agg(pl.sum("share_of_features"))["share_of_features"], 1)
 
 
 def test_another_documents_labels_give_hardly_any_class(real_warehouse: Path) -> None:

@@ -34,11 +34,13 @@ from energy_lens.reports.render import render
 from energy_lens.sql import statement
 
 SVG = "{http://www.w3.org/2000/svg}"
-FIGURES = ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_category", "negative_control")
+FIGURES = (
+    "efas_by_layer", "attribution_and_density", "energy_by_layer_and_category", "direction_control", "negative_control",
+)  # fmt: skip
 
 #: Columns of a query that each heading of a table shows.
 SHOWN = {
-    "Layer": ("layer",), "Features": ("d_sae", "n_features"), "k": ("k",), "FVU": ("fvu",), "Cosine": ("cosine",),
+    "Layer": ("layer",), "Features": ("d_sae", "n_features"), "k": ("k",), "FVU": ("fvu",),
     "FVU, macro": ("fvu_macro",), "CE recovered": ("ce_recovered_mean",),
     "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
     "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),
@@ -46,19 +48,30 @@ SHOWN = {
     "Share": ("share_included", "share_of_features"),
     "First token": ("n_first_token",), "Massive norm": ("n_massive_norm",),
     "Special token": ("n_special_token",), "No next token": ("n_no_next_token",), "Counted by the test": ("n_counted",),
-    "Firing": ("n_firing",), "Tested": ("n_tested",), "q < 0.05": ("n_significant",),
-    "Score, median": ("score_median",), "5 % to 95 %": ("score_q05", "score_q95"),
-    "Largest |score|": ("score_largest",), "score_active, median": ("score_active_median",),
-    "Attractors": ("n_attractors",), "Repulsors": ("n_repulsors",),
-    "Feature": ("layer", "feature"), "Active tokens": ("n_active", "from_tokens"), "Score": ("score",), "z": ("z",),
-    "q": ("q_value",), "Attribution": ("attribution",), "score_active": ("score_active",), "Spearman": ("spearman",),
-    "q < 0.05 in A": ("n_found",), "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
-    "and p < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",), "Median": ("median",),
+    "Tested": ("n_tested",), "q_specific < 0.05": ("n_specific", "n_significant"),
+    "All layers at once": ("n_specific_at_once",), "Their |score|, median": ("median_specific",),
+    "Their |cosine|, median": ("cosine_specific",), "q_value < 0.05": ("n_significant",),
+    "q_documents < 0.05": ("n_significant_documents",), "Score, 5 % to 95 %": ("score_q05", "score_q95"),
+    "Supports": ("n_supports",), "Opposes": ("n_opposes",), "Attractors": ("n_attractors",),
+    "Feature": ("layer", "feature"), "Active tokens": ("n_active", "from_tokens"), "Score": ("score",),
+    "Cosine": ("cosine",),
+    "t_specific": ("t_specific",), "q_specific": ("q_specific",), "q_value": ("q_value",),
+    "q_documents": ("q_documents",), "Attribution": ("attribution",), "with curvature": ("attribution_curvature",),
+    "per active token": ("attribution_per_token",), "of the loss": ("attribution_share",),
+    "score_active": ("score_active",), "Spearman": ("spearman",), "q_specific < 0.05 in A": ("n_found",),
+    "Selected size": ("selected_size",), "Replicated size": ("replicated_size",), "Ratio": ("replicated_share",),
+    "Var(z_A − z_B)/2": ("z_variance",), "of z_null": ("z_null_variance",),
+    "tested in B": ("n_retested",), "same sign in B": ("n_same_sign",),
+    "and p_specific < 0.05 in B": ("n_confirmed",), "Mean": ("mean",), "SD": ("sd",), "5 %": ("q05",),
+    "Median": ("median",),
     "95 %": ("q95",), "Uniform guess": ("uniform_guess",), "KL to output": ("kl_to_output",),
     "Bits, mean": ("mean",), "of the mates": ("mates_mean",), "Excess, mean": ("excess_mean",),
     "Excess, 95 %": ("excess_q95",), "Largest excess": ("excess_largest",), "Spearman with |score|": ("spearman",),
     "|z_null| > 1.96": ("share_rejected",),
-    "|z| > 1.96, true pairing": ("share_rejected_true_pairing",), "RMS score_active": ("root_mean_square",),
+    "|z| > 1.96, true pairing": ("share_rejected_true_pairing",),
+    "p < 0.05, reference row": ("share_reference_rejected",), "p_specific < 0.05, own row": ("share_specific",),
+    "|score|, median": ("median_score",), "|cosine|, median": ("median_cosine",),
+    "RMS score_active": ("root_mean_square",),
     "By other labels": ("n_by_other_labels",), "Mean EFAS": ("mean_efas",), "Mean |EFAS|": ("mean_abs_efas",),
     "Ablated": ("n_ablated",), "Mean shift (nats)": ("mean_shift",), "Mean KL (nats)": ("mean_kl",),
     "Edited": ("n_edited",), "ΔE (nats)": ("delta",), "First order": ("first_order",), "Predicted": ("predicted",),
@@ -226,6 +239,8 @@ def rows_of(table: Table, answers: dict[str, list[dict[str, Any]]]) -> list[dict
 def assert_cell_shows(heading: str, cell: str, row: dict[str, Any], place: tuple[str, ...]) -> None:
     """Every number of a cell is its column's value, rounded as shown."""
     values = [row[column] for column in place if column in row]
+    if heading == "q_specific < 0.05":
+        values = values[:1]  # one column of two queries
     shown = numbers(cell)
     if values[0] is None:
         assert not shown, (heading, cell)
@@ -260,7 +275,7 @@ def test_every_number_of_a_table_is_its_querys(report: Path, kind: str) -> None:
     n_checked = 0
     for table in tables:
         query, headings, rows = table
-        interval_of = iter(INTERVALS.get(query, ("ci", "attribution") if "Role" in headings else ("attribution",)))
+        interval_of = iter(INTERVALS.get(query, ()))
         places = {}
         for i, heading in enumerate(headings):
             if heading == "95 % interval":
@@ -341,22 +356,42 @@ def test_alignment_is_recounted_from_efas(report: Path, tiny_warehouse: Path) ->
         own = of_layer(own, row, uncalibrated)
         assert row["is_uncalibrated"] == ((row["energy"], row["layer"]) in uncalibrated)
         score = own["score"].drop_nulls().to_numpy()
-        q = own["q_value"].drop_nulls().to_numpy()
         assert row["n_firing"] == (own["n_active"] > 0).sum()
-        assert (row["n_tested"], row["n_significant"]) == (len(q), (q < 0.05).sum())
+        for n_tested, n_significant, name in (
+            ("n_tested", "n_significant", "q_value"),
+            ("n_tested_specific", "n_specific", "q_specific"),
+            ("n_tested_documents", "n_significant_documents", "q_documents"),
+        ):
+            q = own[name].drop_nulls().to_numpy()
+            assert (row[n_tested], row[n_significant]) == (len(q), (q < 0.05).sum()), name
+        found = own.filter(own["q_specific"] < 0.05)
+        assert row["n_specific_positive"] == (found["t_specific"] > 0).sum()
+        assert row["n_specific_positive"] + row["n_specific_negative"] == len(found)
+        if len(found):
+            sizes = found["score"].abs()
+            assert [row[f"{name}_specific"] for name in ("smallest", "median", "largest")] == pytest.approx(
+                [sizes.min(), sizes.median(), sizes.max()]
+            )
+            assert row["cosine_specific"] == pytest.approx(found["cosine"].abs().median())
+        p = own["p_specific"].drop_nulls().to_numpy()
+        at_once = int((stats.false_discovery_control(p) < 0.05).sum()) if len(p) else None
+        assert row["n_specific_at_once"] == (at_once if row["layer"] is None else None)
         assert row["score_largest"] == pytest.approx(np.abs(score).max())
         assert [row[f"score_{q}"] for q in ("q05", "q25", "median", "q75", "q95")] == pytest.approx(
             np.quantile(score, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
         )
-        assert row["n_attractors"] == (own["attribution_low"] > 0).sum()
-        assert row["n_repulsors"] == (own["attribution_high"] < 0).sum()
+        assert row["n_attributed"] == own["q_attribution"].count()
+        predicted = own.filter(own["q_attribution"] < 0.05).select(
+            pl.coalesce("attribution_curvature", "attribution").alias("sum")
+        )["sum"]
+        assert (row["n_supports"], row["n_opposes"]) == ((predicted > 0).sum(), (predicted < 0).sum())
 
 
 def test_the_headline_counts_what_efas_holds(report: Path, tiny_warehouse: Path) -> None:
-    """The first sentence of the finding gives the significant and tested pairs of nll."""
+    """The first sentence of the finding gives the pairs of nll that are aligned in their own direction."""
     with Warehouse(tiny_warehouse) as warehouse:
         found, tested = warehouse.sql(
-            "SELECT count(*) FILTER (q_value < 0.05), count(q_value) FROM efas "
+            "SELECT count(*) FILTER (q_specific < 0.05), count(q_specific) FROM efas "
             "WHERE energy = 'nll' AND gradient = 'decoder' AND category = 'all'"
         ).fetchall()[0]
     first = f"**{found:,} of {tested:,} tested" if found else f"**None of {tested:,} tested"
@@ -364,7 +399,7 @@ def test_the_headline_counts_what_efas_holds(report: Path, tiny_warehouse: Path)
 
 
 def test_replication_is_scipys_rank_correlation(report: Path, tiny_warehouse: Path) -> None:
-    """Spearman between halves equals scipy's, and the found and confirmed features are recounted."""
+    """Spearman between halves equals scipy's; what is found, its sizes and the variances are numpy's."""
     with Warehouse(tiny_warehouse) as warehouse:
         halves = warehouse.sql("SELECT * FROM efas_halves WHERE gradient = 'decoder' AND category = 'all'").pl()
     uncalibrated = uncalibrated_layers(tiny_warehouse)
@@ -378,10 +413,19 @@ def test_replication_is_scipys_rank_correlation(report: Path, tiny_warehouse: Pa
         common = both.filter((both["n_active"] >= 50) & (both["n_active_b"] >= 50))
         assert row["n_features"] == len(common)
         assert row["spearman"] == pytest.approx(stats.spearmanr(common["score"], common["score_b"]).statistic)
-        found = both.filter(both["q_value"] < 0.05)
-        again = found.filter(found["z_b"].is_not_null() & (found["z"] * found["z_b"] > 0))
-        assert (row["n_found"], row["n_same_sign"]) == (len(found), len(again))
-        assert row["n_confirmed"] == (again["p_value_b"] < 0.05).sum()
+        found = both.filter(both["q_specific"] < 0.05)
+        retested = found.filter(found["t_specific_b"].is_not_null())
+        again = retested.filter(retested["t_specific"] * retested["t_specific_b"] > 0)
+        assert (row["n_found"], row["n_retested"], row["n_same_sign"]) == (len(found), len(retested), len(again))
+        assert row["n_confirmed"] == (again["p_specific_b"] < 0.05).sum()
+        if len(retested):
+            a_score, b_score = retested["score"].to_numpy(), retested["score_b"].to_numpy()
+            assert row["selected_size"] == pytest.approx(np.abs(a_score).mean())
+            assert row["replicated_size"] == pytest.approx((b_score * np.sign(a_score)).mean())
+            assert row["replicated_share"] == pytest.approx(row["replicated_size"] / row["selected_size"])
+        for name, variance in (("z", "z_variance"), ("z_null", "z_null_variance")):
+            differences = (both[name] - both[f"{name}_b"]).drop_nulls()
+            assert row[variance] == pytest.approx(differences.var() / 2)
 
 
 def test_noise_floor_is_that_of_independent_pairs() -> None:
@@ -575,7 +619,7 @@ def test_one_document_one_layer_one_energy(
             warehouse.sql(f"DELETE FROM {table} WHERE energy <> '{energy}'")
     render(options.db, tmp_path / "out")
     text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
-    assert "The negative control is empty" in text
+    assert "The negative controls are empty" in text
     if energy == "nll":
         assert "**No feature could be tested against `nll`.**" in text
         assert "The run has no positive control" in text
@@ -583,22 +627,71 @@ def test_one_document_one_layer_one_energy(
     assert "None" not in text.replace("None of", "")
     for name in ("efas_by_layer", "attribution_and_density", "energy_by_layer_and_category"):
         assert texts_of(tmp_path / "out" / "figures" / f"{name}.svg")
-    assert not (tmp_path / "out" / "figures" / "negative_control.svg").exists()
+    for name in ("negative_control", "direction_control"):
+        assert not (tmp_path / "out" / "figures" / f"{name}.svg").exists()
 
 
-def test_significant_features_lead_the_table(copied: Callable[..., Path], tmp_path: Path) -> None:
-    """Where some pairs have q < 0.05, only these are listed, by |score|."""
+def test_features_that_align_lead_the_table(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """Where some pairs have q_specific < 0.05, only these are listed, by |t_specific|."""
     db = copied(
-        "UPDATE feature_statistics SET q_value = CASE WHEN feature < 5 THEN 0.01 ELSE 0.9 END "
-        "WHERE energy = 'nll' AND q_value IS NOT NULL"
+        "UPDATE feature_statistics SET q_specific = CASE WHEN feature < 5 THEN 0.01 ELSE 0.9 END "
+        "WHERE energy = 'nll' AND q_specific IS NOT NULL"
     )
     render(db, tmp_path / "out", ("md",))
     rows = [row for row in answers_of(tmp_path / "out")["reports/top_features"] if row["energy"] == "nll"]
     assert {row["feature"] for row in rows} == set(range(5))
-    sizes = [abs(row["score"]) for row in rows]
+    sizes = [abs(row["t_specific"]) for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
-    assert "**10 of 128 tested (layer, feature) pairs (7.8 %) align with the `nll` gradient at q < 0.05**" in text
+    first = "**10 of 128 tested (layer, feature) pairs (7.8 %) align with the `nll` gradient in their own direction"
+    assert f"{first} at q_specific < 0.05**" in text
+
+
+def test_attribution_is_a_share_of_the_loss_of_included_tokens(report: Path, tiny_warehouse: Path) -> None:
+    """For losses, read at the output or at layers, and for no other energy."""
+    rows = answers_of(report)["reports/top_features"]
+    losses = {"nll", "logit_lens", "tuned_lens"} & {row["energy"] for row in rows}
+    assert losses == {row["energy"] for row in rows if row["attribution_share"] is not None}
+    with Warehouse(tiny_warehouse) as warehouse:
+        values = warehouse.sql("SELECT energy, layer, token_id, value FROM energies").pl()
+        included = warehouse.sql("SELECT layer, token_id FROM token_layers WHERE included").pl()
+    for row in rows:
+        assert row["attribution_per_token"] == pytest.approx(row["attribution"] / row["n_active"])
+        if row["attribution_share"] is not None:
+            of_energy = values.filter(pl.col("energy") == row["energy"])
+            if row["energy"] != "nll":
+                of_energy = of_energy.filter(pl.col("layer") == row["layer"])
+            tokens = included.filter(pl.col("layer") == row["layer"])
+            total = of_energy.join(tokens, on="token_id", how="semi")["value"].sum()
+            assert row["attribution_share"] == pytest.approx(row["attribution"] / total)
+
+
+def test_a_run_of_before_the_test_of_the_direction_says_so(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """Its columns are NULL: no headline says that nothing aligns, and the lists say by what they are ranked."""
+    db = copied(
+        "UPDATE feature_statistics SET cosine = NULL, t_specific = NULL, p_specific = NULL, q_specific = NULL, "
+        "p_reference = NULL, sum_sd2 = NULL, p_documents = NULL, q_documents = NULL, q_attribution = NULL",
+        "UPDATE runs SET settings = replace(settings, '\"statistics_version\": 3', '\"statistics_version\": 2')",
+    )
+    render(db, tmp_path / "out")
+    text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
+    assert "**This run was made before the test of the direction (version 2 of the statistics): ingest again" in text
+    assert "None of" not in text
+    assert "the run has no test of the direction. These have the most extreme z" in text
+    assert not (tmp_path / "out" / "figures" / "direction_control.svg").exists()
+
+
+def test_own_and_reference_rows_are_counted_below_each_level(report: Path, tiny_warehouse: Path) -> None:
+    """The counts of the figure are numpy's."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        efas = warehouse.sql("SELECT * FROM efas WHERE category = 'all' AND p_specific IS NOT NULL").pl()
+    rows = answers_of(report)["reports/direction_control"]
+    assert {row["energy"] for row in rows} == set(efas["energy"])
+    for row in rows:
+        own = efas.filter(efas["energy"] == row["energy"])
+        assert row["n_tested"] == len(own)
+        assert row["n_own"] == (own["p_specific"] <= row["level"]).sum()
+        assert row["n_reference"] == (own["p_reference"] <= row["level"]).sum()
 
 
 def test_statistics_that_lag_are_announced(copied: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,19 +1,29 @@
--- The features whose activation goes with the nll gradient most strongly, among those that the within-context test
--- believes. Small is not insignificant.
+-- The features whose own direction goes with the nll gradient most clearly (t is t_specific), with all three tests:
+-- q_specific, is it this direction; q_value, is the gradient out of the ordinary where the feature fires, in these
+-- documents; q_docs, would that hold in other documents. nats is attribution: the loss that ablation is predicted, to
+-- first order, to add, and of_loss that as a share of the run's.
+WITH loss AS (
+    SELECT t.layer, sum(e.value) AS total
+    FROM energies AS e
+    JOIN token_layers AS t USING (run_id, token_id)
+    WHERE e.energy = 'nll' AND t.included AND e.run_id = (SELECT run_id FROM current_run)
+    GROUP BY t.layer
+)
 SELECT
-    e.layer,
-    e.feature,
-    e.n_active,
+    concat(e.layer, ':', e.feature) AS feature,
+    e.n_active AS active,
     round(e.score, 3) AS score,
-    round(e.ci_low, 3) AS ci_low,
-    round(e.ci_high, 3) AS ci_high,
-    round(e.z, 1) AS z,
-    printf('%.1e', e.q_value) AS q,
-    round(e.attribution, 1) AS attribution,
-    e.role,
-    replace(array_to_string(list_sort(list_distinct(f.top_tokens))[:4], ' | '), chr(10), '\n') AS fires_most_on
+    round(e.cosine, 2) AS cosine,
+    round(e.t_specific, 1) AS t,
+    printf('%.1e', e.q_specific) AS q_specific,
+    round(e.q_value, 3) AS q_value,
+    round(e.q_documents, 2) AS q_docs,
+    round(e.attribution, 1) AS nats,
+    printf('%.2f %%', 100 * e.attribution / l.total) AS of_loss,
+    replace(array_to_string(list_sort(list_distinct(f.top_tokens))[:3], ' | '), chr(10), '\n')[:22] AS fires_most_on
 FROM efas AS e
 JOIN features AS f USING (layer, feature)
-WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND e.category = 'all' AND e.q_value < 0.05
-ORDER BY abs(e.score) DESC
+JOIN loss AS l USING (layer)
+WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND e.category = 'all' AND e.q_specific < 0.05
+ORDER BY abs(e.t_specific) DESC
 LIMIT 10

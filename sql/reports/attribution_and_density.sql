@@ -1,10 +1,12 @@
--- Attribution of every feature that fires, beside its density; the positive control only where nothing else was run.
+-- Attribution of every feature that fires, with curvature where the run has probes, since that is what roles come from;
+-- beside its density. The positive control only where nothing else was run.
 SELECT
     energy,
     layer,
     feature,
     n_active / n_tokens AS density,
-    attribution,
+    coalesce(attribution_curvature, attribution) AS attribution,
+    attribution_curvature IS NOT NULL AS has_curvature,
     coalesce(role, 'neither') AS role,
     units_of(energy) AS units
 FROM efas

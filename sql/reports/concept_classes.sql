@@ -12,6 +12,6 @@ SELECT
     n_ablated,
     mean_shift,
     mean_kl
-FROM basins_by_class
+FROM alignment_by_class
 WHERE layer IS NULL
 ORDER BY class = 'general', n_features DESC, class

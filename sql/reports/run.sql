@@ -19,6 +19,7 @@ SELECT
     r.dtype,
     r.seed,
     r.elw_version,
+    coalesce((r.settings ->> 'statistics_version')::INTEGER, 1) AS statistics_version,
     r.created_at,
     r.model_sha256,
     (SELECT count(*) FROM documents AS d WHERE d.run_id = r.run_id) AS n_documents,

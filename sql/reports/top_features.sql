@@ -1,13 +1,16 @@
--- The features that align most with each energy (decoder gradient, all categories): by |score| among those with
--- q < 0.05. Where no feature has, the most extreme z stand in, so that a reader sees what the test refused.
+-- The features that align most with each energy (decoder gradient, all categories): by |t_specific| among those with
+-- q_specific < 0.05. Where no feature has, the most extreme t_specific stand in, so that a reader sees what the test
+-- refused; in a run without a test of the direction, the most extreme z. Attribution is also given for each active token
+-- and, where the energy is a loss, as a share of the loss summed over the layer's included tokens.
 -- Twelve features an energy, five of the positive control; tokens are the distinct ones it fires on most.
--- The ends of the interval of score are cut at -1 and 1. Layers at which the energy is uncalibrated are left out.
+-- Layers at which the energy is uncalibrated are left out.
 WITH tested AS (
     SELECT
         *,
         is_control(energy) AS is_control,
-        q_value < 0.05 AS is_significant,
-        bool_or(q_value < 0.05) OVER (PARTITION BY energy) AS has_significant
+        coalesce(q_specific < 0.05, false) AS is_specific,
+        bool_or(coalesce(q_specific < 0.05, false)) OVER (PARTITION BY energy) AS has_specific,
+        count(t_specific) OVER (PARTITION BY energy) > 0 AS has_direction
     FROM efas
     WHERE gradient = 'decoder' AND category = 'all' AND q_value IS NOT NULL
         AND (energy, layer) NOT IN (SELECT (energy, layer) FROM uncalibrated_layers)
@@ -17,10 +20,10 @@ ranked AS (
         *,
         row_number() OVER (
             PARTITION BY energy
-            ORDER BY CASE WHEN has_significant THEN abs(score) ELSE abs(z) END DESC, layer, feature
+            ORDER BY CASE WHEN has_direction THEN abs(t_specific) ELSE abs(z) END DESC NULLS LAST, layer, feature
         ) AS place
     FROM tested
-    WHERE is_significant OR NOT has_significant
+    WHERE is_specific OR NOT has_specific
 ),
 chosen AS (
     SELECT *
@@ -39,11 +42,20 @@ read AS (
     SELECT layer, feature, list(text ORDER BY strongest DESC, text)[1:6] AS top_tokens
     FROM fired
     GROUP BY layer, feature
+),
+losses AS (
+    SELECT e.energy, t.layer, sum(e.value) AS total
+    FROM energies AS e
+    JOIN token_layers AS t ON t.run_id = e.run_id AND t.token_id = e.token_id AND t.layer = coalesce(e.layer, t.layer)
+    WHERE e.run_id = (SELECT run_id FROM current_run) AND t.included
+        AND e.energy IN (SELECT r.energy FROM run_energies AS r WHERE r.run_id = e.run_id AND r.is_loss)
+    GROUP BY e.energy, t.layer
 )
 SELECT
     c.energy,
     c.is_control,
-    c.is_significant,
+    c.is_specific,
+    c.has_direction,
     c.place,
     c.layer,
     c.feature,
@@ -51,16 +63,24 @@ SELECT
     c.n_active,
     c.n_active / c.n_tokens AS density,
     c.score,
-    greatest(c.ci_low, -1) AS ci_low,
-    least(c.ci_high, 1) AS ci_high,
+    c.ci_low,
+    c.ci_high,
     c.score_active,
+    c.cosine,
+    c.t_specific,
+    c.q_specific,
     c.z,
     c.q_value,
+    c.q_documents,
     c.attribution,
+    c.attribution / c.n_active AS attribution_per_token,
+    c.attribution / l.total AS attribution_share,
     c.attribution_low,
     c.attribution_high,
+    c.attribution_curvature,
     c.role,
     units_of(c.energy) AS units
 FROM chosen AS c
 LEFT JOIN read AS r USING (layer, feature)
+LEFT JOIN losses AS l USING (energy, layer)
 ORDER BY c.is_control, c.energy, c.place
