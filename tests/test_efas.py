@@ -437,7 +437,7 @@ def test_the_test_of_the_direction_follows_its_definition(
                 stand_in = references[place] if references[place] != j else references[(place + 1) % 64]
                 rest = others[others != stand_in]
                 t_reference = sizes[j, stand_in] / np.sqrt((sizes[j, rest] ** 2).mean())
-                assert row["p_reference"] == pytest.approx(2 * stats.t.sf(abs(t_reference), len(rest)), abs=0.05)
+                assert row["p_reference"] == pytest.approx(2 * stats.t.sf(abs(t_reference), len(rest)), abs=0.1)
                 n_tested += 1
             p = [row["p_specific"] for (c, h, _), row in found.items() if (c, h) == (category, half) and row["z"]]
             q = [row["q_specific"] for (c, h, _), row in found.items() if (c, h) == (category, half) and row["z"]]
