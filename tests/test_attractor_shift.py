@@ -60,7 +60,7 @@ def later_residuals(model: LanguageModel, tokens: Tensor, added: Tensor) -> Tens
 
 def test_shifts_are_those_of_the_edited_model(db: Path) -> None:
     options = InterventionOptions(
-        Edit("scale", 4.0), (1,), ("top:3",), contexts=12, probes=0, directions=1, shift=1_000
+        Edit("scale", 4.0), (1,), ("top:3",), contexts=12, probes=0, directions=1, controls=("isotropic",), shift=1_000
     )  # fmt: skip
     (own,) = intervene(db, options)
     rows = table(db, "SELECT * FROM attractor_shifts WHERE intervention_id = $id", id=own.intervention_id)
@@ -247,3 +247,9 @@ def test_shifts_need_attractors(tiny_warehouse: Path, tmp_path: Path) -> None:
         intervene(db, InterventionOptions(layers=(1,), features=("top:1",), shift=2))
     with pytest.raises(UsageError, match="elw attractors first"):
         critical_doses(db, DoseOptions(1, 3))
+
+
+def test_the_older_name_of_the_network_energy_stays(db: Path) -> None:
+    found = table(db, "SELECT delta_network_energy, delta_hopfield FROM attractor_shift_effects")
+    assert len(found)
+    assert found["delta_network_energy"].equals(found["delta_hopfield"])

@@ -178,6 +178,13 @@ CHECKS = {
         "UPDATE feature_statistics SET cosine = 1.01 WHERE feature = 3 AND energy = 'nll'",
         "UPDATE feature_statistics SET sum_gc2 = sum_gc2 / 1e9 WHERE feature = 3 AND energy = 'hopfield'",
     ],
+    "intervention_readings": [
+        "UPDATE intervention_readings SET n_active = n_tokens + 1",
+        "UPDATE intervention_readings SET run_id = 77",
+        "DELETE FROM intervention_features",
+        "UPDATE intervention_contexts SET measured_at = NULL WHERE batch = 0",
+        "UPDATE intervention_readings SET cells = list_transform(cells, lambda n: n + 1)",
+    ],
     "p_and_q": [
         "UPDATE feature_statistics SET q_value = p_value / 2 WHERE p_value > 0",
         "UPDATE feature_statistics SET p_value = 1.5, q_value = 1.5 WHERE p_value > 0",
@@ -266,7 +273,11 @@ def test_every_table_of_runs_is_checked_for_them(writable: Warehouse) -> None:
     named = statement("checks/rows_of_runs")
     columns = writable.sql("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal").fetchall()
     tables = {name for (name,) in writable.sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
-    of_runs = {table for table, column in columns if column == "run_id"} & tables - {"runs", "run_energies"}
+    of_runs = {table for table, column in columns if column == "run_id"} & tables - {
+        "runs",
+        "run_energies",
+        "intervention_readings",
+    }
     assert len(of_runs) > 30
     assert {table for table in of_runs if f"'{table}'" not in named} == set()
 

@@ -225,7 +225,7 @@ def feature_scores(side: Side) -> dict[str, Floats]:
     efas = _score(n, a, a2, side.read("sum_g"), side.read("sum_g2"), ag)
     several = np.where(n_active >= 3, n_active, np.nan)
     active = _score(several, a, a2, side.read("active_g"), side.read("active_g2"), ag)
-    scores = {"efas": efas, "abs_efas": np.abs(efas), "efas_active": active, "density": n_active / n}
+    scores = {"efas": efas, "abs_efas": np.abs(efas), "efas_active": active, "density": _ratio(n_active, n)}
     binned = side.with_quartiles()
     return scores | ({"mi": information_bits(binned.read("cells"))} if len(binned.readings) else {})
 

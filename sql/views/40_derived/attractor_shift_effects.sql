@@ -1,5 +1,5 @@
 -- What interventions did to attractors of later layers, by feature.
--- columns as in: attractor_shifts, intervention_settings
+-- columns as in: attractor_shifts, intervention_settings, interventions
 CREATE OR REPLACE VIEW attractor_shift_effects AS
 SELECT
     a.intervention_id,
