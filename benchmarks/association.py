@@ -71,13 +71,17 @@ class Contexts:
 
     def centred(self, x: Singles) -> Singles:
         """x [context, position, any] minus its mean over the context's included tokens; 0 where not included."""
-        included = self.included[..., None].astype(np.float32)
-        mean = (x * included).sum(1, keepdims=True) / np.maximum(included.sum(1, keepdims=True), 1)
-        result: Singles = (x - mean) * included
-        return result
+        return centred_over(x, self.included)
+
+    def tested(self, x: Singles, counted: Mask | None = None) -> Singles:
+        """What the within-context test takes: g̃ for g, linear, so ∂E/∂x may be given as well; 0 where not counted.
+
+        x [context, position, any] is centred, less its mates, centred once more. counted: `counted()`, if it is known.
+        """
+        return centred_over(self.less_mates(self.centred(x)), self.counted() if counted is None else counted)
 
     def less_mates(self, centred: Singles) -> Singles:
-        """Centred x minus its mates' mean at the same position: g̃ for g, linear, so ∂E/∂x may be given as well."""
+        """Centred x minus its mates' mean at the same position: what version 2 of the statistics called g̃."""
         result = np.empty_like(centred)
         for row in self._by_row():
             mates, included = self.mates(row), self.included[row].astype(np.float32)
@@ -85,6 +89,14 @@ class Contexts:
             mean = total / np.maximum(mates @ included, 1)[..., None]
             result[row] = (centred[row] - mean) * included[..., None]
         return result
+
+
+def centred_over(x: Singles, tokens: Mask) -> Singles:
+    """x [context, position, any] minus its mean over the context's tokens [context, position]; 0 elsewhere."""
+    weight = tokens[..., None].astype(np.float32)
+    x = x * weight
+    x -= x.sum(1, keepdims=True) / np.maximum(weight.sum(1, keepdims=True), 1) * weight
+    return x
 
 
 def enough_to_test(a: Singles, counted: Mask, documents: Ids) -> Mask:
@@ -102,7 +114,7 @@ def enough_to_test(a: Singles, counted: Mask, documents: Ids) -> Mask:
 def compare(a: Singles, g: Singles, centred_g: Singles, counted: Mask, documents: Ids) -> dict[str, Floats]:
     """p of each test by feature, all over the counted tokens; NaN where a or g does not vary.
 
-    a, g, centred_g: [context, position, feature], centred_g being g̃ (`Contexts.less_mates`); documents: [context].
+    a, g, centred_g: [context, position, feature], centred_g being g̃ (`Contexts.tested`); documents: [context].
     """
     a = a * counted[..., None]  # not counted: 0 in every sum with a
     n = counted.sum(1).astype(np.float64)

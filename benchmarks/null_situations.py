@@ -125,7 +125,7 @@ def unit_effect(a: Singles, centred_g: Singles, contexts: Contexts) -> tuple[Sin
     effect = contexts.centred(a)
     power = [np.einsum("ctf,ctf->f", x, x).astype(np.float64) for x in (centred_g, effect)]
     effect *= np.sqrt(power[0] / np.maximum(power[1], 1e-30)).astype(np.float32)
-    return effect, contexts.less_mates(effect)
+    return effect, contexts.tested(effect)
 
 
 # ------------------------------------------------------------------------------------------------ synthetic data
@@ -201,7 +201,7 @@ def tested(a: Singles, g: Singles, contexts: Contexts) -> dict[str, Floats]:
 def tested_with_effects(noise: Noise, seed: int, sizes: Sequence[float]) -> dict[float, dict[str, Floats]]:
     """`tested` by size of an effect that is planted into every feature of synthetic data."""
     a, g, contexts = synthetic(noise, seed)
-    effect, _ = unit_effect(a, contexts.less_mates(contexts.centred(g)), contexts)
+    effect, _ = unit_effect(a, contexts.tested(g), contexts)
     return {size: tested(a, g + np.float32(size) * effect, contexts) for size in sizes}
 
 

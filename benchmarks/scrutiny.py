@@ -109,7 +109,7 @@ def scrutinise(
     differences = {}
     if set(by_place) & set(sections):
         for place, measured in places(db, layers, energies):
-            differences[place] = [f"{measured.difference:.1e}", "yes" if measured.a_centred else "no"]
+            differences[place] = [f"{measured.difference:.1e}", str(measured.version)]
             for name, measure in by_place.items():
                 if name in sections:
                     results[name][place] = measure(
@@ -117,7 +117,7 @@ def scrutinise(
                     )
     tables: list[Table] = []
     if differences:
-        head = ["layer", "energy", "largest difference from the stored z", "a centred in S_c"]
+        head = ["layer", "energy", "largest difference from the stored z", "version of the statistics"]
         tables.append(("Against the stored z", [head, *([str(p[0]), p[1], *row] for p, row in differences.items())]))
     if "direction" in sections:
         tables += direction_tables(results["direction"])

@@ -249,7 +249,7 @@ class Run:
             all_a, all_g = self.activations(features), self._along(gradients, features)
             for i, (pairing, pairs, tokens, by_size) in enumerate(zip(pairings, contexts, counted, parts, strict=True)):
                 a, g = all_a[pairing.activations], all_g[pairing.gradients]
-                within = pairs.less_mates(pairs.centred(g))
+                within = pairs.tested(g, tokens)
                 enough = enough_to_test(a, tokens, pairs.documents)
                 by_size[0.0].append(_of(enough, compare(a, g, within, tokens, pairs.documents)))
                 if i < n_planted:

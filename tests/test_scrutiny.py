@@ -84,18 +84,17 @@ def test_z_is_that_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_check_tells_which_z_is_stored() -> None:
-    """The stored z decides whether a is centred; one that is neither stops the script."""
+    """The stored z decides which version the statistics are of; one that is of neither stops the script."""
     measured, _ = _random_plan(n_rows=9, seed=1)
     measured.stored_z = np.where(measured.enough, 0.0, np.nan)
     with pytest.raises(AssertionError, match="differs"):
         measured.check()
-    for a_centred in (True, False):
-        measured.a_centred = a_centred
-        z = measured.z(measured.s([measured.decoder])[0])
+    for version, expected in ((3, measured.contexts.tested(measured.gradients)), (2, measured._less_mates)):
+        z = measured.z(measured.s([measured.decoder], expected)[0])
         measured.stored_z = np.where(measured.enough, z, np.nan)
         measured.check()
-        assert measured.a_centred == a_centred
-        assert measured.difference < 1e-9
+        assert measured.version == version
+        assert measured.difference < 1e-6
 
 
 def test_z_by_documents_adds_contexts_up_first() -> None:

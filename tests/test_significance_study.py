@@ -92,7 +92,7 @@ def test_within_is_the_stream(sample: tuple[np.ndarray, np.ndarray, Contexts]) -
     """The dense test and the package's stream give the same p and count the same tokens."""
     a, g, contexts = sample
     a = a * contexts.included[..., None]
-    dense = compare(a, g, contexts.less_mates(contexts.centred(g)), contexts.counted(), contexts.documents)["within"]
+    dense = compare(a, g, contexts.tested(g), contexts.counted(), contexts.documents)["within"]
     z, counted = study.stream(a, g, contexts.included)
     np.testing.assert_allclose(dense, 2 * stats.norm.sf(np.abs(z)), rtol=1e-4)
     np.testing.assert_array_equal(counted, contexts.counted())
