@@ -8,8 +8,8 @@ Version 3 of the statistics centres ∇̃ once more over the counted tokens, ver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from association import Contexts, centred_over
 from null_situations import true_pairing
 from numpy.typing import NDArray
 from scipy import sparse
-from significance import Run
+from stored_run import Run
 from tqdm import tqdm
 
 from energy_lens import Warehouse
@@ -38,6 +38,9 @@ PAIRS = 32_768
 
 #: Tokens whose products are summed in float32.
 TOKENS = 4_096
+
+#: What `efas` of version 3 says of a feature, beside z.
+STORED = ("t_specific", "cosine", "p_reference", "z_documents", "p_documents", "ci_low", "ci_high")
 
 #: Largest difference from the stored z, for |z| > 1 as a share of it: float32 gradients give 1e-6.
 Z_TOLERANCE = 1e-5
@@ -64,6 +67,8 @@ class Measured:
     tokens: Ids  #: [activation] context·position
     activations: Singles  #: [activation]
     stored_z: Floats  #: of `efas` [d_sae], NaN where it tests nothing
+    stored: Mapping[str, Floats] = field(default_factory=dict)  #: what else `efas` says [d_sae], of version 3
+    references: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  #: features whose rows all are compared with
 
     version: int = 3  #: of the statistics, 2 or 3, which the stored z decides
     difference: float = np.nan  #: largest one from the stored z
@@ -208,12 +213,17 @@ def places(
         tokens = places_of_tokens + run.active["token_id"] % run.length
         for energy in chosen_energies:
             with Warehouse(db) as warehouse:
-                stored = warehouse.sql(f"SELECT feature, z FROM efas WHERE {where}", layer=layer, energy=energy).numpy()
-            stored_z = np.full(len(decoder), np.nan)
-            stored_z[stored["feature"]] = filled(stored["z"])
+                # A file of before version 3 has none of the later columns.
+                columns = ("z", *STORED) if not warehouse.behind else ("z",)
+                names = ", ".join(("feature", *columns))
+                rows = warehouse.sql(f"SELECT {names} FROM efas WHERE {where}", layer=layer, energy=energy).numpy()
+            stored = {name: np.full(len(decoder), np.nan) for name in columns}
+            for name, values in stored.items():
+                values[rows["feature"]] = filled(rows[name])
             measured = Measured(
                 run.vectors(energy), run.contexts(true_pairing(run.corpus)), decoder,
-                run.active["feature"].astype(np.int64), tokens, run.active["activation"], stored_z,
+                run.active["feature"].astype(np.int64), tokens, run.active["activation"], stored.pop("z"), stored,
+                run.references if stored else np.zeros(0, np.int64),
             )  # fmt: skip
             measured.check()
             yield (layer, energy), measured
