@@ -213,8 +213,9 @@ def places(
         tokens = places_of_tokens + run.active["token_id"] % run.length
         for energy in chosen_energies:
             with Warehouse(db) as warehouse:
-                # A file of before version 3 has none of the later columns.
-                columns = ("z", *STORED) if not warehouse.behind else ("z",)
+                # A file of before version 3 has none of the later columns, unless it was migrated.
+                known = warehouse.sql("SELECT column_name AS name FROM duckdb_columns() WHERE table_name = 'efas'")
+                columns = ("z", *(STORED if {*STORED} <= {*known.numpy()["name"]} else ()))
                 names = ", ".join(("feature", *columns))
                 rows = warehouse.sql(f"SELECT {names} FROM efas WHERE {where}", layer=layer, energy=energy).numpy()
             stored = {name: np.full(len(decoder), np.nan) for name in columns}

@@ -31,7 +31,7 @@ import numpy as np
 from measured import Measured, filled, places, z_and_clusters
 from numpy.typing import NDArray
 from scrutiny_intervals import coverage_table, stored_intervals, stored_intervals_table
-from scrutiny_stored import stored, stored_table
+from scrutiny_stored import found_table, stored, stored_table
 from situations import SYNTHETIC
 from specific import COSINES, DRAWS, REFERENCES, K, SpecificResult, specific
 from streamed import streamed
@@ -111,8 +111,8 @@ def scrutinise(
     if differences:
         head = ["layer", "energy", "largest difference from the stored z", "version of the statistics"]
         tables.append(("Against the stored z", [head, *([str(p[0]), p[1], *row] for p, row in differences.items())]))
-    if "stored" in sections:
-        tables.append(stored_table(results["stored"]))
+    if any(found is not None for found in results["stored"].values()):
+        tables += [stored_table(results["stored"]), found_table(db, layers, energies)]
     if "direction" in sections:
         tables += direction_tables(results["direction"])
     if "specific" in sections:

@@ -7,16 +7,18 @@ directions, so to 1/√128 of itself. Intervals spread what Σg² contexts witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from intervals import intervals
-from measured import Measured, outer, z_and_clusters
+from measured import Measured, filled, outer, z_and_clusters
 from numpy.typing import NDArray
 from scrutiny_intervals import document_sums
 from tables import Table, with_totals
 
+from energy_lens import Warehouse
 from energy_lens.ingest.statistics.directions import Sizes, direction_test
 from energy_lens.ingest.statistics.significance import two_sided_t_p
 
@@ -70,7 +72,7 @@ def stored(measured: Measured, generator: np.random.Generator) -> dict[str, Floa
     the interval relative to its half-width; of p as they are.
     """
     del generator
-    if not measured.stored:
+    if not measured.stored or measured.version < 3:
         return None
     from_vectors = exact(measured)
     kept = {name: values[measured.enough] for name, values in measured.stored.items()}
@@ -97,3 +99,38 @@ def stored_table(results: Mapping[tuple[int, str], Any]) -> Table:
             cells.append(f"{np.median(differences):.1e} / {differences.max(initial=0):.1e}")
         rows.append([*first, f"{sum(len(result['cosine']) for result in several):,}", *cells])
     return "Stored: differences from what the vectors say", rows
+
+
+def found_table(db: Path, layers: Sequence[int] | None, energies: Sequence[str] | None) -> Table:
+    """What each stored test finds, what the controls reject, and how many of its findings z_documents keeps."""
+    columns = ("p_value", "q_value", "p_specific", "q_specific", "p_reference", "p_documents", "q_documents", "z_null")
+    query = f"SELECT layer, energy, {', '.join(columns)} FROM efas WHERE gradient = 'decoder' AND category = 'all'"
+    with Warehouse(db) as warehouse:
+        found = warehouse.sql(f"{query} AND p_value IS NOT NULL ORDER BY energy, layer").numpy()
+    values = {name: filled(found[name]) for name in columns}
+    energy = found["energy"].astype(str)
+    places = {
+        (int(layer), name): (found["layer"] == layer) & (energy == name)
+        for layer, name in dict.fromkeys(zip(found["layer"].tolist(), energy.tolist(), strict=True))
+        if (layers is None or layer in layers) and (energies is None or name in energies)
+    }
+    rows = [["energy", "layer", "features", "z: p / q < 0.05", "t_specific: p / q < 0.05", "both q < 0.05"]]
+    rows[0] += ["z_documents: p / q < 0.05", "p_documents < 0.05 of z's / of t_specific's findings"]
+    rows[0] += ["a reference row: 5 % / 0.1 %", "z_null beyond 1.96"]
+    for first, masks in with_totals(places):
+        here = {name: column[np.any(masks, axis=0)] for name, column in values.items()}
+        by_z, by_direction = here["q_value"] < 0.05, here["q_specific"] < 0.05
+        documents, reference = here["p_documents"] < 0.05, here["p_reference"][np.isfinite(here["p_reference"])]
+        rows.append(
+            [
+                *first, f"{len(by_z):,}", f"{(here['p_value'] < 0.05).mean():.1%} / {by_z.sum():,}",
+                f"{(here['p_specific'] < 0.05).mean():.1%} / {by_direction.sum():,}",
+                f"{(by_z & by_direction).sum():,}",
+                f"{documents.sum() / max(np.isfinite(here['p_documents']).sum(), 1):.1%} / "
+                f"{(here['q_documents'] < 0.05).sum():,}",
+                f"{(by_z & documents).sum():,} / {(by_direction & documents).sum():,}",
+                f"{(reference < 0.05).mean():.1%} / {(reference < 0.001).mean():.2%}",
+                f"{(np.abs(here['z_null']) > 1.96).mean():.1%}",
+            ]
+        )  # fmt: skip
+    return "Stored: what the tests find", rows
