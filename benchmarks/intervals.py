@@ -14,6 +14,8 @@ Each method gives a half-width. D documents, t a 97.5 % quantile of Student's t:
                ν = (Σv_d)²/Σv_d⁴ are Satterthwaite's degrees of freedom (1946): equal v_d give D/3, not D.
   jackknife    t(D−1)·√((D−1)/D·Σ(r_−d − mean)²), r_−d without document d.
   both         the jackknife's error with t of E.
+
+`fisher` is `effective` on the scale of Fisher's transformation, artanh r ± t(E)·error/(1 − r²): `efas` of version 3.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Intervals(NamedTuple):
     r: Floats
     effective: Floats  #: documents, (ΣI²)²/ΣI⁴
     half_widths: dict[str, Floats]  #: of the 95 % interval, by method
+    fisher: Floats  #: half-width of the interval of artanh r
 
 
 def correlation(sums: Sums, axis: int = -1) -> Floats:
@@ -86,7 +89,8 @@ def intervals(sums: Sums) -> Intervals:
         "jackknife": t * left_out,
         "both": stdtrit(effective, 0.975) * left_out,
     }
-    return Intervals(r[..., 0], effective, half_widths)
+    fisher = half_widths["effective"] / (1 - r[..., 0] ** 2)
+    return Intervals(r[..., 0], effective, half_widths, fisher)
 
 
 def jackknife_error(sums: Sums) -> Floats:

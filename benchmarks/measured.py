@@ -2,23 +2,25 @@
 
 m_cj = −Σ_t a·∇̃ over the counted tokens of a context is all that z, t_specific and z by documents need of a feature:
 S_c = ⟨m_cj, d_j⟩. There is one such vector for each feature that is active in a context, so they are made in parts.
+
+Version 3 of the statistics centres ∇̃ once more over the counted tokens, version 2 did not: the stored z tells which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from association import Contexts
+from association import Contexts, centred_over
 from null_situations import true_pairing
 from numpy.typing import NDArray
 from scipy import sparse
-from significance import Run
+from stored_run import Run
 from tqdm import tqdm
 
 from energy_lens import Warehouse
@@ -37,6 +39,9 @@ PAIRS = 32_768
 #: Tokens whose products are summed in float32.
 TOKENS = 4_096
 
+#: What `efas` of version 3 says of a feature, beside z.
+STORED = ("t_specific", "cosine", "p_reference", "z_documents", "p_documents", "ci_low", "ci_high")
+
 #: Largest difference from the stored z, for |z| > 1 as a share of it: float32 gradients give 1e-6.
 Z_TOLERANCE = 1e-5
 
@@ -48,7 +53,6 @@ class Pairs:
     features: Ids  #: [pair]
     contexts: Ids  #: [pair]
     a: sparse.csr_array  #: activations [pair, context·position]
-    mean_a: Floats  #: [pair] mean activation over the context's counted tokens
     n_active: Ids  #: [pair] active counted tokens
 
 
@@ -63,37 +67,44 @@ class Measured:
     tokens: Ids  #: [activation] context·position
     activations: Singles  #: [activation]
     stored_z: Floats  #: of `efas` [d_sae], NaN where it tests nothing
+    stored: Mapping[str, Floats] = field(default_factory=dict)  #: what else `efas` says [d_sae], of version 3
+    references: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  #: features whose rows all are compared with
 
-    a_centred: bool = False  #: S_c is Σa·g̃ − (Σa/n)(Σg̃), which of the two the stored z decides
+    version: int = 3  #: of the statistics, 2 or 3, which the stored z decides
     difference: float = np.nan  #: largest one from the stored z
 
     def __post_init__(self) -> None:
         self.counted = self.contexts.counted()
-        tested = self.contexts.less_mates(self.contexts.centred(self.gradients))
-        self.tested: Singles = tested * self.counted[..., None]  #: ∇̃ [context, position, d_model]
+        less_mates = self.contexts.less_mates(self.contexts.centred(self.gradients))
+        self._less_mates: Singles = less_mates * self.counted[..., None]
         self.pairs = make_pairs(self.features, self.tokens, self.activations, self.counted)
         self.enough = enough(self.pairs, self.contexts.documents, len(self.decoder))
 
     @cached_property
+    def tested(self) -> Singles:
+        """∇̃ [context, position, d_model], 0 where not counted."""
+        return centred_over(self._less_mates, self.counted) if self.version > 2 else self._less_mates
+
+    @cached_property
     def null(self) -> Singles:
-        """∇̃ of the negative control: each context has that of the next one of its row [context, position, d_model]."""
+        """∇̃ of the negative control: each context has that of the next one of its row [context, position, d_model].
+
+        As version 3 has it, whichever the run is of.
+        """
         return null_gradients(self.gradients, self.contexts)
 
-    def vectors(self, tested: Singles, *, a_centred: bool) -> Iterator[tuple[slice, Singles]]:
-        """−Σ_t a·∇̃ by pair, a less its mean over the counted tokens if so said: pairs and [pair, d_model], in parts."""
-        flat, sums = tested.reshape(-1, tested.shape[-1]), tested.sum(1)
+    def vectors(self, tested: Singles) -> Iterator[tuple[slice, Singles]]:
+        """−Σ_t a·∇̃ by pair: pairs and [pair, d_model], in parts."""
+        flat = tested.reshape(-1, tested.shape[-1])
         for start in range(0, len(self.pairs.features), PAIRS):
             part = slice(start, start + PAIRS)
-            vectors = -(self.pairs.a[part] @ flat)
-            if a_centred:
-                vectors += self.pairs.mean_a[part, None].astype(np.float32) * sums[self.pairs.contexts[part]]
-            yield part, vectors
+            yield part, -(self.pairs.a[part] @ flat)
 
     def s(self, directions: Sequence[Singles], tested: Singles | None = None) -> Floats:
         """S_c along directions, each with a row for every feature [d_sae, d_model]: [direction, pair]."""
         tested = self.tested if tested is None else tested
         s = np.empty((len(directions), len(self.pairs.features)))
-        for part, vectors in self.vectors(tested, a_centred=self.a_centred):
+        for part, vectors in self.vectors(tested):
             for i, rows in enumerate(directions):
                 s[i, part] = np.einsum("pd,pd->p", vectors, rows[self.pairs.features[part]])
         return s
@@ -106,25 +117,26 @@ class Measured:
         """m_j = Σ_c −Σ_t a·∇̃ by feature [d_sae, d_model]."""
         tested = self.tested if tested is None else tested
         m = np.zeros(self.decoder.shape)
-        for part, vectors in self.vectors(tested, a_centred=self.a_centred):
+        for part, vectors in self.vectors(tested):
             features = self.pairs.features[part]
             starts = np.flatnonzero(np.diff(features, prepend=-1))
             m[features[starts]] += np.add.reduceat(vectors.astype(np.float64), starts)
         return m
 
     def check(self) -> None:
-        """Find out whether the stored z centres a. Raises AssertionError when it is neither of the two."""
+        """Find out which version the stored z is of. Raises AssertionError when it is of neither."""
+        is_stored = np.isfinite(self.stored_z)
+        assert (is_stored == self.enough).all(), "other features are tested than those of the run"
         differences = {}
-        for a_centred in (False, True):
-            self.a_centred = a_centred
+        for version in (3, 2):
+            self.version = version
+            self.__dict__.pop("tested", None)  # made anew
             z = self.z(self.s([self.decoder])[0])
-            is_stored = np.isfinite(self.stored_z)
             apart = np.abs(z - self.stored_z) / np.maximum(np.abs(self.stored_z), 1)
-            differences[a_centred] = float(apart[is_stored].max(initial=0))
-        assert (np.isfinite(self.stored_z) == self.enough).all(), "other features are tested than those of the run"
-        self.a_centred = differences[True] < differences[False]
-        self.difference = differences[self.a_centred]
-        assert self.difference < Z_TOLERANCE, f"z differs from the stored one by {self.difference:.2g}"
+            self.difference = differences[version] = float(apart[is_stored].max(initial=0))
+            if self.difference < Z_TOLERANCE:
+                return
+        raise AssertionError(f"z differs from the stored one by {differences} (version: difference)")
 
 
 def make_pairs(features: Ids, tokens: Ids, activations: Singles, counted: Mask) -> Pairs:
@@ -134,9 +146,7 @@ def make_pairs(features: Ids, tokens: Ids, activations: Singles, counted: Mask) 
     features, tokens, activations = (x[is_counted] for x in (features, tokens, activations))
     keys, pair = np.unique(features * len(counted) + tokens // n_positions, return_inverse=True)
     a = sparse.csr_array((activations, (pair, tokens)), shape=(len(keys), counted.size))
-    contexts = keys % len(counted)
-    sums = np.bincount(pair, activations.astype(np.float64), len(keys))
-    return Pairs(keys // len(counted), contexts, a, sums / counted.sum(1)[contexts], np.bincount(pair))
+    return Pairs(keys // len(counted), keys % len(counted), a, np.bincount(pair))
 
 
 def enough(pairs: Pairs, documents: Ids, d_sae: int) -> Mask:
@@ -203,12 +213,18 @@ def places(
         tokens = places_of_tokens + run.active["token_id"] % run.length
         for energy in chosen_energies:
             with Warehouse(db) as warehouse:
-                stored = warehouse.sql(f"SELECT feature, z FROM efas WHERE {where}", layer=layer, energy=energy).numpy()
-            stored_z = np.full(len(decoder), np.nan)
-            stored_z[stored["feature"]] = filled(stored["z"])
+                # A file of before version 3 has none of the later columns, unless it was migrated.
+                known = warehouse.sql("SELECT column_name AS name FROM duckdb_columns() WHERE table_name = 'efas'")
+                columns = ("z", *(STORED if {*STORED} <= {*known.numpy()["name"]} else ()))
+                names = ", ".join(("feature", *columns))
+                rows = warehouse.sql(f"SELECT {names} FROM efas WHERE {where}", layer=layer, energy=energy).numpy()
+            stored = {name: np.full(len(decoder), np.nan) for name in columns}
+            for name, values in stored.items():
+                values[rows["feature"]] = filled(rows[name])
             measured = Measured(
                 run.vectors(energy), run.contexts(true_pairing(run.corpus)), decoder,
-                run.active["feature"].astype(np.int64), tokens, run.active["activation"], stored_z,
+                run.active["feature"].astype(np.int64), tokens, run.active["activation"], stored.pop("z"), stored,
+                run.references if stored else np.zeros(0, np.int64),
             )  # fmt: skip
             measured.check()
             yield (layer, energy), measured

@@ -1,10 +1,12 @@
 """What a hostile reader asks of the significance test: a warehouse with stored gradient vectors in, tables out.
 
     python benchmarks/scrutiny.py FILE.duckdb [--layers 15,20] [--energies nll,hopfield] [--seed 0]
-                                  [--sections direction,specific,documents,unequal,intervals,selection] [--output DIR]
+                                  [--sections stored,direction,specific,documents,unequal,intervals,selection]
+                                  [--output DIR]
 
 FILE comes from `elw ingest --store-gradients`. Sections, each of them Markdown tables:
 
+  stored      of statistics of version 3: t_specific, cosine, z_documents and intervals against ones from the vectors.
   direction   z with another direction in place of the feature's decoder row, all else as it is.
   specific    the test that compares directions: t_specific, its variants, their level and their power.
   documents   z by documents in place of contexts, and how far z of two halves of the documents differ.
@@ -12,8 +14,9 @@ FILE comes from `elw ingest --store-gradients`. Sections, each of them Markdown 
   intervals   coverage of intervals of a correlation in simulations, and their widths on this run.
   selection   size in half B of what was found in half A.
 
-What is computed from the vectors must equal the stored z; the script stops when it does not. Unequal and the simulated
-part of intervals do not depend on FILE. DIR/scrutiny.md holds what is printed, DIR/scrutiny.json the tables.
+What is computed from the vectors must equal the stored z, of version 2 of the statistics or of 3; the script says
+which, and stops when it is neither. Unequal and the simulated part of intervals do not depend on FILE. DIR/scrutiny.md
+holds what is printed, DIR/scrutiny.json the tables.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from association import Contexts
-from intervals import METHODS, MIN_EFFECTIVE, Documents, Sums, intervals, simulate
-from measured import PAIRS, TOKENS, Measured, filled, places, z_and_clusters
-from null_situations import Noise, streamed, synthetic
+from measured import Measured, filled, places, z_and_clusters
 from numpy.typing import NDArray
-from significance import markdown
+from scrutiny_intervals import coverage_table, stored_intervals, stored_intervals_table
+from scrutiny_stored import found_table, stored, stored_table
+from situations import SYNTHETIC
 from specific import COSINES, DRAWS, REFERENCES, K, SpecificResult, specific
+from streamed import streamed
+from synthetic import Sample, synthetic
+from tables import Table, levels, markdown, rejected, with_totals
 from tqdm import tqdm
 
 from energy_lens import Warehouse
@@ -42,34 +47,18 @@ Singles = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-#: A table, its head first, under a heading.
-Table = tuple[str, list[list[str]]]
-
 #: Documents that a test across them needs, as intervals do.
 MIN_DOCUMENTS = 10
 
-#: Seeds of synthetic data, each of 64 features.
-SEEDS = 30
+#: Seeds of synthetic data, each of 192 features.
+SEEDS = 20
 
-UNEQUAL = {
-    "equal lengths, drift": Noise(levels=0.3, drift=0.5),
-    "lengths by context": Noise(levels=0.3, drift=0.5, lengths="contexts", firing=0.5),
-    "lengths by document": Noise(levels=0.3, drift=0.5, lengths="documents", firing=0.5),
-    "short tails": Noise(levels=0.3, drift=0.5, lengths="tails", firing=0.5),
-}
-
-#: Repetitions of each simulated interval.
-REPETITIONS = 1_000
-
-#: Simulated documents.
-N_DOCUMENTS = (10, 20, 40)
-CORRELATIONS = (0.0, 0.1, 0.5, 0.95)
-SLOPES = (0.0, 0.3)
+UNEQUAL = ("levels and drift", "lengths by context", "lengths by document", "short tails")
 
 #: Features of a layer that selection takes: the largest.
 TOP = 20
 
-SECTIONS = ("direction", "specific", "documents", "unequal", "intervals", "selection")
+SECTIONS = ("stored", "direction", "specific", "documents", "unequal", "intervals", "selection")
 
 
 def main() -> None:
@@ -104,12 +93,15 @@ def scrutinise(
     db: Path, layers: Sequence[int] | None, energies: Sequence[str] | None, sections: Sequence[str], seed: int
 ) -> list[Table]:
     """The tables of the sections, in the order of SECTIONS."""
-    by_place = {"direction": direction, "specific": specific, "documents": documents, "intervals": stored_intervals}
+    by_place = {
+        "stored": stored, "direction": direction, "specific": specific, "documents": documents,
+        "intervals": stored_intervals,
+    }  # fmt: skip
     results: dict[str, dict[tuple[int, str], Any]] = {name: {} for name in by_place}
     differences = {}
     if set(by_place) & set(sections):
         for place, measured in places(db, layers, energies):
-            differences[place] = [f"{measured.difference:.1e}", "yes" if measured.a_centred else "no"]
+            differences[place] = [f"{measured.difference:.1e}", str(measured.version)]
             for name, measure in by_place.items():
                 if name in sections:
                     results[name][place] = measure(
@@ -117,8 +109,10 @@ def scrutinise(
                     )
     tables: list[Table] = []
     if differences:
-        head = ["layer", "energy", "largest difference from the stored z", "a centred in S_c"]
+        head = ["layer", "energy", "largest difference from the stored z", "version of the statistics"]
         tables.append(("Against the stored z", [head, *([str(p[0]), p[1], *row] for p, row in differences.items())]))
+    if any(found is not None for found in results["stored"].values()):
+        tables += [stored_table(results["stored"]), found_table(db, layers, energies)]
     if "direction" in sections:
         tables += direction_tables(results["direction"])
     if "specific" in sections:
@@ -132,41 +126,6 @@ def scrutinise(
     if "selection" in sections:
         tables.append(selection_table(db, layers, energies))
     return tables
-
-
-# ------------------------------------------------------------------------------------------------ p values in tables
-
-
-class Rejected(NamedTuple):
-    """Of several families of p, each with a false discovery rate of its own."""
-
-    n: int
-    at_5: float  #: share below 0.05
-    at_01: float  #: share below 0.001
-    n_q: int  #: q < 0.05
-
-
-def rejected(families: Sequence[Floats]) -> Rejected:
-    """families: p by layer, without NaN."""
-    p = np.concatenate(list(families)) if families else np.zeros(0)
-    n_q = sum(int((benjamini_hochberg(family) < 0.05).sum()) for family in families if len(family))
-    return Rejected(len(p), float((p < 0.05).mean()), float((p < 0.001).mean()), n_q)
-
-
-def _levels(families: Sequence[Floats]) -> str:
-    total = rejected(families)
-    return f"{total.at_5:.1%} / {total.at_01:.2%}"
-
-
-def _with_totals(results: Mapping[tuple[int, str], Any]) -> Iterator[tuple[list[str], list[Any]]]:
-    """First cells and results of each layer and energy, then of each energy over all layers."""
-    energies = list(dict.fromkeys(energy for _, energy in results))
-    for energy in energies:
-        of_energy = {layer: result for (layer, name), result in results.items() if name == energy}
-        for layer, result in of_energy.items():
-            yield [energy, str(layer)], [result]
-        if len(of_energy) > 1:
-            yield [energy, "all"], list(of_energy.values())
 
 
 # ------------------------------------------------------------------------------------------------ direction
@@ -203,7 +162,7 @@ def direction(measured: Measured, generator: np.random.Generator) -> dict[str, l
 def direction_tables(results: Mapping[tuple[int, str], dict[str, list[Floats]]]) -> list[Table]:
     kinds = list(next(iter(results.values())))
     rows = [["energy", "layer", "features", *(f"{kind}: > 1.96 / mean z² / q < 0.05" for kind in kinds)]]
-    for first, several in _with_totals(results):
+    for first, several in with_totals(results):
         cells = []
         for kind in kinds:
             z = np.concatenate([draw for result in several for draw in result[kind]])
@@ -228,7 +187,7 @@ def specific_tables(results: Mapping[tuple[int, str], SpecificResult]) -> list[T
     by_variant = [["energy", "variant", "features", "p / q < 0.05", "null like references: 5 % / 0.1 %"]]
     by_variant[0] += ["null any row: 5 % / 0.1 %", "negative control: 5 % / 0.1 %"]
     by_variant[0] += [f"planted {cosine:g}: p < 0.05" for cosine in COSINES]
-    for first, several in _with_totals(results):
+    for first, several in with_totals(results):
         by_place.append([*first, *_specific_cells(several)])
         if first[1] == "all" or len(results) == len({energy for _, energy in results}):
             by_variant += [[first[0], name, *_variant_cells(several, name)] for name in several[0].variants]
@@ -261,7 +220,7 @@ def _variant_cells(several: Sequence[SpecificResult], name: str) -> list[str]:
     nulls = [[p for variant in by_layer for p in getattr(variant, kind)] for kind in ("null", "any_row", "noise")]
     planted = [rejected([p for variant in by_layer for p in variant.power[cosine]]).at_5 for cosine in COSINES]
     return [
-        f"{true.n / n_draws:,.0f}", f"{true.at_5:.1%} / {true.n_q / n_draws:.4g}", *map(_levels, nulls),
+        f"{true.n / n_draws:,.0f}", f"{true.at_5:.1%} / {true.n_q / n_draws:.4g}", *map(levels, nulls),
         *map("{:.0%}".format, planted),
     ]  # fmt: skip
 
@@ -322,7 +281,7 @@ def document_tables(results: Mapping[tuple[int, str], ByDocuments]) -> list[Tabl
     rows[0] += [f"{m}: p < 0.05 / q < 0.05 / of z's: p / q" for m in methods]
     rows[0] += [f"{m}, negative control: 5 % / 0.1 %" for m in methods]
     rows[0] += ["correlation of z between halves of documents / of contexts / share of documents"]
-    for first, several in _with_totals(results):
+    for first, several in with_totals(results):
         z_q = [benjamini_hochberg(result.z_p) < 0.05 for result in several]
         enough_documents = [np.isfinite(result.p["all"]) for result in several]
         cells = [*first, f"{sum(map(len, z_q)):,}", f"{sum(x.sum() for x in enough_documents):,}"]
@@ -338,7 +297,7 @@ def document_tables(results: Mapping[tuple[int, str], ByDocuments]) -> list[Tabl
             total = rejected(families)
             cells.append(f"{total.at_5:.1%} / {total.n_q} / {kept_p} / {kept_q}")
         nulls = [[result.null[method] for result in several] for method in methods]
-        cells += [_levels([p[np.isfinite(p)] for p in families]) for families in nulls]
+        cells += [levels([p[np.isfinite(p)] for p in families]) for families in nulls]
         cells.append(_shared([result.shared for result in several]))
         rows.append(cells)
     return [("Documents: z by documents", rows)]
@@ -374,7 +333,7 @@ def _halves(db: Path, layers: Sequence[int] | None, energies: Sequence[str] | No
 def _places_of(halves: Mapping[str, NDArray[Any]]) -> Iterator[tuple[list[str], list[Mask]]]:
     energy = halves["energy"].astype(str)
     places = {(int(layer), name): None for layer, name in zip(halves["layer"], energy, strict=True)}
-    return _with_totals({(layer, name): (halves["layer"] == layer) & (energy == name) for layer, name in places})
+    return with_totals({(layer, name): (halves["layer"] == layer) & (energy == name) for layer, name in places})
 
 
 def halves_table(db: Path, layers: Sequence[int] | None, energies: Sequence[str] | None) -> Table:
@@ -393,10 +352,14 @@ def halves_table(db: Path, layers: Sequence[int] | None, energies: Sequence[str]
 # ------------------------------------------------------------------------------------------------ unequal
 
 
-def unequal_p(a: Singles, g: Singles, contexts: Contexts) -> dict[str, Floats]:
-    """p by feature of each test, of the negative control too; NaN where it cannot test [feature]."""
-    columns, counted = streamed(a, g, contexts.included)
-    tested = contexts.less_mates(contexts.centred(g)) * counted[..., None]
+def unequal_p(sample: Sample) -> dict[str, Floats]:
+    """p by feature of each test, of the negative control too; NaN where it cannot test [feature].
+
+    With a as it is, less its mean over the context's counted tokens, and as the stream has it: the last two are one.
+    """
+    kept, a, contexts = streamed(sample), sample.a, sample.contexts
+    columns, counted = kept.columns, kept.counted
+    tested = contexts.less_mates(contexts.centred(sample.g)) * counted[..., None]
     labels = np.unique(contexts.documents, return_inverse=True)[1]
     p = {}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -428,97 +391,14 @@ def s_centred(a: Singles, tested: Singles, counted: Mask) -> Floats:
 def unequal_table(seed: int) -> Table:
     """Levels in UNEQUAL of each test, SEEDS seeds each."""
     rows: list[list[str]] = []
-    for i, (situation, noise) in enumerate(tqdm(UNEQUAL.items(), desc="unequal")):
+    for i, situation in enumerate(tqdm(UNEQUAL, desc="unequal")):
         seeds = range(1_000_000 * (seed + 1) + 1_000 * i, 1_000_000 * (seed + 1) + 1_000 * i + SEEDS)
-        repetitions = [unequal_p(*synthetic(noise, each)) for each in seeds]
+        repetitions = [unequal_p(synthetic(SYNTHETIC[situation], each)) for each in seeds]
         if not rows:
             rows.append(["situation", *(f"{test}: 5 % / 0.1 %" for test in repetitions[0])])
         families = {test: [p[test][np.isfinite(p[test])] for p in repetitions] for test in repetitions[0]}
-        rows.append([situation, *map(_levels, families.values())])
+        rows.append([situation, *map(levels, families.values())])
     return "Unequal: synthetic contexts, nothing is true", rows
-
-
-# ------------------------------------------------------------------------------------------------ intervals
-
-
-def coverage_table(seed: int) -> Table:
-    """Coverage and mean half-width of each method in simulations, REPETITIONS each."""
-    rows = [["slopes", "sizes", "documents", "r", *(f"{method}: covers / ±" for method in METHODS)]]
-    rows[0] += ["effective documents", f"below {MIN_EFFECTIVE}", f"effective, from {MIN_EFFECTIVE}: covers"]
-    generator = np.random.default_rng([seed, 5])
-    for slopes in SLOPES:
-        for unequal in (False, True):
-            for n_documents in N_DOCUMENTS:
-                for r in CORRELATIONS:
-                    sums = simulate(Documents(r, n_documents, unequal, slopes), REPETITIONS, generator)
-                    simulated = intervals(sums)
-                    covers = {name: np.abs(simulated.r - r) <= width for name, width in simulated.half_widths.items()}
-                    enough_documents = simulated.effective >= MIN_EFFECTIVE
-                    rows.append(
-                        [
-                            f"{slopes:g}", "unequal" if unequal else "equal", str(n_documents), f"{r:g}",
-                            *(f"{covers[name].mean():.1%} / {width.mean():.3f}"
-                              for name, width in simulated.half_widths.items()),
-                            f"{np.median(simulated.effective):.1f}", f"{(~enough_documents).mean():.0%}",
-                            f"{covers['effective'][enough_documents].mean():.1%}" if enough_documents.any() else "–",
-                        ]
-                    )  # fmt: skip
-    return "Intervals: coverage of 95 % in simulations", rows
-
-
-def document_sums(measured: Measured) -> Sums:
-    """Sums over the included tokens of each document, by tested feature [tested, document]."""
-    labels = np.unique(measured.contexts.documents, return_inverse=True)[1]
-    n_documents, tested = int(labels.max()) + 1, np.flatnonzero(measured.enough)
-    of_token = labels.repeat(measured.contexts.included.shape[1])
-    included = measured.contexts.included.reshape(-1)
-    rows = -measured.decoder[tested].T
-    flat = measured.gradients.reshape(-1, rows.shape[0])
-    g, g2 = np.zeros((len(tested), n_documents)), np.zeros((len(tested), n_documents))
-    for document in range(n_documents):
-        tokens = np.flatnonzero((of_token == document) & included)
-        for start in range(0, len(tokens), TOKENS):
-            dense = flat[tokens[start : start + TOKENS]] @ rows
-            g[:, document] += dense.sum(0, dtype=np.float64)
-            g2[:, document] += np.einsum("tf,tf->f", dense, dense, dtype=np.float64)
-    place = np.full(len(measured.decoder), -1)
-    place[tested] = np.arange(len(tested))
-    is_tested = place[measured.features] >= 0
-    features, tokens = measured.features[is_tested], measured.tokens[is_tested]
-    a = measured.activations[is_tested].astype(np.float64)
-    along = np.empty(len(a))
-    for start in range(0, len(a), PAIRS):
-        part = slice(start, start + PAIRS)
-        along[part] = -np.einsum("nd,nd->n", flat[tokens[part]], measured.decoder[features[part]])
-    key = place[features] * n_documents + of_token[tokens]
-    sum_a, sum_a2, sum_ag = (np.bincount(key, x, g.size).reshape(g.shape) for x in (a, a**2, a * along))
-    n = np.bincount(of_token, included, n_documents)
-    return Sums(n, sum_a, g, sum_a2, g2, sum_ag)
-
-
-def stored_intervals(measured: Measured, generator: np.random.Generator) -> Any:
-    """r, effective documents and half-widths of the tested features, over all documents of the run."""
-    del generator
-    return intervals(document_sums(measured))
-
-
-def stored_intervals_table(results: Mapping[tuple[int, str], Any]) -> Table:
-    """How wide intervals are on this run."""
-    rows = [["energy", "layer", "features", "|r| median", "effective documents", f"below {MIN_EFFECTIVE}"]]
-    rows[0] += ["covariance over effective: median / largest", "covariance over jackknife: largest"]
-    rows[0] += [f"{method}: pass ±1 / leave 0 out" for method in METHODS]
-    for first, several in _with_totals(results):
-        r, effective = (np.concatenate([getattr(x, name) for x in several]) for name in ("r", "effective"))
-        widths = {name: np.concatenate([x.half_widths[name] for x in several]) for name in METHODS}
-        ratio, to_jackknife = widths["covariance"] / widths["effective"], widths["covariance"] / widths["jackknife"]
-        cells = [f"{len(r):,}", f"{np.median(np.abs(r)):.3f}", f"{np.median(effective):.1f}"]
-        cells += [f"{(effective < MIN_EFFECTIVE).mean():.0%}", f"{np.median(ratio):.2f} / {ratio.max():.1f}"]
-        cells.append(f"{to_jackknife.max():.1f}")
-        for name in METHODS:
-            passes, leaves = (np.abs(r) + widths[name] > 1).sum(), (np.abs(r) > widths[name]).mean()
-            cells.append(f"{passes} / {leaves:.0%}")
-        rows.append([*first, *cells])
-    return "Intervals: on this run", rows
 
 
 # ------------------------------------------------------------------------------------------------ selection

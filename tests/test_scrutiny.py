@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.statistics.directions import Sizes, direction_test
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -29,12 +30,14 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-association = _load("association")
-situations = _load("null_situations")
-_load("significance")
-intervals = _load("intervals")
+for dependency in ("association", "null_situations", "stored_run", "tables", "synthetic", "streamed", "situations"):
+    _load(dependency)
+association, made = _load("association"), _load("synthetic")
 arrays = _load("measured")
+intervals = _load("intervals")
 specific = _load("specific")
+_load("scrutiny_intervals")
+stored = _load("scrutiny_stored")
 scrutiny = _load("scrutiny")
 
 LANES, N_POSITIONS, D_MODEL, D_SAE, K = 6, 12, 8, 20, 3
@@ -84,18 +87,17 @@ def test_z_is_that_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_check_tells_which_z_is_stored() -> None:
-    """The stored z decides whether a is centred; one that is neither stops the script."""
+    """The stored z decides which version the statistics are of; one that is of neither stops the script."""
     measured, _ = _random_plan(n_rows=9, seed=1)
     measured.stored_z = np.where(measured.enough, 0.0, np.nan)
     with pytest.raises(AssertionError, match="differs"):
         measured.check()
-    for a_centred in (True, False):
-        measured.a_centred = a_centred
-        z = measured.z(measured.s([measured.decoder])[0])
+    for version, expected in ((3, measured.contexts.tested(measured.gradients)), (2, measured._less_mates)):
+        z = measured.z(measured.s([measured.decoder], expected)[0])
         measured.stored_z = np.where(measured.enough, z, np.nan)
         measured.check()
-        assert measured.a_centred == a_centred
-        assert measured.difference < 1e-9
+        assert measured.version == version
+        assert measured.difference < 1e-6
 
 
 def test_z_by_documents_adds_contexts_up_first() -> None:
@@ -155,13 +157,51 @@ def test_references_are_candidates_and_differ() -> None:
         assert all(len(set(row)) == 9 for row in together.tolist())
 
 
+def test_exact_is_what_finish_makes_of_the_stream() -> None:
+    """t_specific, cosine and z_documents from the vectors equal those from the sums that the stream keeps."""
+    measured, collected = _random_plan(n_rows=18, seed=3)
+    measured.references = np.arange(2, 14)
+    tested = np.flatnonzero(measured.enough)
+    assert len(tested) > 10
+    rows = torch.from_numpy(measured.decoder[measured.references])
+    along = measured.m() @ np.column_stack([(rows / rows.norm(dim=1, keepdim=True)).T.numpy(), np.eye(D_MODEL)])
+    columns = collected.columns("energy")
+    sizes = Sizes(measured.decoder, measured.references, np.eye(D_MODEL), columns["sum_s"], columns["sum_gc2"])
+    found = direction_test(sizes, tested, along[tested])
+    exact = stored.exact(measured)
+    np.testing.assert_allclose(exact["t_specific"], found.t, rtol=1e-4)
+    np.testing.assert_allclose(exact["cosine"], found.cosine, rtol=1e-4)
+    np.testing.assert_allclose(exact["p_reference"], found.p_reference, rtol=1e-3)
+    p = scrutiny.document_p(
+        *(x[tested] for x in arrays.z_and_clusters(
+            measured.s([measured.decoder])[0], measured.pairs, measured.contexts.documents, D_SAE
+        )), 20
+    )  # fmt: skip
+    np.testing.assert_allclose(exact["p_documents"], p["student"])
+
+
+def test_what_is_stored_is_held_against_the_vectors() -> None:
+    """A stored number that is off by a tenth shows as such, and statistics of version 2 have none to hold."""
+    measured, _ = _random_plan(n_rows=18, seed=4)
+    measured.references = np.arange(2, 14)
+    assert stored.stored(measured, np.random.default_rng(0)) is None
+    exact = stored.exact(measured)
+    measured.stored = {name: np.full(D_SAE, np.nan) for name in exact}
+    for name, values in exact.items():
+        measured.stored[name][measured.enough] = values * (1.1 if name == "cosine" else 1)
+    differences = stored.stored(measured, np.random.default_rng(0))
+    for name, values in differences.items():
+        np.testing.assert_allclose(values[np.isfinite(values)], 0.1 if name == "cosine" else 0, atol=1e-9)
+
+
 # ------------------------------------------------------------------------------------------------ S_c, documents
 
 
 def test_centring_a_is_centring_it_token_by_token() -> None:
     """S_c − (Σa/n)(Σg̃) = Σ(a − ā)·g̃ over the counted tokens, and where a is constant nothing is left."""
-    noise = situations.Noise(drift=0.5, lengths="contexts", firing=0.5, n_documents=16, n_contexts=3, n_features=5)
-    a, g, contexts = situations.synthetic(noise, seed=0)
+    noise = made.Noise(drift=0.5, lengths="contexts", firing=0.5, n_documents=16, n_contexts=3, n_features=5)
+    sample = made.synthetic(noise, seed=0)
+    a, g, contexts = sample.a, sample.g, sample.contexts
     counted = contexts.counted()
     tested = contexts.less_mates(contexts.centred(g)) * counted[..., None]
     s = scrutiny.s_centred(a, tested, counted)
@@ -174,13 +214,12 @@ def test_centring_a_is_centring_it_token_by_token() -> None:
 
 def test_only_centred_activations_hold_the_level_in_unequal_contexts() -> None:
     """Firing that goes with a context's length and drift with position: z rejects twice 5 % and more."""
-    noise = situations.Noise(
-        levels=0.3, drift=0.5, lengths="contexts", firing=0.5, n_documents=16, n_contexts=20, n_features=48
-    )
-    repetitions = [scrutiny.unequal_p(*situations.synthetic(noise, seed)) for seed in range(5)]
+    noise = made.Noise(drift=0.5, lengths="contexts", firing=0.5, n_documents=16, n_contexts=20, n_features=48)
+    repetitions = [scrutiny.unequal_p(made.synthetic(noise, seed)) for seed in range(5)]
     share = {test: np.mean([np.nanmean(p[test] < 0.05) for p in repetitions]) for test in repetitions[0]}
     assert share["z, a as it is"] > 0.1
     assert share["z, a centred"] < 0.09
+    assert share["z of the stream"] == pytest.approx(share["z, a centred"], abs=0.005)
 
 
 def test_student_is_the_t_test_of_the_documents() -> None:
