@@ -217,7 +217,8 @@ def predictions(
 
 
 def shown(agreement: Agreement) -> str:
-    return f"{agreement.value:.2f} [{agreement.low:.2f}, {agreement.high:.2f}]"
+    bounds = "" if np.isnan(agreement.low) else f" [{agreement.low:.2f}, {agreement.high:.2f}]"
+    return f"{agreement.value:.2f}{bounds}"
 
 
 def lines(tune: Ablations, test: Ablations) -> Iterator[str]:
