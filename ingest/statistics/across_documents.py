@@ -54,8 +54,8 @@ def squares(sums: TokenSums, total_g2: Floats) -> Floats:
     """Σg² over a document's tokens [document, feature]; total_g2: over all documents [feature], which is exact.
 
     In the contexts where a feature is active it was summed. What is left of the total is spread over the other ones
-    like ‖∇‖²: the interval that comes of it has the exact one's width to 0.3 % for nll, to 10 % at worst for the
-    positive control (measured).
+    like ‖∇‖². For nll that moves the ends of an interval by 0.06 % of its half-width in the median and 2.7 % at worst;
+    for the positive control, whose gradient is sparse, by 3 % and in single cases by most of it (measured).
     """
     rest = np.maximum(total_g2 - sums.g2.sum(0), 0)
     weights = np.maximum(sums.norm2[:, None] - sums.covered, 0)
