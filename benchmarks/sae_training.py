@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,10 @@ def main() -> None:
     )
     comparing.add_argument("--peer-python", required=True)
     comparing.add_argument("--seeds", type=_numbers, default=[0, 1, 2])
-    commands.choices["variants"].add_argument("--output", type=Path, required=True)
+    comparing.add_argument("--passes", type=int, default=1)
+    varying = commands.choices["variants"]
+    varying.add_argument("--output", type=Path, required=True)
+    varying.add_argument("--passes", type=int, default=TrainingConfig.passes)
     arguments = parser.parse_args()
     commands_by_name = {"harvest": harvest, "peer": peer, "optimizers": optimizers, "variants": variants}
     commands_by_name[arguments.command](arguments)
@@ -148,10 +152,9 @@ def harvest(arguments: argparse.Namespace) -> None:
         store.round(index)
         print(f"round {index + 1} of {len(rounds)}", flush=True)
     held_out_residuals = load_file(arguments.work / HELD_OUT)
-    order: Tensor | None = None
     for layer in arguments.layers:
         train = torch.cat([store.round(index)[layer] for index in rounds])
-        order = torch.randperm(len(train), generator=generator) if order is None else order
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         residuals = {"train": train[order]} | {name: held_out_residuals[f"{name}.{layer}"] for name in contexts_by_part}
         about = {"norm_median": str(store.norm_medians[layer]), "dtype": str(dtype), "model_name": model.name}
         save_file(residuals, arguments.work / RESIDUALS.format(layer), about)
@@ -162,7 +165,7 @@ def harvest(arguments: argparse.Namespace) -> None:
 
 
 def peer(arguments: argparse.Namespace) -> None:
-    """sae-lens with several settings, and elw, on the same tokens once; settings are chosen on select documents."""
+    """sae-lens with several settings, and elw, on the same tokens; settings are chosen on select documents."""
     default = PeerSettings()
 
     def best(candidates: Sequence[PeerSettings]) -> PeerSettings:
@@ -200,7 +203,7 @@ def saelens(
     runs = []
     for layer in layers:
         path = arguments.work / RESIDUALS.format(layer)
-        n_steps = shape(path, "train")[0] // config.batch_size
+        n_steps = arguments.passes * (shape(path, "train")[0] // config.batch_size)
         for setting in settings:
             for seed in seeds:
                 folder = f"layer_{layer}_seed_{seed}_{setting.name.removeprefix('sae-lens, ')}"
@@ -208,14 +211,16 @@ def saelens(
                 steps = {name: round(part * n_steps) if setting.scheduled else 0 for name, part in share.items()}
                 run = {
                     "residuals": str(path), "output": str(arguments.work / "saelens" / folder.replace(", ", "_")),
-                    "layer": layer, "seed": seed, "k": arguments.k, "d_sae": arguments.features,
+                    "layer": layer, "seed": seed, "passes": arguments.passes, "k": arguments.k,
+                    "d_sae": arguments.features,
                     "learning_rate": setting.learning_rate, "dead_feature_window": setting.dead_feature_window, **steps,
                 }  # fmt: skip
                 runs.append((setting, run))
     command = [arguments.peer_python, str(Path(__file__).parent / "saelens_trainer.py")]
     if not all((Path(run["output"]) / "run.json").exists() for _, run in runs):
         lines = "\n".join(json.dumps(run) for _, run in runs)
-        subprocess.run(command, input=lines, check=True, text=True, stdout=subprocess.DEVNULL)
+        quiet = os.environ | {"TQDM_DISABLE": "1"}
+        subprocess.run(command, input=lines, check=True, text=True, stdout=subprocess.DEVNULL, env=quiet)
     for setting, run in runs:
         yield outcome_of(setting.name, Path(run["output"]), run["layer"], run["seed"], Path(run["residuals"]))
 
@@ -225,9 +230,9 @@ def elw(arguments: argparse.Namespace, layer: int, seed: int) -> Outcome:
     path = arguments.work / RESIDUALS.format(layer)
     folder = arguments.work / "elw" / f"layer_{layer}_seed_{seed}"
     if not (folder / "run.json").exists():
-        trainer, seconds = adam(path, layer, arguments.k, arguments.features, seed, 1.0)
+        trainer, seconds = adam(path, layer, arguments.k, arguments.features, seed, arguments.passes)
         save_sae(trainer.finished(1.0, DEFAULT_MODEL), folder)
-        n_steps = shape(path, "train")[0] // TrainingConfig.batch_size
+        n_steps = arguments.passes * (shape(path, "train")[0] // TrainingConfig.batch_size)
         (folder / "run.json").write_text(json.dumps({"seconds": seconds, "steps": n_steps}), encoding="utf-8")
     return outcome_of(f"elw, rate {TrainingConfig.learning_rate:g}", folder, layer, seed, path)
 
@@ -275,11 +280,11 @@ def variants(arguments: argparse.Namespace) -> None:
     for name, (n_active, width, seed) in variants_by_name.items():
         folder = arguments.output / name / f"layer_{layer}"
         if not folder.exists():
-            trainer, seconds = adam(path, layer, n_active, width, seed, float(TrainingConfig.passes))
+            trainer, seconds = adam(path, layer, n_active, width, seed, arguments.passes)
             about = metadata(path)
             sae = trainer.finished(float(about["norm_median"]), about["model_name"])
             sae.quartiles = active_quartiles(sae, train[:QUARTILE_TOKENS])
-            config = TrainingConfig(d_sae=width, ks=(n_active,), tokens=len(train), seed=seed)
+            config = TrainingConfig(d_sae=width, ks=(n_active,), tokens=len(train), passes=arguments.passes, seed=seed)
             settings = {key: value for key, value in asdict(config).items() if key != "ks"}
             sae.metadata["training"] = {**settings, "k": n_active, "dtype": about["dtype"].removeprefix("torch.")}
             save_sae(sae, folder)

@@ -2,10 +2,10 @@
 
     python saelens_trainer.py < RUNS
 
-RUNS has one run a line, a JSON object: residuals, output, layer, seed, k, d_sae, learning_rate, dead_feature_window,
-warm_up_steps, decay_steps. One line is printed for each, JSON too, and kept in its output as `run.json`: the seconds
-that training took, its steps, and those at which the auxiliary loss had dead features to act on. A run whose
-`run.json` is there is not done again.
+RUNS has one run a line, a JSON object: residuals, output, layer, seed, passes, k, d_sae, learning_rate,
+dead_feature_window, warm_up_steps, decay_steps. One line is printed for each, JSON too, and kept in its output as
+`run.json`: the seconds that training took, its steps, and those at which the auxiliary loss had dead features to act
+on. A run whose `run.json` is there is not done again.
 
 Its own defaults wherever it has any, except for what a run names, for the batch, which is elw's, and for activations,
 which are scaled to a mean norm of √d as elw's are (none is the default, and learns worse from residuals of this size).
@@ -23,6 +23,7 @@ from sae_lens.config import SAETrainerConfig
 from safetensors.torch import load_file
 
 BATCH, SCALED = 1024, "expected_average_only_in"
+NORM_BATCHES = 50
 
 
 class Watched(TopKTrainingSAE):
@@ -42,19 +43,22 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     config.metadata.model_name = "smollm2-135m"
     config.metadata.hook_name = f"blocks.{run['layer']}.hook_resid_post"
     sae = Watched(config)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run["seed"]))
-    n_steps = len(x) // BATCH
-    # The norm is estimated on the first batches taken, so the whole of x is offered twice; training takes it once.
-    batches = (x[order[i * BATCH : (i + 1) * BATCH]].float() for _ in range(2) for i in range(n_steps))
+    generator = torch.Generator().manual_seed(run["seed"])
+    permuted = (torch.randperm(len(x), generator=generator) for _ in range(run["passes"]))
+    batches = [batch for order in permuted for batch in order.split(BATCH)[: len(x) // BATCH]]
+    n_steps = len(batches)
+    # The first ones are offered twice, since the norm is estimated on them before training begins.
+    offered = (x[batch].float() for batch in batches[:NORM_BATCHES] + batches)
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, n_batches_for_norm_estimate=50,
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH,
+            n_batches_for_norm_estimate=NORM_BATCHES,
             lr=run["learning_rate"], lr_end=run["learning_rate"] / 10,  # unused by its constant schedule, but required
             dead_feature_window=run["dead_feature_window"],
             lr_warm_up_steps=run["warm_up_steps"], lr_decay_steps=run["decay_steps"],
         ),
         sae,
-        batches,
+        offered,
     )  # fmt: skip
     started = time.perf_counter()
     trainer.fit()
