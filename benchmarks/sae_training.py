@@ -8,10 +8,11 @@
 `harvest` writes the residuals of train, select and test documents to DIR once, so that every contender sees the same
 tokens. `peer` trains on them with the sae-lens package, which must be installed for PYTHON (an environment of its own):
 with its own settings, with the learning rate and then the window of its dead features chosen on select documents at the
-first layer and first seed, and with elw's learning-rate schedule too; then with elw, for as many tokens, as wide and as
-sparse; for every layer and seed. `optimizers` compares Adam followed by L-BFGS with Adam for as long as both took, for
-three seeds. `variants` trains SAEs with elw's recipe that differ in one thing each (seed, k, width), for studies of
-what depends on the SAE. FVU is that of test documents. `harvest`, `peer` and `variants` go on where they were stopped.
+first layer and first seed, and, if asked, with elw's learning-rate schedule; then with elw, for as many tokens, as wide
+and as sparse; for every layer and seed. `optimizers` compares Adam followed by L-BFGS with Adam for as long as both
+took, for three seeds. `variants` trains SAEs by elw's recipe that differ in one thing each (seed, k, width), for
+studies of what depends on the SAE. FVU is that of test documents. `harvest`, `peer` and `variants` go on where they
+were stopped.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ ROUND_CONTEXTS = 256
 #: 3e-4 is the default of sae-lens' SAETrainerConfig.
 PEER_RATES = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
-#: Steps without a single activation after which sae-lens counts a feature as dead: its default, and two that a training
-#: of 500 steps reaches. elw's 50,000 tokens are 49 steps of 1,024.
-PEER_WINDOWS = (1000, 50, 100)
+#: Steps without a single activation after which sae-lens counts a feature as dead: its default, which a training of 500
+#: steps does not reach, and two that it does. elw's 50,000 tokens are 49 steps of 1,024.
+PEER_WINDOW, PEER_WINDOWS = 1000, (50, 100)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class PeerSettings:
     """What differs between trainings by sae-lens."""
 
     learning_rate: float = PEER_RATES[0]
-    dead_feature_window: int = PEER_WINDOWS[0]  #: in steps
+    dead_feature_window: int = PEER_WINDOW  #: in steps
     scheduled: bool = False  #: warm-up and decay as elw's; its default is a constant rate
 
     @property
@@ -113,6 +114,9 @@ def main() -> None:
     comparing.add_argument("--peer-python", required=True)
     comparing.add_argument("--seeds", type=_numbers, default=[0, 1, 2])
     comparing.add_argument("--passes", type=int, default=1)
+    comparing.add_argument("--rates", type=_floats, default=PEER_RATES, help="learning rates to choose from")
+    comparing.add_argument("--windows", type=_numbers, default=PEER_WINDOWS, help="dead-feature windows to choose from")
+    comparing.add_argument("--scheduled", action="store_true", help="sae-lens with elw's warm-up and decay too")
     varying = commands.choices["variants"]
     varying.add_argument("--output", type=Path, required=True)
     varying.add_argument("--passes", type=int, default=TrainingConfig.passes)
@@ -123,6 +127,10 @@ def main() -> None:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
+
+
+def _floats(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
 
 
 def harvest(arguments: argparse.Namespace) -> None:
@@ -175,10 +183,10 @@ def peer(arguments: argparse.Namespace) -> None:
             print(f"choosing: {outcome.name:54} FVU on select {outcome.select_fvu:.4f}, test {outcome.fvu:.4f}")
         return min(zip(outcomes, candidates, strict=True), key=lambda pair: pair[0].select_fvu)[1]
 
-    tuned = best([PeerSettings(rate) for rate in PEER_RATES])
-    short = best([replace(tuned, dead_feature_window=window) for window in PEER_WINDOWS[1:]])
-    window = short.dead_feature_window
-    settings = [default, tuned, short, replace(default, dead_feature_window=window), replace(short, scheduled=True)]
+    tuned = best([PeerSettings(rate) for rate in arguments.rates])
+    short = best([replace(tuned, dead_feature_window=window) for window in arguments.windows])
+    settings = [default, replace(default, dead_feature_window=short.dead_feature_window), tuned, short]
+    settings += [replace(short, scheduled=True)] if arguments.scheduled else []
     for layer in arguments.layers:
         outcomes = list(saelens(arguments, settings, [layer], arguments.seeds))
         outcomes += [elw(arguments, layer, seed) for seed in arguments.seeds]
