@@ -288,17 +288,23 @@ def _sample(store: ActivationStore, layer: int, n: int) -> Tensor:
 def add_quartiles(saes: Sequence[SparseAutoencoder], store: ActivationStore) -> None:
     """Quartiles of each feature's active values over training tokens; NaN where it fired too rarely."""
     for sae in saes:
-        pieces = []
-        for x in _sample(store, sae.layer, QUARTILE_TOKENS).split(4096):
-            values, indices = sae.encode(x.float())
-            pieces.append((values[values > 0], indices[values > 0]))
-        values, indices = (torch.cat(part) for part in zip(*pieces, strict=True))
-        sae.quartiles = torch.full((sae.d_sae, 3), math.nan)
-        order = indices.argsort()
-        counts = torch.bincount(indices, minlength=sae.d_sae).tolist()
-        for feature, active_values in enumerate(values[order].split(counts)):
-            if len(active_values) >= MIN_ACTIVE:
-                sae.quartiles[feature] = active_values.quantile(torch.tensor([0.25, 0.5, 0.75]))
+        sae.quartiles = active_quartiles(sae, _sample(store, sae.layer, QUARTILE_TOKENS))
+
+
+def active_quartiles(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """[d_sae, 3] quartiles of each feature's active values over x [n, d_model]; NaN where it fired too rarely."""
+    pieces = []
+    for chunk in x.split(4096):
+        values, indices = sae.encode(chunk.float())
+        pieces.append((values[values > 0], indices[values > 0]))
+    values, indices = (torch.cat(part) for part in zip(*pieces, strict=True))
+    quartiles = torch.full((sae.d_sae, 3), math.nan)
+    order = indices.argsort()
+    counts = torch.bincount(indices, minlength=sae.d_sae).tolist()
+    for feature, active_values in enumerate(values[order].split(counts)):
+        if len(active_values) >= MIN_ACTIVE:
+            quartiles[feature] = active_values.quantile(torch.tensor([0.25, 0.5, 0.75]))
+    return quartiles
 
 
 def _add_figures(
