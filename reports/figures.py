@@ -231,7 +231,8 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
             )  # fmt: skip
         magnitudes = sorted(abs(row["attribution"]) for row in energy_rows if row["attribution"])
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        densities = [row["density"] for row in energy_rows]
+        _label_log_axis(panel.xaxis, lambda value: f"{100 * value:g} %", dense=max(densities) < 10 * min(densities))
         if magnitudes:
             # Linear up to the median: half of the features would else crowd into decades of no interest.
             threshold = 10 ** math.floor(math.log10(magnitudes[len(magnitudes) // 2]))
@@ -254,8 +255,6 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
 
 def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
     """Distribution of each energy over tokens: by category, and by layer where it is read at layers."""
-    from matplotlib.ticker import LogLocator
-
     rows = [row for row in rows if row["category"] is not None]
     if not rows:
         return None
@@ -278,8 +277,9 @@ def _energy_by_layer_and_category(rows: Sequence[Row]) -> Any:
             _distribution(panel, x, quantiles, CATEGORY_COLOURS[place], len(energy_rows))
         if sign:
             panel.set_yscale("log")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(lambda value, _: _grouped(value))
+            _label_log_axis(panel.yaxis, _grouped, dense=True)
+        else:
+            panel.yaxis.set_major_formatter(lambda value, _: _grouped(value))
         scale = ",\nlog scale" if sign else ""
         panel.set_ylabel(f"{'−' if sign == -1 else ''}E ({visible(energy_rows[0]['units'])}{scale})")
         panel.set_title(f"{visible(energy)}, by layer" if layers else f"{visible(energy)}, the model's output")
@@ -444,6 +444,16 @@ def _power(value: float) -> str:
         return _grouped(value)
     exponent = str(round(math.log10(abs(value)))).translate(_SUPERSCRIPT)
     return f"{'−' if value < 0 else ''}10{exponent}"
+
+
+def _label_log_axis(axis: Any, label: Callable[[float], str], dense: bool) -> None:
+    """Ticks of a logarithmic axis: labels as given, at 1, 2 and 5 of each decade where dense, and no others."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if dense:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: label(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _in_order(values: Any) -> list[str]:
