@@ -123,18 +123,21 @@ def by_loops(db: Path, layer: int) -> dict[tuple[str, str, int], dict[str, float
             for i, context in enumerate(contexts):
                 after = (i + 1) % len(contexts)
                 others = [m for m in range(len(contexts)) if m != i]
+                own_g, other_g = np.full((2, LENGTH), np.nan)
+                for t in range(LENGTH):
+                    mates = [g[m, t] for m in others if not np.isnan(g[m, t])]
+                    rest = [g[m, t] for m in others if m != after and not np.isnan(g[m, t])]
+                    if not np.isnan(g[i, t]) and len(mates) >= 3:
+                        own_g[t] = g[i, t] - np.mean(mates)
+                    if not np.isnan(g[i, t]) and not np.isnan(g[after, t]) and len(rest) >= 2:
+                        other_g[t] = g[after, t] - np.mean(rest)
+                for centred in (own_g, other_g):
+                    if not np.isnan(centred).all():
+                        centred -= np.nanmean(centred)
                 for feature in range(64):
-                    own = control = 0.0
-                    for token in at.get((feature, context), []):
-                        t = token % LENGTH
-                        mates = [g[m, t] for m in others if not np.isnan(g[m, t])]
-                        if len(mates) >= 3:
-                            own += g[i, t] - np.mean(mates)
-                        rest = [g[m, t] for m in others if m != after and not np.isnan(g[m, t])]
-                        if not np.isnan(g[after, t]) and len(rest) >= 2:
-                            control += g[after, t] - np.mean(rest)
-                    sums.setdefault(("own", feature), []).append(own)
-                    sums.setdefault(("mates", feature), []).append(control)
+                    positions = [token % LENGTH for token in at.get((feature, context), [])]
+                    sums.setdefault(("own", feature), []).append(float(np.nansum(own_g[positions])))
+                    sums.setdefault(("mates", feature), []).append(float(np.nansum(other_g[positions])))
         for (labels, feature), values in sums.items():
             own_tokens = [token for (f, _), ts in at.items() if f == feature for token in ts]
             inside = [token for token in own_tokens if label[token] == name]

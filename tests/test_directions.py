@@ -188,7 +188,12 @@ def test_the_cosine_is_exact_in_few_dimensions() -> None:
 
 
 def test_too_few_rows_are_no_comparison() -> None:
-    """Eight references other than the feature's own, or nothing is said; the cosine needs none."""
+    """Eight references other than the own, or nothing is said; the cosine needs none, and to have none is no error."""
+    lonely = Directions.of(make_sae(np.random.default_rng(0)), np.arange(0), 0)
+    assert lonely.vectors.shape == (N_PROBES, D_MODEL)
+    nothing = np.ones(D_SAE)
+    sizes = Sizes(np.ones((D_SAE, D_MODEL)), lonely.references, lonely.probes.double().numpy(), nothing, nothing)
+    assert np.isnan(direction_test(sizes, np.arange(3), np.ones((3, N_PROBES))).p_reference).all()
     generator = np.random.default_rng(7)
     for d_sae, is_tested in ((8, False), (9, True)):
         found = outcome(

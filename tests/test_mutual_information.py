@@ -27,6 +27,7 @@ from energy_lens.ingest.reading import ContextReading, LayerReading, Reader
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.statistics import histograms
+from energy_lens.ingest.statistics.directions import Directions
 from energy_lens.ingest.statistics.finish import count_cells, finish
 from energy_lens.ingest.statistics.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
@@ -388,7 +389,8 @@ def simulate(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., pl.DataF
                 warehouse.append("calibration", calibration.with_columns(energy=pl.lit("nll"), **place))
             plan = read_histogram_plan(warehouse, run_id, {1: sae}, ["nll"])
         nothing = {context_id: np.zeros(n_tokens, dtype=np.int32) for context_id in readings}
-        builder = GroupBuilder(run_id, n_tokens, reader, plan, store_gradients=False)
+        directions = {1: Directions.of(sae, np.arange(0), 0)}
+        builder = GroupBuilder(run_id, n_tokens, reader, plan, directions, store_gradients=False)
         with Warehouse(db, writable=True) as warehouse:
             for group in groups:
                 store_group(warehouse, run_id, builder.build(group, nothing))

@@ -47,7 +47,9 @@ class Stored:
         for one, other in pairs.items():
             own = self.documents[category]
             for i in range(min(len(own[one]), len(own[other]))):
-                s = (self.a[own[one][i]] * self.g[own[other][i]]).sum(0)
+                a, g = self.a[own[one][i]], self.g[own[other][i]]
+                both = self.g[own[one][i]].any(1) & g.any(1)  # positions that count in either
+                s = (a[both] * g[both]).sum(0) - a[both].sum(0) * g[both].sum(0) / max(both.sum(), 1)
                 total += s, s**2
         return total
 
@@ -83,6 +85,8 @@ def read(db: Path, layer: int, energy: str, decoder: Floats) -> Stored:
                 mates = [m for m in centred if m != context and not np.isnan(centred[m][t, 0])]
                 if len(mates) >= 3 and not np.isnan(centred[context][t, 0]):
                     stored.g[context][t] = centred[context][t] - np.mean([centred[m][t] for m in mates], 0)
+            counted = stored.g[context].any(1)
+            stored.g[context][counted] -= stored.g[context][counted].mean(0) if counted.any() else 0
     for token, feature, activation in activations:
         context, t = divmod(token, LENGTH)
         if stored.g[context][t].any():

@@ -154,11 +154,13 @@ def direction_test(sizes: Sizes, features: Integers, along: Floats) -> Direction
     usable = np.isfinite(reference_sizes) & (sizes.references != features[:, None])
     squares = np.where(usable, reference_sizes, 0) ** 2
     t, p = _compared(own, squares.sum(1), usable.sum(1))
-    # The reference that stands in is another one from feature to feature, so that their share is that of all of them.
-    place = features % max(n_references, 1)
-    place = np.where(sizes.references[place] == features, (place + 1) % max(n_references, 1), place)
-    stand_in = reference_sizes[each, place]
-    _, p_reference = _compared(stand_in, squares.sum(1) - squares[each, place], usable.sum(1) - 1)
+    p_reference = np.full(len(features), np.nan)
+    if n_references:
+        # The one that stands in is another one from feature to feature, so that their share is that of all of them.
+        place = features % n_references
+        place = np.where(sizes.references[place] == features, (place + 1) % n_references, place)
+        others = squares.sum(1) - squares[each, place]
+        _, p_reference = _compared(reference_sizes[each, place], others, usable.sum(1) - 1)
     return DirectionTest(t, p, p_reference, _cosine(sizes, norms, features, along[:, n_references:]))
 
 
