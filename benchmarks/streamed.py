@@ -22,7 +22,6 @@ from energy_lens.ingest.statistics.directions import (
     choose_references,
     direction_test,
     packed,
-    random_probes,
     unpacked,
 )
 from energy_lens.ingest.statistics.documents import DocumentSums
@@ -52,8 +51,8 @@ def streamed(sample: Sample, seed: int = 0) -> Streamed:
     decoder = torch.from_numpy(sample.decoder)
     n_features, d_model = decoder.shape
     sae = SparseAutoencoder(0, n_features, decoder.T.clone(), torch.zeros(n_features), decoder, torch.zeros(d_model))
-    directions = Directions(choose_references(sae, seed), random_probes(d_model, seed, 0))
-    collected = LayerStatistics(sae, [ENERGY], directions.vectors(sae))
+    directions = Directions.of(sae, choose_references(sae, seed), seed)
+    collected = LayerStatistics(sae, [ENERGY], directions)
     by_document, counted = DocumentSums([ENERGY]), []
     included, documents = sample.contexts.included, sample.contexts.documents
     n_slots = int((sample.a > 0).sum(-1).max())

@@ -719,12 +719,15 @@ def test_stored_activations_are_the_encoders(
                 output = model.module(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
             x = output.hidden_states[layer + 1][0]
             h = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
-            kth = h.sort(descending=True).values[:, 3:4]
+            kth, following = h.sort(descending=True).values[:, 3:5].split(1, 1)
             a = torch.where((h >= kth) & (h > 0), h, torch.zeros_like(h)).numpy()
             own = stored.contexts == context
             # The tiny model has no massive tokens: all but the first and the last of a context are included.
             np.testing.assert_array_equal(stored.token_ids[own] - context * 32, np.arange(1, len(ids) - 1))
-            np.testing.assert_allclose(stored.a[own], a[1:-1], rtol=1e-4, atol=1e-4)
+            # Of two that are equal to rounding either may be taken.
+            is_tie = (kth - following < 1e-5).numpy()[1:-1, 0]
+            np.testing.assert_allclose(stored.a[own][~is_tie], a[1:-1][~is_tie], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(stored.a[own].sum(1), a[1:-1].sum(1), rtol=1e-4)
 
 
 def test_discrete_gradients_follow_from_stored_energies(warehouse: Warehouse, layers: dict[int, Layer]) -> None:
