@@ -196,7 +196,7 @@ def _efas_by_layer(rows: Sequence[Row]) -> Any:
         panel.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         panel.set_xlim(-0.6, len(energy_rows) - 0.4)
         _layer_ticks(panel, energy_rows)
-        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
+        panel.set_title(_title(energy_rows[0]))
         panel.set_ylabel("EFAS score (correlation)")
     return figure
 
@@ -360,7 +360,7 @@ def _direction_control(rows: Sequence[Row]) -> Any:
         panel.xaxis.set_major_formatter(lambda value, _: _power(value))
         panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         panel.tick_params(axis="x", which="major", length=3)
-        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
+        panel.set_title(_title(energy_rows[0]))
         panel.set_xlabel(f"Level of p, {count(n_tested)} tested (layer, feature) pairs")
         panel.set_ylabel("Pairs below it")
     _legend_above(figure, *panels[0].get_legend_handles_labels())
@@ -396,7 +396,7 @@ def _negative_control(rows: Sequence[Row]) -> Any:
         panel.set_xlim(low, high)
         panel.set_ylim(0, 1.08 * max(0.4, *control, *true))
         panel.tick_params(axis="x", which="major", length=3)
-        panel.set_title(f"{visible(energy)} (positive control)" if energy_rows[0]["is_control"] else visible(energy))
+        panel.set_title(_title(energy_rows[0]))
         panel.set_xlabel(f"z of {count(energy_rows[0]['n_tested'])} tested (layer, feature) pairs")
         panel.set_ylabel("Density")
     _legend_above(figure, *panels[0].get_legend_handles_labels())
@@ -454,6 +454,11 @@ def _label_log_axis(axis: Any, label: Callable[[float], str], dense: bool) -> No
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: label(value))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _title(row: Row) -> str:
+    """The energy of a row, and whether it is the positive control."""
+    return f"{visible(row['energy'])} (positive control)" if row["is_control"] else visible(row["energy"])
 
 
 def _in_order(values: Any) -> list[str]:

@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from scipy.stats import rankdata
+
+from energy_lens.ingest.statistics.significance import t_quantile
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -114,7 +115,7 @@ class Replicates:
         by_feature, added = _jackknife(features), max(by_document - by_cell, 0.0)
         parts_of_error = ((by_feature, effective_number(features)), (added, effective_number(documents)))
         freedom = (by_feature + added) ** 2 / (sum(v**2 / n for v, n in parts_of_error) + 1e-300)
-        return float(stdtrit(max(freedom, 1.0), 0.975) * np.sqrt(by_feature + added))
+        return float(t_quantile(max(freedom, 1.0)) * np.sqrt(by_feature + added))
 
 
 def _fisher(r: Floats) -> Floats:
@@ -252,6 +253,6 @@ def ratio_interval(numerator: Floats, denominator: Floats) -> tuple[Floats, Floa
             continue
         above, below = above[counts], below[counts]
         without = (above.sum() - above) / (below.sum() - below)
-        half = stdtrit(effective_number(without), 0.975) * np.sqrt(_jackknife(without))
+        half = t_quantile(effective_number(without)) * np.sqrt(_jackknife(without))
         low[row], high[row] = above.sum() / below.sum() + half * np.array([-1, 1])
     return low, high

@@ -30,7 +30,7 @@ from energy_lens.ingest.statistics.significance import (
     MIN_TEST_CONTEXTS,
     MIN_TEST_DOCUMENTS,
     MIN_TEST_TOKENS,
-    benjamini_hochberg,
+    known_q,
     two_sided_p,
 )
 from energy_lens.ingest.token_classes import CLASSES, token_classes
@@ -180,11 +180,8 @@ def _class_frame(
     inside, outside = n_in, n_active - n_in
     rest_inside, rest_outside = n_class - n_in, (n_tokens - n_class) - outside
     log_odds = np.log((inside + 0.5) * (rest_outside + 0.5) / ((outside + 0.5) * (rest_inside + 0.5)))
-    p, q = np.full(len(z), np.nan), np.full(len(z), np.nan)
-    known = np.isfinite(z)
-    if known.any():
-        p[known] = two_sided_p(z[known])
-        q[known] = benjamini_hochberg(p[known])
+    p = two_sided_p(z)
+    q = known_q(p)
     frame = pl.DataFrame(
         {
             "feature": np.arange(len(z), dtype=np.int32), "class": name, "labels": kind,
