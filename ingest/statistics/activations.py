@@ -1,0 +1,142 @@
+"""A layer's stored activations in, a slice of its features at a time; sums by context, document and feature out.
+
+A slice's activations are sorted by feature and token, so that those of a feature in a context (a cell) lie side by
+side, and so do the contexts of a document (a pair of feature and document). Sums of what stands at tokens are products
+of a sparse matrix, whose rows are cells, pairs or features, with numbers by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from energy_lens.ingest.statistics.strata import RunLayout
+from energy_lens.ingest.statistics.tokens import Tokens
+from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.runs import gradient_column
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Activations that are worked on at once, and features times cells of the run.
+SLICE_ACTIVATIONS, SLICE_NUMBERS = 3_000_000, 200_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows of sums begin among a slice's activations."""
+
+    bounds: Integers  #: [row + 1] the last one is the number of activations
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def sums(self, values: NDArray[np.number]) -> Floats:
+        """[row] of values [activation]; every row has one."""
+        if not len(self):
+            return np.zeros(0)
+        result: Floats = np.add.reduceat(values.astype(np.float64), self.bounds[:-1])
+        return result
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Activations of some features of a layer, sorted by feature and token."""
+
+    start: int  #: first feature
+    stop: int
+    feature: NDArray[np.int32]  #: [activation] counted from `start`
+    place: NDArray[np.int32]  #: [activation] of its token
+    a: NDArray[np.float32]  #: [activation]
+    g: Mapping[str, NDArray[np.float32]]  #: energy: decoder gradient [activation]
+    cells: Rows  #: by feature and context
+    pairs: Rows  #: by feature and document
+    features: Rows  #: by feature, of those that fire
+    cell_feature: Integers  #: [cell]
+    cell_context: Integers  #: [cell]
+    pair_feature: Integers  #: [pair]
+    pair_document: Integers  #: [pair]
+    pair_of_cell: Integers  #: [cell]
+
+    @property
+    def n_features(self) -> int:
+        return self.stop - self.start
+
+    def sums_at(self, rows: Rows, weights: NDArray[np.floating], values: Floats) -> Floats:
+        """[row, column] Σ over a row's activations of weights [activation] times values [token, column]."""
+        matrix = csr_array(
+            (weights.astype(np.float64), self.place, rows.bounds.astype(np.int32)), shape=(len(rows), len(values))
+        )
+        result: Floats = matrix @ values
+        return result
+
+    def pairs_of_cells(self, values: NDArray[np.number]) -> Floats:
+        """[pair] sums of values [cell]."""
+        return np.bincount(self.pair_of_cell, values, len(self.pairs))
+
+    def by_feature(self, values: Floats, features: Integers) -> Floats:
+        """[feature, …] sums of values [row, …] whose features [row] ascend."""
+        result = np.zeros((self.n_features, *values.shape[1:]))
+        if len(features):
+            starts = np.flatnonzero(np.diff(features, prepend=-1))
+            result[features[starts]] = np.add.reduceat(values, starts)
+        return result
+
+
+def slices(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iterator[tuple[int, int]]:
+    """(first feature, one past the last) of slices that are worked on at once."""
+    counted = warehouse.run("finish/active_counts", run=run.run_id, layer=layer).numpy()
+    counts = np.zeros(d_sae, dtype=np.int64)
+    counts[counted["feature"]] = counted["n_active"]
+    widest = max(1, SLICE_NUMBERS // max(1, len(run.partitions[0].of_cells)))
+    start, total = 0, 0
+    for feature, count in enumerate(counts.tolist()):
+        if feature > start and (total + count > SLICE_ACTIVATIONS or feature - start >= widest):
+            yield start, feature
+            start, total = feature, 0
+        total += count
+    yield start, d_sae
+
+
+def read_slice(
+    warehouse: Warehouse,
+    run: RunLayout,
+    tokens: Tokens,
+    layer: int,
+    bounds: tuple[int, int],
+) -> Slice:
+    """Activations of features start … stop − 1, with the decoder gradients of the run's energies."""
+    start, stop = bounds
+    columns = {f"g{i}": gradient_column(energy) for i, energy in enumerate(run.energies)}
+    gradients = "".join(f", {column} AS {name}" for name, column in columns.items())
+    place_of = {"run": run.run_id, "layer": layer, "start": start, "stop": stop}
+    stored = warehouse.run_formatted("finish/activations", {"gradients": gradients}, **place_of).numpy()
+    feature = np.asarray(stored["feature"], dtype=np.int32) - start
+    place = tokens.places(stored["token_id"])
+    order = np.argsort(feature.astype(np.int64) * len(tokens) + place, kind="stable")
+    feature, place = feature[order], place[order]
+    context = tokens.context[place]
+    document = run.contexts.document[context]
+    cells, cell_starts = _rows(feature, context)
+    pairs, pair_starts = _rows(feature, document)
+    features, _ = _rows(feature, feature)
+    return Slice(
+        start, stop, feature, place, np.asarray(stored["activation"])[order],
+        {energy: np.asarray(np.ma.filled(stored[name], np.nan))[order]
+         for name, energy in zip(columns, run.energies, strict=True)},
+        cells, pairs, features,
+        feature[cell_starts].astype(np.int64), context[cell_starts],
+        feature[pair_starts].astype(np.int64), document[pair_starts],
+        np.searchsorted(pair_starts, cell_starts, side="right") - 1,
+    )  # fmt: skip
+
+
+def _rows(feature: NDArray[np.integer], other: NDArray[np.integer]) -> tuple[Rows, Integers]:
+    """Rows of equal feature and `other`, and where they start."""
+    begins = (np.diff(feature, prepend=-1) != 0) | (np.diff(other, prepend=-1) != 0)
+    starts = np.flatnonzero(begins)
+    return Rows(np.append(starts, len(feature))), starts
