@@ -22,8 +22,11 @@ from energy_lens.warehouse.runs import gradient_column
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+#: Activations that are held at once.
+READ_ACTIVATIONS = 10_000_000
+
 #: Activations that are worked on at once, and features times cells of the run.
-SLICE_ACTIVATIONS, SLICE_NUMBERS = 3_000_000, 200_000
+SLICE_ACTIVATIONS, SLICE_NUMBERS = 100_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,6 @@ class Slice:
     g: Mapping[str, NDArray[np.float32]]  #: energy: decoder gradient [activation]
     cells: Rows  #: by feature and context
     pairs: Rows  #: by feature and document
-    features: Rows  #: by feature, of those that fire
     cell_feature: Integers  #: [cell]
     cell_context: Integers  #: [cell]
     pair_feature: Integers  #: [pair]
@@ -87,52 +89,66 @@ class Slice:
         return result
 
 
-def slices(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iterator[tuple[int, int]]:
-    """(first feature, one past the last) of slices that are worked on at once."""
+class Activations:
+    """Stored activations of consecutive features of a layer."""
+
+    def __init__(
+        self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, start: int, stop: int
+    ) -> None:
+        """Reads those of features start … stop − 1, with the decoder gradients of the run's energies."""
+        self.start, self.stop = start, stop
+        columns = {f"g{i}": gradient_column(energy) for i, energy in enumerate(run.energies)}
+        gradients = "".join(f", {column} AS {name}" for name, column in columns.items())
+        place_of = {"run": run.run_id, "layer": layer, "start": start, "stop": stop}
+        stored = warehouse.run_formatted("finish/activations", {"gradients": gradients}, **place_of).numpy()
+        feature, place = stored.pop("feature"), tokens.places(stored.pop("token_id"))
+        order = np.argsort(feature.astype(np.int64) * len(tokens) + place, kind="stable")
+        self._feature, self._place = feature[order], place[order]
+        self._a = stored.pop("activation")[order]
+        self._g = {energy: np.ma.filled(stored.pop(name), np.nan)[order]
+                   for name, energy in zip(columns, run.energies, strict=True)}  # fmt: skip
+        self._context_document, self._tokens = run.contexts.document, tokens
+        self._n_cells = len(run.partitions[0].of_cells)
+
+    def slices(self) -> Iterator[Slice]:
+        """All of them, so many at a time that a processor's cache holds the sums."""
+        widest = max(1, SLICE_NUMBERS // max(1, self._n_cells))
+        counts = np.bincount(self._feature - self.start, minlength=self.stop - self.start)
+        for start, stop in _runs(counts, SLICE_ACTIVATIONS, widest):
+            yield self._slice(self.start + start, self.start + stop)
+
+    def _slice(self, start: int, stop: int) -> Slice:
+        chosen = slice(*np.searchsorted(self._feature, [start, stop]))
+        feature, place = self._feature[chosen] - start, self._place[chosen]
+        context = self._tokens.context[place]
+        document = self._context_document[context]
+        cells, cell_starts = _rows(feature, context)
+        pairs, pair_starts = _rows(feature, document)
+        return Slice(
+            start, stop, feature, place, self._a[chosen], {energy: g[chosen] for energy, g in self._g.items()},
+            cells, pairs, feature[cell_starts].astype(np.int64), context[cell_starts],
+            feature[pair_starts].astype(np.int64), document[pair_starts],
+            np.searchsorted(pair_starts, cell_starts, side="right") - 1,
+        )  # fmt: skip
+
+
+def ranges(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iterator[tuple[int, int]]:
+    """(first feature, one past the last) of the features of a layer that are read at once."""
     counted = warehouse.run("finish/active_counts", run=run.run_id, layer=layer).numpy()
     counts = np.zeros(d_sae, dtype=np.int64)
     counts[counted["feature"]] = counted["n_active"]
-    widest = max(1, SLICE_NUMBERS // max(1, len(run.partitions[0].of_cells)))
+    return _runs(counts, READ_ACTIVATIONS, d_sae)
+
+
+def _runs(counts: Integers, most: int, widest: int) -> Iterator[tuple[int, int]]:
+    """Consecutive features cut into runs of at most `most` activations and `widest` features, but at least one."""
     start, total = 0, 0
     for feature, count in enumerate(counts.tolist()):
-        if feature > start and (total + count > SLICE_ACTIVATIONS or feature - start >= widest):
+        if feature > start and (total + count > most or feature - start >= widest):
             yield start, feature
             start, total = feature, 0
         total += count
-    yield start, d_sae
-
-
-def read_slice(
-    warehouse: Warehouse,
-    run: RunLayout,
-    tokens: Tokens,
-    layer: int,
-    bounds: tuple[int, int],
-) -> Slice:
-    """Activations of features start … stop − 1, with the decoder gradients of the run's energies."""
-    start, stop = bounds
-    columns = {f"g{i}": gradient_column(energy) for i, energy in enumerate(run.energies)}
-    gradients = "".join(f", {column} AS {name}" for name, column in columns.items())
-    place_of = {"run": run.run_id, "layer": layer, "start": start, "stop": stop}
-    stored = warehouse.run_formatted("finish/activations", {"gradients": gradients}, **place_of).numpy()
-    feature = np.asarray(stored["feature"], dtype=np.int32) - start
-    place = tokens.places(stored["token_id"])
-    order = np.argsort(feature.astype(np.int64) * len(tokens) + place, kind="stable")
-    feature, place = feature[order], place[order]
-    context = tokens.context[place]
-    document = run.contexts.document[context]
-    cells, cell_starts = _rows(feature, context)
-    pairs, pair_starts = _rows(feature, document)
-    features, _ = _rows(feature, feature)
-    return Slice(
-        start, stop, feature, place, np.asarray(stored["activation"])[order],
-        {energy: np.asarray(np.ma.filled(stored[name], np.nan))[order]
-         for name, energy in zip(columns, run.energies, strict=True)},
-        cells, pairs, features,
-        feature[cell_starts].astype(np.int64), context[cell_starts],
-        feature[pair_starts].astype(np.int64), document[pair_starts],
-        np.searchsorted(pair_starts, cell_starts, side="right") - 1,
-    )  # fmt: skip
+    yield start, len(counts)
 
 
 def _rows(feature: NDArray[np.integer], other: NDArray[np.integer]) -> tuple[Rows, Integers]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
-from energy_lens.ingest.statistics.document_moments import Documents, moments
+from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.shared_directions import AlongDirections
@@ -18,6 +18,7 @@ from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 #: What the stream kept by feature and group, as finish/moments sums it up.
 STREAMED = (
@@ -58,9 +59,18 @@ class DecoderGradient:
         self._place = {"run": run.run_id, "layer": layer, "energy": energy}
         self._rows = -decoder.astype(np.float64)  # g of a gradient is its product with these
         n, norm2, self._gradients = self._document_gradients()
-        self._documents = Documents.of(n, norm2, self._gradients)
+        self._documents = Documents(run, n, norm2, self._gradients)
+        self._gradient_sums = [self._by_stratum(partition) for partition in run.partitions]
+        self._run_g = self._rows @ self._documents.mean
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
         self._along = AlongDirections(warehouse, run, layer, energy, decoder)
+
+    def read(self, start: int, stop: int) -> None:
+        """Stored sums of features start … stop − 1, for the slices that come next."""
+        bounds = {"start": start, "stop": stop}
+        self._kept_codes, self._kept_sums = self._read_kept(bounds)
+        self._streamed, self._first = self._read_streamed(bounds), start
+        self._along.read(start, stop)
 
     def statistics(self, rows: Slice, activity: Activity) -> list[Columns]:
         """Columns of each partition of the run."""
@@ -75,17 +85,19 @@ class DecoderGradient:
         decoder, by_cell, centred_g = self._rows[rows.start : rows.stop], {}, np.zeros(len(rows.pairs))
         if any(strata.enough.any() for strata in self._strata):
             where = rows.pair_feature, rows.pair_document
-            centred_g, by_cell = moments(self._run, self._documents, decoder, *where)
+            centred_g, by_cell = self._documents.moments(decoder, *where)
         share = np.maximum(weight - kept["sum_norm2"], 0)
         sums = PairSums(n, activity.a, activity.a2, ag, centred_g, weight, kept["sum_g2"], share)
-        streamed = self._streamed(rows.start, rows.stop)
+        of_slice = slice(rows.start - self._first, rows.stop - self._first)
         result = []
-        for partition, strata in zip(self._run.partitions, self._strata, strict=True):
+        for partition, strata, gradients in zip(
+            self._run.partitions, self._strata, self._gradient_sums, strict=True
+        ):
             keys = Keys.of(rows, partition)
             columns = common(keys, strata, pairs, rows.start)
-            for name, values in streamed.items():
-                columns[name] = partition.of(values)[keys.stratum, keys.feature]
-            columns["sum_g"] = self._sum_g(partition, decoder)[keys.stratum, keys.feature]
+            streamed = partition.of(self._streamed[:, of_slice])[keys.stratum, keys.feature]
+            columns |= dict(zip(STREAMED, streamed.T, strict=True))
+            columns["sum_g"] = (gradients @ decoder.T)[keys.stratum, keys.feature]
             columns |= self._across(keys, partition, strata, sums, columns, by_cell)
             effect = ag + np.nan_to_num(kept["sum_a2h2"]) / 2
             columns |= _attribution(keys, strata, columns, n > 0, ag, effect)
@@ -106,11 +118,10 @@ class DecoderGradient:
         nothing = np.full(len(keys), np.nan)
         if not by_cell:
             return {"sum_i2": nothing, "i_quantile": nothing}
-        run_g = self._rows @ (self._gradients.sum(0) / max(self._documents.n.sum(), 1.0))
         weights = np.bincount(partition.of_documents, self._documents.w, len(partition.strata))
         totals = Totals(
-            columns["n_tokens"], weights[keys.stratum], run_g[columns["feature"].astype(np.int64)], columns["sum_g"],
-            columns["sum_g2"],
+            columns["n_tokens"], weights[keys.stratum], self._run_g[columns["feature"].astype(np.int64)],
+            columns["sum_g"], columns["sum_g2"],
         )  # fmt: skip
         i2, quantile = interval(keys, partition, sums, totals, by_cell)
         wanted = strata.enough[keys.stratum]
@@ -129,36 +140,44 @@ class DecoderGradient:
             np.add.at(gradients, where, np.stack(stored["gradient_sum"]))
         return n, norm2, gradients
 
-    def _kept(self, rows: Slice) -> dict[str, Floats]:
-        """What the stream kept of each pair, summed over groups [pair]."""
-        bounds = {"start": rows.start, "stop": rows.stop}
+    def _by_stratum(self, partition: Partition) -> Floats:
+        """Σ∇ [stratum, d_model]."""
+        gradients = np.zeros((len(partition.strata), self._rows.shape[1]))
+        np.add.at(gradients, partition.of_documents, self._gradients)
+        return gradients
+
+    def _read_kept(self, bounds: dict[str, int]) -> tuple[Integers, dict[str, Floats]]:
+        """What the stream kept of pairs, summed over groups: feature times documents, plus document [n], and sums [n].
+        """
         stored = self._warehouse.run("finish/feature_documents", **self._place, **bounds).numpy()
         n_documents = len(self._run.document_ids)
         document = np.searchsorted(self._run.document_ids, stored.pop("document_id"))
-        code = (stored.pop("feature").astype(np.int64) - rows.start) * n_documents + document
-        of_pairs = rows.pair_feature * n_documents + rows.pair_document
-        at = np.minimum(np.searchsorted(of_pairs, code), max(len(of_pairs) - 1, 0))
-        known = of_pairs[at] == code if len(of_pairs) else np.zeros(len(code), dtype=bool)
-        values = {name: np.ma.filled(np.ma.asarray(v).astype(np.float64), np.nan)[known] for name, v in stored.items()}
-        return {name: np.bincount(at[known], v, len(of_pairs)) for name, v in values.items()}
+        code = stored.pop("feature").astype(np.int64) * n_documents + document
+        starts = np.flatnonzero(np.diff(code, prepend=-1))
+        values = {name: np.ma.filled(np.ma.asarray(v).astype(np.float64), np.nan) for name, v in stored.items()}
+        if not len(starts):
+            return code, values
+        return code[starts], {name: np.add.reduceat(v, starts) for name, v in values.items()}
 
-    def _streamed(self, start: int, stop: int) -> dict[str, Floats]:
-        """What the stream kept of features start … stop − 1, [cell, feature]."""
-        stored = self._warehouse.run("finish/moments", **self._place, start=start, stop=stop).numpy()
-        shape = int(self._run.group_cells.max(initial=-1)) + 1, stop - start
-        where = stored["cell"], stored["feature"] - start
-        result = {}
-        for name in STREAMED:
+    def _kept(self, rows: Slice) -> dict[str, Floats]:
+        """The same [pair]; 0 where the stream kept nothing."""
+        code = (rows.pair_feature + rows.start) * len(self._run.document_ids) + rows.pair_document
+        found = np.searchsorted(self._kept_codes, code)
+        found[found == len(self._kept_codes)] = 0
+        if not len(self._kept_codes):
+            return {name: np.zeros(len(code)) for name in self._kept_sums}
+        known = self._kept_codes[found] == code
+        return {name: np.where(known, values[found], 0) for name, values in self._kept_sums.items()}
+
+    def _read_streamed(self, bounds: dict[str, int]) -> Floats:
+        """What the stream kept of features start … stop − 1, [cell, feature, name]."""
+        stored = self._warehouse.run("finish/moments", **self._place, **bounds).numpy()
+        n_features = bounds["stop"] - bounds["start"]
+        result = np.zeros((len(self._run.partitions[0].of_cells), n_features, len(STREAMED)))
+        where = stored["cell"], stored["feature"] - bounds["start"]
+        for i, name in enumerate(STREAMED):
             # sum_a2h2 is NULL without probes: NaN here, and NULL again in the frame.
-            result[name] = np.zeros(shape)
-            result[name][where] = np.ma.filled(np.ma.asarray(stored[name]).astype(np.float64), np.nan)
-        return result
-
-    def _sum_g(self, partition: Partition, decoder: Floats) -> Floats:
-        """Σg [stratum, feature], from documents' vectors."""
-        gradients = np.zeros((len(partition.strata), decoder.shape[1]))
-        np.add.at(gradients, partition.of_documents, self._gradients)
-        result: Floats = gradients @ decoder.T
+            result[(*where, i)] = np.ma.filled(np.ma.asarray(stored[name]).astype(np.float64), np.nan)
         return result
 
 
@@ -173,7 +192,7 @@ def _attribution(
     n_pairs, total = keys.sums(has_tokens, effect * has_tokens)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = columns["sum_ag"] / n
-    (of_pairs,) = keys.sums((ag - mean[keys.of_pair]) ** 2 * has_tokens)
+    (of_pairs,) = keys.sums(np.square(ag - mean[keys.of_pair]) * has_tokens)
     p = mean_p(keys, n, total, n_pairs, effect, has_tokens)
     spread = of_pairs + (n - n_pairs) * mean**2
     return {"sum_v2": np.where(wanted, spread, np.nan), "q_attribution": np.where(wanted, p, np.nan)}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
-from energy_lens.ingest.statistics.document_moments import Documents, moments
+from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.significance import MIN_MATES
@@ -70,7 +70,7 @@ class DiscreteGradient:
             for values in (defined, g, g**2, self._centred.tested**2)
         )
         self._sum_g = sum_g
-        self._documents = Documents.of(n, sum_g2, sum_g[:, None])
+        self._documents = Documents(run, n.astype(np.float64), sum_g2, sum_g[:, None])
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
 
     def statistics(self, rows: Slice) -> list[Columns]:
@@ -79,10 +79,10 @@ class DiscreteGradient:
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
         # The same for all features: moments of one row that is 1.
         nothing = np.zeros(len(rows.pairs), dtype=np.int64)
-        centred_g, by_cell = moments(self._run, self._documents, np.ones((1, 1)), nothing, rows.pair_document)
+        centred_g, by_cell = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
         # A document's Σg² is known whether the feature fires there or not, so none is left to be spread.
         sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, centred_g, weight, g2=weight, share=np.zeros_like(weight))
-        run_g = self._sum_g.sum() / max(self._documents.n.sum(), 1.0)
+        run_g = float(self._documents.mean[0])
         result = []
         for partition, strata in zip(self._run.partitions, self._strata, strict=True):
             keys = Keys.of(rows, partition)

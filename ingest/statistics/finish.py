@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.statistics.activations import read_slice, slices
+from energy_lens.ingest.statistics.activations import Activations, ranges
 from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
 from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
@@ -56,18 +56,21 @@ def _finish_layer(
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
-    for bounds in slices(warehouse, run, layer, len(decoder)):
-        rows = read_slice(warehouse, run, tokens, layer, bounds)
-        classes.add(rows)
-        activity = Activity.of(rows, tokens, counted)
-        for energy in run.energies:
-            decoder_columns = along_rows[energy].statistics(rows, activity)
-            parts.setdefault((energy, "decoder"), []).append(decoder_columns)
-            parts.setdefault((energy, "discrete"), []).append(along_text[energy].statistics(rows))
-    for (energy, gradient), of_slices in parts.items():
-        for partition, *columns in zip(run.partitions, *of_slices, strict=True):
-            whole = tested(concatenated(columns))
-            frame = statistics_frame(run, layer, energy, gradient, partition, whole)
+    for start, stop in ranges(warehouse, run, layer, len(decoder)):
+        activations = Activations(warehouse, run, tokens, layer, start, stop)
+        for gradient in along_rows.values():
+            gradient.read(start, stop)
+        for rows in activations.slices():
+            classes.add(rows)
+            activity = Activity.of(rows, tokens, counted)
+            for energy in run.energies:
+                columns = along_rows[energy].statistics(rows, activity)
+                parts.setdefault((energy, "decoder"), []).append(columns)
+                parts.setdefault((energy, "discrete"), []).append(along_text[energy].statistics(rows))
+    for (energy, kind), of_slices in parts.items():
+        for partition, *of_partition in zip(run.partitions, *of_slices, strict=True):
+            whole = tested(concatenated(of_partition))
+            frame = statistics_frame(run, layer, energy, kind, partition, whole)
             warehouse.append("feature_statistics", frame)
     for frame in classes.frames():
         place = {"run_id": run.run_id, "layer": layer}

@@ -74,7 +74,8 @@ def interval(
         v_g = pairs.g2 + rate[of] * pairs.share - 2 * mean_g[of] * whole_g + pairs.n * mean_g[of] ** 2
         active = (u / scale[of] - half_r[of] * (v_a / var_a[of] + v_g / var_g[of])) / n[of]
         form = np.stack([alpha, beta, gamma])
-        changes = keys.sums(active**2 - idle**2, active**4 - idle**4)
+        active, idle = active * active, idle * idle
+        changes = keys.sums(active - idle, active * active - idle * idle)
         i2, i4 = (
             np.maximum(sum_of_powers(by_cell, partition, keys.feature, keys.stratum, form, degree) + change, 0)
             for degree, change in zip((2, 4), changes, strict=True)
@@ -92,7 +93,8 @@ def mean_p(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total / n
-        (of_pairs,) = keys.sums((values - mean[keys.of_pair]) ** 2 * takes_part)
+        deviation = values - mean[keys.of_pair]
+        (of_pairs,) = keys.sums(deviation * deviation * takes_part)
         deviations = of_pairs + (n - n_pairs) * mean**2
         t = total / np.sqrt(n / (n - 1) * deviations)
         p = two_sided_t_p(t, np.maximum(n - 1, 1))
