@@ -22,10 +22,10 @@ from energy_lens.ingest.statistics.columns import Columns, concatenated, statist
 from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
 from energy_lens.ingest.statistics.feature_classes import FeatureClasses, class_tokens
+from energy_lens.ingest.statistics.histogram_cells import HistogramCells
 from energy_lens.ingest.statistics.strata import RunLayout, read_run
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.runs import gradient_column
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
@@ -55,15 +55,19 @@ def _finish_layer(
     classes = FeatureClasses(tokens, included, len(decoder))
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
+    histograms = {
+        energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies
+    }
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
     for start, stop in ranges(warehouse, run, layer, len(decoder)):
         activations = Activations(warehouse, run, tokens, layer, start, stop)
-        for gradient in along_rows.values():
+        for gradient in (*along_rows.values(), *histograms.values()):
             gradient.read(start, stop)
         for rows in activations.slices():
             classes.add(rows)
             activity = Activity.of(rows, tokens, counted)
             for energy in run.energies:
+                histograms[energy].add(rows)
                 columns = along_rows[energy].statistics(rows, activity)
                 parts.setdefault((energy, "decoder"), []).append(columns)
                 parts.setdefault((energy, "discrete"), []).append(along_text[energy].statistics(rows))
@@ -75,8 +79,9 @@ def _finish_layer(
     for frame in classes.frames():
         place = {"run_id": run.run_id, "layer": layer}
         warehouse.append("feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()}))
-    for energy in run.energies:
-        count_cells(warehouse, run.run_id, layer, energy, run.context_length)
+    for cells in histograms.values():
+        if (counts := cells.frame()) is not None:
+            warehouse.append("histogram_cells", counts)
 
 
 def _chosen(
@@ -88,9 +93,3 @@ def _chosen(
     included, counted = np.zeros(len(tokens), dtype=bool), np.zeros(len(tokens), dtype=bool)
     included[place], counted[place] = True, stored["counted"]
     return included, counted
-
-
-def count_cells(warehouse: Warehouse, run_id: int, layer: int, energy: str, context_length: int) -> None:
-    """Fill histogram_cells for one layer and energy, from stored activations and feature_histograms."""
-    place = {"run": run_id, "layer": layer, "energy": energy, "context_length": context_length}
-    warehouse.run_formatted("finish/histogram_cells", {"gradient": gradient_column(energy)}, **place)
