@@ -1,4 +1,4 @@
-"""Finish: stored rows and stream sums in, `feature_statistics`, `histogram_cells` and `feature_classes` out, at once.
+"""Finish: stored rows and stream sums in; statistics, histograms, classes and whatever views would scan for, at once.
 
 A layer's activations are read a slice of features at a time, once for all energies. Sums over the documents in which a
 feature fires are combined for all documents, each category and each half (`strata`), for the decoder gradient
@@ -21,6 +21,8 @@ from energy_lens.ingest.statistics.activations import Activations, ranges
 from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
 from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
+from energy_lens.ingest.statistics.energy_sizes import fill_energy_sizes
+from energy_lens.ingest.statistics.feature_activity import FeatureActivity
 from energy_lens.ingest.statistics.feature_classes import FeatureClasses, class_tokens
 from energy_lens.ingest.statistics.histogram_cells import HistogramCells
 from energy_lens.ingest.statistics.strata import RunLayout, read_run
@@ -28,31 +30,43 @@ from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
 
+#: Tables that are filled here, and nowhere else.
+FILLED = (
+    "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
+    "layer_losses",
+)  # fmt: skip
+
+
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
-    """Fill feature_statistics, histogram_cells and feature_classes for a run.
+    """Fill the tables in FILLED for a run.
 
     decoders: layer: decoder rows [d_sae, d_model]. Everything or nothing is replaced.
     """
     with open_warehouse() as warehouse, warehouse.transaction():
         run = read_run(warehouse, run_id)
         class_tokens(warehouse, run_id, run.context_length)
-        for table in ("feature_statistics", "histogram_cells", "feature_classes"):
+        for table in FILLED:
             warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run", run=run_id)
         warehouse.run("finish/create_groups_of_cells")
         cells = {"group_id": run.group_ids.astype(np.int32), "cell": run.group_cells.astype(np.int32)}
         warehouse.append("groups_of_cells", pl.DataFrame(cells))
         tokens = Tokens.read(warehouse, run)
+        included = {}
         for layer in run.layers:
-            _finish_layer(warehouse, run, tokens, layer, decoders[layer].float().numpy())
+            decoder = decoders[layer].float().numpy()
+            included[layer] = _finish_layer(warehouse, run, tokens, layer, decoder)
+        warehouse.run("finish/layer_tokens", run=run_id)
+        fill_energy_sizes(warehouse, run, tokens, included)
         warehouse.run("finish/drop_groups_of_cells")
         warehouse.run("finish/record", run=run_id)
 
 
 def _finish_layer(
     warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, decoder: NDArray[np.floating]
-) -> None:
+) -> NDArray[np.bool_]:
+    """Fill what is known of a layer; returns the layer's included tokens [token]."""
     included, counted = _chosen(warehouse, run, tokens, layer)
-    classes = FeatureClasses(tokens, included, len(decoder))
+    classes, fired = FeatureClasses(tokens, included, len(decoder)), FeatureActivity(tokens)
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
     histograms = {
@@ -65,6 +79,7 @@ def _finish_layer(
             gradient.read(start, stop)
         for rows in activations.slices():
             classes.add(rows)
+            fired.add(rows)
             activity = Activity.of(rows, tokens, counted)
             for energy in run.energies:
                 histograms[energy].add(rows)
@@ -82,6 +97,8 @@ def _finish_layer(
     for cells in histograms.values():
         if (counts := cells.frame()) is not None:
             warehouse.append("histogram_cells", counts)
+    fired.store(warehouse, run.run_id, layer)
+    return included
 
 
 def _chosen(
