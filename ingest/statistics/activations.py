@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from energy_lens.ingest.statistics.strata import RunLayout
+from energy_lens.ingest.statistics.strata import Mask, RunLayout, summed
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import gradient_column
@@ -38,7 +38,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def sums(self, values: NDArray[np.number]) -> Floats:
+    def sums(self, values: NDArray[np.number] | Mask) -> Floats:
         """[row] of values [activation]; every row has one."""
         if not len(self):
             return np.zeros(0)
@@ -76,9 +76,9 @@ class Slice:
         result: Floats = matrix @ values
         return result
 
-    def pairs_of_cells(self, values: NDArray[np.number]) -> Floats:
+    def pairs_of_cells(self, values: NDArray[np.number] | Mask) -> Floats:
         """[pair] sums of values [cell]."""
-        return np.bincount(self.pair_of_cell, values, len(self.pairs))
+        return summed(values, self.pair_of_cell, len(self.pairs))
 
     def by_feature(self, values: Floats, features: Integers) -> Floats:
         """[feature, …] sums of values [row, …] whose features [row] ascend."""
@@ -92,9 +92,7 @@ class Slice:
 class Activations:
     """Stored activations of consecutive features of a layer."""
 
-    def __init__(
-        self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, start: int, stop: int
-    ) -> None:
+    def __init__(self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, start: int, stop: int) -> None:
         """Reads those of features start … stop − 1, with the decoder gradients of the run's energies."""
         self.start, self.stop = start, stop
         columns = {f"g{i}": gradient_column(energy) for i, energy in enumerate(run.energies)}

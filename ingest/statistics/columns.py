@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -23,7 +24,7 @@ from energy_lens.ingest.statistics.significance import (
     t_quantile,
     two_sided_p,
 )
-from energy_lens.ingest.statistics.strata import Partition, RunLayout
+from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
 
 Floats = NDArray[np.float64]
 
@@ -62,17 +63,20 @@ class StratumTokens:
     def of(cls, partition: Partition, n: Floats) -> StratumTokens:
         """n: tokens [document]."""
         n_strata = len(partition.strata)
-        n_documents = np.bincount(partition.of_documents, n > 0, n_strata)
+        n_documents = summed(n > 0, partition.of_documents, n_strata)
         order = np.argsort(partition.of_documents, kind="stable")
         parts = np.split(n[order], np.searchsorted(partition.of_documents[order], np.arange(1, n_strata)))
         is_enough = np.array([enough(part) for part in parts])
         quantile = np.where(is_enough, t_quantile(np.maximum(n_documents - 1, 1)), np.nan)
-        return cls(np.bincount(partition.of_documents, n, n_strata), n_documents, is_enough, quantile)
+        return cls(summed(n, partition.of_documents, n_strata), n_documents, is_enough, quantile)
 
 
 def common(keys: Keys, strata: StratumTokens, pairs: Pairs, first_feature: int) -> Columns:
     """What both gradients have, without what needs more than these sums."""
-    columns: Columns = {STRATUM: keys.stratum, FEATURE: keys.feature + first_feature}
+    columns: Columns = {
+        STRATUM: keys.stratum.astype(np.float64),
+        FEATURE: (keys.feature + first_feature).astype(np.float64),
+    }
     taking_part = pairs.s != 0
     summed = {
         "n_active": pairs.n_active, "sum_a": pairs.a, "sum_a2": pairs.a2, "sum_ag": pairs.ag, "active_g": pairs.g,
@@ -120,7 +124,7 @@ def _q_by_stratum(p: Floats, stratum: NDArray[np.number]) -> Floats:
     order = np.argsort(stratum, kind="stable")
     bounds = np.flatnonzero(np.diff(stratum[order], prepend=-1, append=-1))
     q = np.full(len(p), np.nan)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         of_stratum = order[start:stop]
         q[of_stratum] = known_q(p[of_stratum])
     return q
@@ -137,7 +141,7 @@ def statistics_frame(
     """Rows of feature_statistics, by stratum and feature; features that never fire are kept for all documents only."""
     order = np.lexsort((columns[FEATURE], columns[STRATUM]))
     ordered = {name: np.asarray(values)[order] for name, values in columns.items()}
-    stratum = ordered.pop(STRATUM)
+    stratum = ordered.pop(STRATUM).astype(np.int64)
     frame = pl.DataFrame(ordered).with_columns(
         pl.col(pl.Float64).fill_nan(None),
         **{name: pl.Series([s[i] for s in partition.strata], dtype=pl.String).gather(stratum)

@@ -13,7 +13,7 @@ from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.shared_directions import AlongDirections
-from energy_lens.ingest.statistics.strata import Partition, RunLayout
+from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
@@ -82,7 +82,8 @@ class DecoderGradient:
             kept["sum_s"],
         )  # fmt: skip
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
-        decoder, by_cell, centred_g = self._rows[rows.start : rows.stop], {}, np.zeros(len(rows.pairs))
+        decoder, centred_g = self._rows[rows.start : rows.stop], np.zeros(len(rows.pairs))
+        by_cell: dict[int, Floats] = {}
         if any(strata.enough.any() for strata in self._strata):
             where = rows.pair_feature, rows.pair_document
             centred_g, by_cell = self._documents.moments(decoder, *where)
@@ -90,9 +91,7 @@ class DecoderGradient:
         sums = PairSums(n, activity.a, activity.a2, ag, centred_g, weight, kept["sum_g2"], share)
         of_slice = slice(rows.start - self._first, rows.stop - self._first)
         result = []
-        for partition, strata, gradients in zip(
-            self._run.partitions, self._strata, self._gradient_sums, strict=True
-        ):
+        for partition, strata, gradients in zip(self._run.partitions, self._strata, self._gradient_sums, strict=True):
             keys = Keys.of(rows, partition)
             columns = common(keys, strata, pairs, rows.start)
             streamed = partition.of(self._streamed[:, of_slice])[keys.stratum, keys.feature]
@@ -118,7 +117,7 @@ class DecoderGradient:
         nothing = np.full(len(keys), np.nan)
         if not by_cell:
             return {"sum_i2": nothing, "i_quantile": nothing}
-        weights = np.bincount(partition.of_documents, self._documents.w, len(partition.strata))
+        weights = summed(self._documents.w, partition.of_documents, len(partition.strata))
         totals = Totals(
             columns["n_tokens"], weights[keys.stratum], self._run_g[columns["feature"].astype(np.int64)],
             columns["sum_g"], columns["sum_g2"],
@@ -134,7 +133,7 @@ class DecoderGradient:
         stored = self._warehouse.run("finish/document_sums", **self._place).numpy()
         n_documents, d_model = len(self._run.document_ids), self._rows.shape[1]
         where = np.searchsorted(self._run.document_ids, stored["document_id"])
-        n, norm2 = (np.bincount(where, stored[name], n_documents) for name in ("n_tokens", "sum_norm2"))
+        n, norm2 = (summed(stored[name], where, n_documents) for name in ("n_tokens", "sum_norm2"))
         gradients = np.zeros((n_documents, d_model))
         if len(where):
             np.add.at(gradients, where, np.stack(stored["gradient_sum"]))
@@ -147,8 +146,7 @@ class DecoderGradient:
         return gradients
 
     def _read_kept(self, bounds: dict[str, int]) -> tuple[Integers, dict[str, Floats]]:
-        """What the stream kept of pairs, summed over groups: feature times documents, plus document [n], and sums [n].
-        """
+        """What the stream kept, over all groups [n], and of which pairs: feature times documents, plus document [n]."""
         stored = self._warehouse.run("finish/feature_documents", **self._place, **bounds).numpy()
         n_documents = len(self._run.document_ids)
         document = np.searchsorted(self._run.document_ids, stored.pop("document_id"))

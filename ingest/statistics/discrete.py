@@ -18,7 +18,7 @@ from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.significance import MIN_MATES
-from energy_lens.ingest.statistics.strata import RunLayout
+from energy_lens.ingest.statistics.strata import RunLayout, summed
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
@@ -66,11 +66,10 @@ class DiscreteGradient:
         self._centred = Centred.of(tokens, g, defined)
         document = run.contexts.document[tokens.context]
         n, sum_g, sum_g2, self._sum_gc2 = (
-            np.bincount(document, values, len(run.document_ids))
-            for values in (defined, g, g**2, self._centred.tested**2)
+            summed(values, document, len(run.document_ids)) for values in (defined, g, g**2, self._centred.tested**2)
         )
         self._sum_g = sum_g
-        self._documents = Documents(run, n.astype(np.float64), sum_g2, sum_g[:, None])
+        self._documents = Documents(run, n, sum_g2, sum_g[:, None])
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
 
     def statistics(self, rows: Slice) -> list[Columns]:
@@ -90,7 +89,7 @@ class DiscreteGradient:
             columns |= dict(zip(within, keys.sums(*within.values()), strict=True))
             of_documents = {"sum_g": self._sum_g, "sum_g2": self._documents.w, "sum_gc2": self._sum_gc2}
             for name, values in of_documents.items():
-                columns[name] = np.bincount(partition.of_documents, values, len(partition.strata))[keys.stratum]
+                columns[name] = summed(values, partition.of_documents, len(partition.strata))[keys.stratum]
             mean = np.full(len(keys), run_g)
             totals = Totals(columns["n_tokens"], columns["sum_g2"], mean, columns["sum_g"], columns["sum_g2"])
             wanted, none = strata.enough[keys.stratum], np.full(len(keys), np.nan)

@@ -1,8 +1,9 @@
-"""Stored energies in, how each is distributed over tokens by layer and category, and its sum over included tokens, out."""
+"""Stored energies in; how each is distributed over tokens, by layer and category, and sums of losses out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -31,10 +32,9 @@ def fill_energy_sizes(
         stratum = of_tokens[place]
         order = np.argsort(stratum, kind="stable")
         bounds = np.flatnonzero(np.diff(stratum[order], prepend=-1, append=-1))
-        parts = [(None, slice(None))]
+        parts: list[tuple[str | None, slice | NDArray[np.int64]]] = [(None, slice(None))]
         parts += [
-            (categories.strata[stratum[order[start]]].category, order[start:stop])
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+            (categories.strata[stratum[order[start]]].category, order[start:stop]) for start, stop in pairwise(bounds)
         ]
         for category, chosen in parts:
             of_part = value[chosen]

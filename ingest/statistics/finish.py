@@ -29,7 +29,6 @@ from energy_lens.ingest.statistics.strata import RunLayout, read_run
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
-
 #: Tables that are filled here, and nowhere else.
 FILLED = (
     "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
@@ -69,14 +68,13 @@ def _finish_layer(
     classes, fired = FeatureClasses(tokens, included, len(decoder)), FeatureActivity(tokens)
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
-    histograms = {
-        energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies
-    }
+    histograms = {energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies}
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
     for start, stop in ranges(warehouse, run, layer, len(decoder)):
         activations = Activations(warehouse, run, tokens, layer, start, stop)
-        for gradient in (*along_rows.values(), *histograms.values()):
-            gradient.read(start, stop)
+        for energy in run.energies:
+            along_rows[energy].read(start, stop)
+            histograms[energy].read(start, stop)
         for rows in activations.slices():
             classes.add(rows)
             fired.add(rows)
@@ -93,7 +91,9 @@ def _finish_layer(
             warehouse.append("feature_statistics", frame)
     for frame in classes.frames():
         place = {"run_id": run.run_id, "layer": layer}
-        warehouse.append("feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()}))
+        warehouse.append(
+            "feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()})
+        )
     for cells in histograms.values():
         if (counts := cells.frame()) is not None:
             warehouse.append("histogram_cells", counts)

@@ -120,4 +120,3 @@ def _bins(values: NDArray[np.float32], edges: NDArray[np.float32], of: Integers)
     for edge in edges.T:
         result += values > edge[of]
     return result
-

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from energy_lens.ingest.statistics.activations import Slice
-from energy_lens.ingest.statistics.strata import Partition
+from energy_lens.ingest.statistics.strata import Mask, Partition
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -48,7 +48,7 @@ class Keys:
     def __len__(self) -> int:
         return len(self.feature)
 
-    def sums(self, *columns: NDArray[np.number]) -> list[Floats]:
+    def sums(self, *columns: NDArray[np.number] | Mask) -> list[Floats]:
         """Σ over each key's pairs of columns [pair], each [key]."""
         stacked = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
         return list(np.ascontiguousarray((self._members @ stacked).T))

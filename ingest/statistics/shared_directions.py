@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns
-from energy_lens.ingest.statistics.directions import DecoderRows, Sizes, direction_test, random_probes, read_references, unpacked
+from energy_lens.ingest.statistics.directions import (
+    DecoderRows,
+    Sizes,
+    direction_test,
+    random_probes,
+    read_references,
+    unpacked,
+)
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.strata import Partition, RunLayout
 from energy_lens.warehouse.database import Warehouse

@@ -17,8 +17,16 @@ from energy_lens.warehouse.database import Warehouse
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+Mask = NDArray[np.bool_]
+
 #: The name of all categories, or of both halves, together.
 ALL, BOTH = "all", "AB"
+
+
+def summed(values: NDArray[np.number] | Mask, place: NDArray[np.integer], n: int) -> Floats:
+    """[n] sums of values whose places are given."""
+    result: Floats = np.bincount(place, values, n).astype(np.float64, copy=False)
+    return result
 
 
 class Stratum(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.ingest.statistics.strata import RunLayout
+from energy_lens.ingest.statistics.strata import RunLayout, summed
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
@@ -51,12 +51,13 @@ class Tokens:
 
     def places(self, token_ids: NDArray[np.integer]) -> NDArray[np.int32]:
         """Places of tokens that are among these."""
-        return self._place[token_ids]
+        result: NDArray[np.int32] = self._place[token_ids]
+        return result
 
     def of_context(self, values: NDArray[np.number] | Mask) -> Floats:
         """[context] sums over each context's tokens of values [token]."""
         n = int(self.context[-1]) + 1 if len(self) else 0
-        return np.bincount(self.context, values, minlength=n)
+        return summed(values, self.context, n)
 
     def centred(self, values: Floats, chosen: Mask) -> Floats:
         """Minus their mean over the context's chosen tokens; 0 at others [token]."""
@@ -66,7 +67,9 @@ class Tokens:
 
     def beside(self, values: NDArray[np.number] | Mask) -> Floats:
         """Σ over a row's contexts at the token's position, itself included [token]."""
-        return np.bincount(self.slot, values)[self.slot] if len(self) else np.zeros(0)
+        n = int(self.slot.max()) + 1 if len(self) else 0
+        result: Floats = summed(values, self.slot, n)[self.slot]
+        return result
 
     def shifted(self, values: NDArray) -> NDArray:  # type: ignore[type-arg]
         """Values at the same position of the row's next context; 0 (False, −1 for labels) where there is none."""
