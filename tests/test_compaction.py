@@ -25,6 +25,7 @@ from energy_lens.sql import identifier
 from energy_lens.warehouse import compaction
 from energy_lens.warehouse.compaction import compact
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
+from energy_lens.warehouse.interrupts import translated_errors
 from energy_lens.warehouse.physical_order import SORTED_BY
 
 #: What somebody may have made in a warehouse of his own, with every kind of thing that DuckDB keeps.
@@ -368,6 +369,33 @@ def test_a_copy_that_is_not_equal_is_refused(db: Path, monkeypatch: pytest.Monke
             compact(db)
         assert db.read_bytes() == content
         assert not db.with_name(".elw.duckdb.compact").exists()
+
+
+def test_what_cannot_be_made_again_is_named(db: Path) -> None:
+    """Rows that refer to others of their own table cannot be inserted in one go; nothing is lost."""
+    with duckdb.connect(str(db)) as connection:
+        connection.execute("CREATE TABLE tree (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES tree(id))")
+        for row in ("(1, NULL)", "(2, 1)"):
+            connection.execute(f"INSERT INTO tree VALUES {row}")
+    rows = rows_of(db)
+    with pytest.raises(ElwError, match=r"stays as it is \(table tree, .*\): drop what that names\.$") as raised:
+        compact(db)
+    assert "\n" not in str(raised.value)
+    assert rows_of(db) == rows
+
+
+def test_a_disk_that_fills_up_is_told(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that finds no room fails as a transaction, not as input or output."""
+    content = db.read_bytes()
+
+    def full(*_: object) -> None:
+        with translated_errors():
+            raise duckdb.TransactionException("Failed to commit: Could not write file: No space left on device")
+
+    monkeypatch.setattr(compaction, "_copy_rows", full)
+    with pytest.raises(ElwError, match="The disk is full"):
+        compact(db)
+    assert db.read_bytes() == content
 
 
 def test_too_little_disk_is_told_before(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from energy_lens.console import bar
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, WarehouseError
 from energy_lens.sql import identifier, literal
 from energy_lens.warehouse.database import (
     STORAGE_VERSION,
@@ -40,6 +40,7 @@ from energy_lens.warehouse.database import (
     warehouse_path,
 )
 from energy_lens.warehouse.files import sync
+from energy_lens.warehouse.interrupts import translated_errors
 from energy_lens.warehouse.output import Rows
 from energy_lens.warehouse.physical_order import SORTED_BY
 
@@ -99,6 +100,8 @@ def compact(db: Path | None = None) -> Compaction:
     Warehouse(db).close()  # says what is wrong with the file before a lock is made beside it
     named = warehouse_path(db)
     path = Path(os.path.realpath(named))
+    if not os.access(path, os.W_OK):  # a rename would not mind
+        raise WarehouseError(f"{path} is write-protected: change its mode, or compact a copy.")
     with ingest_lock(path):
         for name in dict.fromkeys((named, path)):  # DuckDB names the log after the link through which it opened
             _fold_log(name)
@@ -132,9 +135,10 @@ def _compacted(warehouse: Warehouse, path: Path, new: Path) -> Compaction:
         _copy_rows(warehouse, old, copy, tables)
         warehouse.sql(f"CHECKPOINT {identifier(copy)}").fetchall()
         warehouse.sql(f"DETACH {identifier(copy)}").fetchall()
-    except UsageError as error:  # a statement failed that is ours: what the file defines has no equal in a new one
-        reason = " ".join(str(error).split("\n\n")[0].split())
-        raise ElwError(f"{path} cannot be compacted and stays as it is ({reason}): drop what that names.") from error
+    except UsageError as error:  # of a statement that is ours: something in the file cannot be made again
+        raise ElwError(
+            f"{path} cannot be compacted and stays as it is ({_reason(error)}): drop what that names."
+        ) from (error)
     _attach(warehouse, new, copy, "READ_ONLY")
     _verify_definitions(warehouse, old, copy, exactly=False)
     _verify_rows(warehouse, old, copy, tables)
@@ -170,7 +174,8 @@ def _fold_log(path: Path) -> None:
         return
     connection = connect(path, True, 0.0, {})
     try:
-        connection.execute("CHECKPOINT")
+        with translated_errors():
+            connection.execute("CHECKPOINT")
     finally:
         connection.close()
     if _log(path).exists():
@@ -244,6 +249,11 @@ def _is_compact(warehouse: Warehouse, database: str, tables: list[_Table]) -> bo
     )
 
 
+def _reason(error: UsageError) -> str:
+    """DuckDB's own, on one line."""
+    return " ".join(str(error).split("\n\n")[0].split())
+
+
 def _places(table: _Table, database: str, keys: tuple[str, ...] = (), **more: str) -> dict[str, str]:
     return {"table": table.within(database), "keys": ", ".join(map(identifier, keys)), **more}
 
@@ -256,7 +266,10 @@ def _copy_rows(warehouse: Warehouse, old: str, copy: str, tables: list[_Table]) 
             if not table.keys:
                 places["keys"] = "rowid"
             with _watched(warehouse, progress, table.n_rows):
-                warehouse.run_formatted("compact/copy_table", places).fetchall()
+                try:
+                    warehouse.run_formatted("compact/copy_table", places).fetchall()
+                except UsageError as error:  # such as a key that refers to the same table's later rows
+                    raise UsageError(f"table {table.name}, {_reason(error)}") from error
 
 
 def _settable(warehouse: Warehouse, table: _Table, old: str, copy: str) -> Iterator[str]:
