@@ -349,7 +349,7 @@ def test_what_a_killed_writer_left_in_its_log_is_kept(db: Path) -> None:
 def test_a_copy_that_is_not_equal_is_refused(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One value or one comment that differs, and the old file stays, byte for byte."""
     content = db.read_bytes()
-    copied = compaction._copy_rows
+    copied = compaction.copy_rows
 
     def spoiled(statement: str) -> Callable[..., None]:
         def copy(warehouse: Warehouse, old: str, new: str, tables: list[Any]) -> None:
@@ -364,7 +364,7 @@ def test_a_copy_that_is_not_equal_is_refused(db: Path, monkeypatch: pytest.Monke
         ("COMMENT ON COLUMN {}.runs.seed IS 'Another.'", r"column runs\.seed"),
         ("DROP VIEW {}.efas", "efas"),
     ):
-        monkeypatch.setattr(compaction, "_copy_rows", spoiled(statement))
+        monkeypatch.setattr(compaction, "copy_rows", spoiled(statement))
         with pytest.raises(ElwError, match=f"{found}.* stays as it is"):
             compact(db)
         assert db.read_bytes() == content
@@ -392,7 +392,7 @@ def test_a_disk_that_fills_up_is_told(db: Path, monkeypatch: pytest.MonkeyPatch)
         with translated_errors():
             raise duckdb.TransactionException("Failed to commit: Could not write file: No space left on device")
 
-    monkeypatch.setattr(compaction, "_copy_rows", full)
+    monkeypatch.setattr(compaction, "copy_rows", full)
     with pytest.raises(ElwError, match="The disk is full"):
         compact(db)
     assert db.read_bytes() == content

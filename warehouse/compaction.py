@@ -2,10 +2,10 @@
 
 Ingest sorts the rows of each group, so that a file of many groups holds a feature's activations in as many places.
 
-1. Hold the ingest lock; remove what a killed compaction left; see that the disk has room; fold a write-ahead log in.
-2. Open the file to read only: other readers go on, and no writer gets in before the end. A new database in a hidden
-   folder beside it gets the same definitions, whoever made them, then each table's rows, sorted by
-   `physical_order.SORTED_BY` where that names the table, else in the order in which they lie.
+1. Hold the ingest lock; remove what a killed compaction left; fold a write-ahead log in.
+2. Open the file to read only: other readers go on, and no writer gets in before the end. If it is not compact yet and
+   the disk has room, a new database in a hidden folder beside it gets the same definitions, whoever made them, then
+   each table's rows, sorted by `physical_order.SORTED_BY` where that names the table, else in the order they lie in.
 3. Close the new file and read it anew: definitions, counts and sums of hashes must equal the old file's.
 4. Have the disk hold it, and give it the old one's name. Until this last step the old file is not touched, and the step
    itself happens or does not: a kill at any moment leaves the old file or the new one, either of them whole.
@@ -15,21 +15,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import stat
-import threading
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from energy_lens.console import bar
 from energy_lens.errors import ElwError, UsageError, WarehouseError
 from energy_lens.sql import identifier, literal
+from energy_lens.warehouse.copying import (
+    copy_rows,
+    is_compact,
+    reason_of,
+    tables_of,
+    verify_definitions,
+    verify_rows,
+)
 from energy_lens.warehouse.database import (
     STORAGE_VERSION,
     LockedError,
@@ -42,19 +45,12 @@ from energy_lens.warehouse.database import (
 from energy_lens.warehouse.files import sync
 from energy_lens.warehouse.interrupts import translated_errors
 from energy_lens.warehouse.output import Rows
-from energy_lens.warehouse.physical_order import SORTED_BY
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 #: What DuckDB may hold in memory; what it sorts beyond that goes to a file in the hidden folder.
 MEMORY_LIMIT = "1200MB"
 
 #: Free disk that is asked for, in sizes of the file: the new one, and what a sort puts aside.
 FREE_SIZES = 2
-
-#: Share of the file that may be free blocks in one that counts as compact.
-GAPS = 0.1
 
 LOOK_UPS = 5
 
@@ -69,26 +65,6 @@ class Compaction:
     bytes_after: int
     seconds_before: float | None  #: to read all activations of a feature; None: the file has none
     seconds_after: float | None
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A table of the file, and what its rows were before."""
-
-    schema: str
-    name: str
-    n_rows: int
-    has_generated: bool
-    refers_to: frozenset[str]  #: tables of its schema whose rows must be there first
-
-    def within(self, database: str) -> str:
-        """Quoted name in an attached database."""
-        return ".".join(map(identifier, (database, self.schema, self.name)))
-
-    @property
-    def keys(self) -> tuple[str, ...] | None:
-        """Columns by which it is sorted; None: it keeps its order."""
-        return ("run_id", *SORTED_BY[self.name]) if self.schema == "main" and self.name in SORTED_BY else None
 
 
 def compact(db: Path | None = None) -> Compaction:
@@ -106,7 +82,7 @@ def compact(db: Path | None = None) -> Compaction:
         for name in dict.fromkeys((named, path)):  # DuckDB names the log after the link through which it opened
             _fold_log(name)
         folder = compaction_folder(path)
-        _make_folder(folder, path)
+        _make_folder(folder)
         try:
             config = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(folder / "spill")}
             with Warehouse(path, restricted=False, config=config) as warehouse:
@@ -122,26 +98,26 @@ def compact(db: Path | None = None) -> Compaction:
 def _compacted(warehouse: Warehouse, path: Path, new: Path) -> Compaction:
     """The work on a file that is open to read, with everything around it done."""
     old = str(warehouse.sql("SELECT current_database()").value())
-    tables = _tables(warehouse, old)
+    tables = tables_of(warehouse, old)
     size = path.stat().st_size
     before = _look_up_seconds(warehouse, old)
-    if _is_compact(warehouse, old, tables):
+    if is_compact(warehouse, old, tables):
         return Compaction(path, False, size, size, before, before)
+    _check_room(path)
     copy = f"{old} compacted"
     try:
         _attach(warehouse, new, copy, f"STORAGE_VERSION {literal(STORAGE_VERSION)}")
         warehouse.sql(f"COPY FROM DATABASE {identifier(old)} TO {identifier(copy)} (SCHEMA)").fetchall()
-        _verify_definitions(warehouse, old, copy, exactly=True)
-        _copy_rows(warehouse, old, copy, tables)
+        verify_definitions(warehouse, old, copy, exactly=True)
+        copy_rows(warehouse, old, copy, tables)
         warehouse.sql(f"CHECKPOINT {identifier(copy)}").fetchall()
         warehouse.sql(f"DETACH {identifier(copy)}").fetchall()
     except UsageError as error:  # of a statement that is ours: something in the file cannot be made again
-        raise ElwError(
-            f"{path} cannot be compacted and stays as it is ({_reason(error)}): drop what that names."
-        ) from (error)
+        reason = reason_of(error)
+        raise ElwError(f"{path} cannot be compacted and stays as it is ({reason}): drop what that names.") from error
     _attach(warehouse, new, copy, "READ_ONLY")
-    _verify_definitions(warehouse, old, copy, exactly=False)
-    _verify_rows(warehouse, old, copy, tables)
+    verify_definitions(warehouse, old, copy, exactly=False)
+    verify_rows(warehouse, old, copy, tables)
     after = _look_up_seconds(warehouse, copy)
     warehouse.sql(f"DETACH {identifier(copy)}").fetchall()
     try:
@@ -182,18 +158,20 @@ def _fold_log(path: Path) -> None:
         raise ElwError(f"{_log(path)} cannot be brought into {path}: see who may write there.")
 
 
-def _make_folder(folder: Path, path: Path) -> None:
-    """The folder to work in, if the disk has room. Raises ElwError."""
+def _make_folder(folder: Path) -> None:
     try:
-        wanted, free = FREE_SIZES * path.stat().st_size, shutil.disk_usage(path.parent).free
-        if free < wanted:
-            raise ElwError(
-                f"To compact {path} takes {_megabytes(wanted)} of free disk, and {_megabytes(free)} are there: make "
-                "room."
-            )
         folder.mkdir()
     except OSError as error:
         raise ElwError(f"{folder} cannot be made ({error.strerror}): see who may write there.") from error
+
+
+def _check_room(path: Path) -> None:
+    """Raises ElwError when the disk has too little room for the new file and what a sort puts aside."""
+    wanted, free = FREE_SIZES * path.stat().st_size, shutil.disk_usage(path.parent).free
+    if free < wanted:
+        raise ElwError(
+            f"To compact {path} takes {_megabytes(wanted)} of free disk, and {_megabytes(free)} are there: make room."
+        )
 
 
 def _megabytes(n_bytes: int) -> str:
@@ -218,126 +196,6 @@ def _take_name(new: Path, path: Path) -> None:
     os.replace(new, path)
     with contextlib.suppress(OSError):  # some file systems sync no folders
         sync(path.parent)
-
-
-# ------------------------------------------------------------------------------------------------ rows
-
-
-def _tables(warehouse: Warehouse, database: str) -> list[_Table]:
-    """All tables, the ones that others refer to before those."""
-    rows = warehouse.run("compact/tables", database=database).fetchall()
-    tables = {
-        (schema, name): _Table(schema, name, n_rows, has_generated, frozenset(refers_to))
-        for schema, name, n_rows, has_generated, refers_to in rows
-    }
-    graph: Mapping[Any, Any] = {
-        (schema, name): [(schema, other) for other in sorted(table.refers_to - {name})]
-        for (schema, name), table in tables.items()
-    }
-    return [tables[key] for key in TopologicalSorter(graph).static_order()]
-
-
-def _is_compact(warehouse: Warehouse, database: str, tables: list[_Table]) -> bool:
-    """Whether every table lies in order, and few blocks of the file are free."""
-    total, free = warehouse.run("compact/blocks", database=database).fetchall()[0]
-    if free > GAPS * total:
-        return False
-    return not any(
-        warehouse.run_formatted("compact/out_of_order", _places(table, database, table.keys)).value()
-        for table in tables
-        if table.keys
-    )
-
-
-def _reason(error: UsageError) -> str:
-    """DuckDB's own, on one line."""
-    return " ".join(str(error).split("\n\n")[0].split())
-
-
-def _places(table: _Table, database: str, keys: tuple[str, ...] = (), **more: str) -> dict[str, str]:
-    return {"table": table.within(database), "keys": ", ".join(map(identifier, keys)), **more}
-
-
-def _copy_rows(warehouse: Warehouse, old: str, copy: str, tables: list[_Table]) -> None:
-    with bar("Sort", sum(table.n_rows for table in tables), "row") as progress:
-        for table in tables:
-            columns = ", ".join(_settable(warehouse, table, old, copy))
-            places = _places(table, old, table.keys or (), copy=table.within(copy), columns=columns)
-            if not table.keys:
-                places["keys"] = "rowid"
-            with _watched(warehouse, progress, table.n_rows):
-                try:
-                    warehouse.run_formatted("compact/copy_table", places).fetchall()
-                except UsageError as error:  # such as a key that refers to the same table's later rows
-                    raise UsageError(f"table {table.name}, {_reason(error)}") from error
-
-
-def _settable(warehouse: Warehouse, table: _Table, old: str, copy: str) -> Iterator[str]:
-    """Quoted names of a table's columns, without those that are generated from others."""
-    rows = warehouse.run("compact/columns", database=old, schema=table.schema, table=table.name).fetchall()
-    for column in (identifier(name) for (name,) in rows):
-        if table.has_generated:
-            try:
-                places = _places(table, old, copy=table.within(copy), column=column)
-                warehouse.run_formatted("compact/settable_column", places).fetchall()
-            except UsageError:
-                continue
-        yield column
-
-
-def _verify_definitions(warehouse: Warehouse, old: str, copy: str, *, exactly: bool) -> None:
-    """Raises ElwError unless both databases define the same; not exactly: in the same words.
-
-    The order of the names in SELECT * EXCLUDE (…) is another each time that DuckDB reads a view or macro from a file.
-    """
-    found = []
-    for database in (old, copy):
-        rows = warehouse.run("compact/catalogue", database=database).fetchall()
-        found.append({(kind, name, text if exactly else _words(text)) for kind, name, text in rows})
-    if differing := sorted(found[0] ^ found[1]):
-        kind, name, _ = differing[0]
-        raise ElwError(
-            f"The {kind} {name} comes out otherwise in a new file, so {warehouse.path} stays as it is: drop it, or "
-            "make it anew."
-        )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(sorted(re.findall(r"\w+", text)))
-
-
-def _verify_rows(warehouse: Warehouse, old: str, copy: str, tables: list[_Table]) -> None:
-    """Raises ElwError unless the tables of both databases hold the same rows."""
-    with bar("Verify", 2 * sum(table.n_rows for table in tables), "row") as progress:
-        for table in tables:
-            prints = []
-            for database in (old, copy):
-                with _watched(warehouse, progress, table.n_rows):
-                    prints += warehouse.run_formatted("compact/fingerprint", _places(table, database)).fetchall()
-            if prints[0] != prints[1]:
-                raise ElwError(
-                    f"The rows of {table.name} came out otherwise in the new file, so {warehouse.path} stays as it is: "
-                    "check the disk and its memory, then run elw compact again."
-                )
-
-
-@contextlib.contextmanager
-def _watched(warehouse: Warehouse, progress: tqdm[Any], n_rows: int) -> Iterator[None]:
-    """Move a bar on by n_rows while a statement runs."""
-    begin, over = progress.n, threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            progress.update(max(0, begin + int(n_rows * warehouse.progress) - progress.n))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        progress.update(begin + n_rows - progress.n)
 
 
 def _look_up_seconds(warehouse: Warehouse, database: str) -> float | None:
