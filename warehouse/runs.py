@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -77,6 +78,11 @@ class StoredRun:
     norm_medians: Mapping[int, float]  #: by layer
     calibrated: bool
     stats_groups: int
+
+    @cached_property
+    def by_id(self) -> Mapping[int, StoredDocument]:
+        """Its documents by document_id."""
+        return {document.document_id: document for document in self.documents.values()}
 
     @property
     def committed_tokens(self) -> int:

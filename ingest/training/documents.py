@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.language_model import LanguageModel
 
@@ -36,9 +37,11 @@ def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
 
 def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: int) -> Tensor:
     """[n, length] token ids: the full contexts of the documents, in document order."""
+    source = TokenSource(lambda: model, {document.sha256: document for document in documents})
+    source.add(documents)
     pieces = []
     for document in documents:
-        ids = torch.tensor(model.tokenize(document.text()), dtype=torch.int32)
+        ids = torch.from_numpy(source.document(document))
         pieces.append(ids[: len(ids) // length * length].view(-1, length))
     return torch.cat(pieces) if pieces else torch.empty(0, length, dtype=torch.int32)
 
