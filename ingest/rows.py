@@ -114,7 +114,7 @@ class TableFile:
         known = [name for name, *_ in connection.execute(statement("rows/csv_columns"), settings).fetchall()]
         selected = self._selected(columns, known)
         names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in known)
-        query = statement("rows/csv").replace("$columns", f"{{{names}}}").replace("$selected", selected)
+        query = statement("rows/csv").replace("{columns}", f"{{{names}}}").replace("{selected}", selected)
         return _fetched(connection.execute(query, settings))
 
     def _parquet(self, connection: Any, columns: Columns, _compression: str) -> Iterator[Sequence[str | None]]:
@@ -127,7 +127,7 @@ class TableFile:
             raise UsageError(
                 f"Column {columns.of_text} of {self.path} holds {type_}, not text: name another with --text-column."
             )
-        return _fetched(connection.execute(statement("rows/parquet").replace("$selected", selected), file))
+        return _fetched(connection.execute(statement("rows/parquet").replace("{selected}", selected), file))
 
     def _selected(self, columns: Columns, known: Sequence[str]) -> str:
         """The columns of text, category and id as SQL selects them."""

@@ -167,6 +167,7 @@ def write_plan(
             add_gradient_columns(warehouse, list(settings.energies))
             run_id = create_run(warehouse, settings, model.facts(), saes, energies, plan.segment_contexts, __version__)
         append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)
+        del plan  # it comes back from the file, and twice in memory is much for a large corpus
         make_current(warehouse, run_id)
         stored_run = find_run(warehouse, settings.identity)
     assert stored_run is not None

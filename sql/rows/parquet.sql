@@ -1,1 +1,1 @@
-SELECT $selected FROM read_parquet($file)
+SELECT {selected} FROM read_parquet($file)
