@@ -124,7 +124,9 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     if kind in ("llama2", "gemma"):
         tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False)])
-    tokenizer.add_tokens([AddedToken("<a>", lstrip=True, rstrip=True), AddedToken("a>b"), AddedToken("ing", single_word=True)])
+    tokenizer.add_tokens(
+        [AddedToken("<a>", lstrip=True, rstrip=True), AddedToken("a>b"), AddedToken("ing", single_word=True)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
@@ -220,7 +222,9 @@ def test_what_is_not_known_is_read_whole(small_windows: None) -> None:
 
 def test_truncation_and_padding_of_the_tokenizer_are_left_aside(small_windows: None) -> None:
     """Files of tokenizers carry them; a document is not cut at 64 tokens for that."""
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer_of("gpt2").backend_tokenizer.to_str()))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer_of("gpt2").backend_tokenizer.to_str())
+    )
     expected = whole(wrapped, WORDS)
     wrapped.backend_tokenizer.enable_truncation(64)
     wrapped.backend_tokenizer.enable_padding(length=5000)
