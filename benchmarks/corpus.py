@@ -4,9 +4,9 @@
 
 The texts are made of pieces of the sample corpus (or of the folder given) in seeded order: documents of 20 kB in 32
 categories (--sizes), the same as rows of one file of JSON lines (--rows), or one file alone (--single). Each size is
-planned in a process of its own, on the default model with its SAEs, up to where the model would run for the first time;
-the memory that the model takes by itself is in the first line. How many times the pieces repeat makes little difference:
-the tokenizer keeps the words it met in a cache of 10,000.
+planned in a process of its own, on the default model with its SAEs, up to where the model would run for the first
+time; the memory that the model takes by itself is in the first line. Pieces repeat, so a text of more different words
+than the sample corpus has may be slower: the tokenizers library keeps the first 10,000 words it met.
 """
 
 from __future__ import annotations
@@ -47,11 +47,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pieces = cut_up(arguments.origin)
-    print(
-        f"{'':16} {'documents':>9} {'tokens':>13} {'seconds':>8} {'MB/s':>6} {'hash MB/s':>9} {'peak GB':>8} {'over the model':>14}"
-    )
+    print(f"{'':18} documents        tokens  seconds    MB/s  hashing MB/s  peak GB  over the model's")
     alone = measured(None)["peak"]
-    print(f"{'the model alone':16} {'':>9} {'':>13} {'':>8} {'':>6} {'':>9} {alone:8.2f}")
+    print(f"{'the model alone':18} {alone:57.2f}")
     cases = [(kind, size) for kind in ("sizes", "single", "rows") for size in getattr(arguments, kind)]
     for kind, size in cases:
         with tempfile.TemporaryDirectory() as scratch:
@@ -61,9 +59,9 @@ def main() -> None:
             figures = measured(folder)
         name = {"sizes": "documents", "single": "one file", "rows": "rows"}[kind]
         print(
-            f"{f'{size} MB, {name}':16} {figures['documents']:9,} {figures['tokens']:13,} {figures['seconds']:8.1f} "
-            f"{size / figures['seconds']:6.2f} {size / figures['discover']:9.1f} {figures['peak']:8.2f} "
-            f"{figures['peak'] - alone:14.2f}",
+            f"{f'{size} MB, {name}':18} {figures['documents']:9,} {figures['tokens']:13,} {figures['seconds']:8.1f} "
+            f"{size / figures['seconds']:7.2f} {size / figures['discover']:13.1f} {figures['peak']:8.2f} "
+            f"{figures['peak'] - alone:17.2f}",
             flush=True,
         )
 

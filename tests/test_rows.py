@@ -286,7 +286,7 @@ def ids_of(db: Path) -> list[tuple[Any, ...]]:
 def test_an_ingest_of_rows_is_that_of_their_texts(
     options: IngestOptions, table: Path, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same texts as files give the same tokens; and it goes on from any place, without reading a row per context."""
+    """The same texts as files give the same tokens; and it goes on from any place, without a reading a context."""
     from dataclasses import replace
 
     opened = []
