@@ -204,7 +204,7 @@ def _files(
                 (name + category).encode()
             except UnicodeEncodeError as error:
                 raise UsageError(f"{str(source)!r} has a name that is not UTF-8: rename the file.") from error
-            yield name, category, source, (is_file or columns.text is not None) and kind_of(source)[0] != ""
+            yield name, category, source, (is_file or columns.text is not None) and kind_of(source) != ""
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from energy_lens.sql import identifier, literal, statement
 if TYPE_CHECKING:
     import duckdb
 
-#: Kinds of table by suffix, and how their files may be compressed, by a second one.
+#: Kinds of table by suffix, and how their files may be compressed, by a second one (as DuckDB knows it too).
 KINDS = {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".csv": "CSV", ".tsv": "CSV", ".parquet": "Parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -76,22 +76,22 @@ class TableFile:
 
         Raises UsageError for a file that cannot be read, is broken or has no such column.
         """
-        kind, compression = kind_of(self.path)
+        kind = kind_of(self.path)
         read = {"JSON lines": self._json_lines, "CSV": self._csv, "Parquet": self._parquet}[kind]
         with self._connection(kind) as connection:
-            for number, (text, category, id_) in enumerate(read(connection, columns, compression), 1):
+            for number, (text, category, id_) in enumerate(read(connection, columns), 1):
                 if text is not None and len(text) > LONGEST_ROW // 4 and len(text.encode()) > LONGEST_ROW:
                     raise self._too_long(f"Row {number} of {self.path}")
                 yield Row(number, text, category, id_)
 
     # -- the three kinds: an iterator over (text, category, id)
 
-    def _json_lines(self, connection: Any, columns: Columns, compression: str) -> Iterator[Sequence[str | None]]:
+    def _json_lines(self, connection: Any, columns: Columns) -> Iterator[Sequence[str | None]]:
         wanted = {"text": columns.of_text, "category": columns.category, "id": columns.id}
         pointers = {name: None if column is None else _pointer(column) for name, column in wanted.items()}
         query = connection.execute(
             statement("rows/json_lines"),
-            {"file": str(self.path), "compression": compression, "largest": LONGEST_ROW, **pointers},
+            {"file": str(self.path), "largest": LONGEST_ROW, **pointers},
         )
         keys: dict[str, None] = {}  # in the order in which they are met
         number, missing = 0, {column for column in wanted.values() if column is not None}
@@ -108,16 +108,16 @@ class TableFile:
         if number:
             self._check_columns([column for column in wanted.values() if column], list(keys))
 
-    def _csv(self, connection: Any, columns: Columns, compression: str) -> Iterator[Sequence[str | None]]:
+    def _csv(self, connection: Any, columns: Columns) -> Iterator[Sequence[str | None]]:
         delimiter = "\t" if ".tsv" in self.path.suffixes[-2:] else ","
-        settings = {"file": str(self.path), "compression": compression, "delimiter": delimiter, "largest": LONGEST_ROW}
+        settings = {"file": str(self.path), "delimiter": delimiter, "largest": LONGEST_ROW}
         known = [name for name, *_ in connection.execute(statement("rows/csv_columns"), settings).fetchall()]
         selected = self._selected(columns, known)
         names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in known)
         query = statement("rows/csv").replace("{columns}", f"{{{names}}}").replace("{selected}", selected)
         return _fetched(connection.execute(query, settings))
 
-    def _parquet(self, connection: Any, columns: Columns, _compression: str) -> Iterator[Sequence[str | None]]:
+    def _parquet(self, connection: Any, columns: Columns) -> Iterator[Sequence[str | None]]:
         file = {"file": str(self.path)}
         types = {
             name: type_ for name, type_, *_ in connection.execute(statement("rows/parquet_columns"), file).fetchall()
@@ -186,16 +186,12 @@ def check_columns(table: str, wanted: Sequence[str], known: Sequence[str]) -> No
         )
 
 
-def kind_of(path: Path) -> tuple[str, str]:
-    """The kind of a table file and its compression; ("", "") for what is no table by its suffix."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    compression = "none"
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        compression = COMPRESSIONS[suffixes.pop()]
-    kind = KINDS.get(suffixes[-1], "") if suffixes else ""
-    if not kind or (kind == "Parquet" and compression != "none"):
-        return "", ""
-    return kind, compression
+def kind_of(path: Path) -> str:
+    """The kind of a table file by its suffix; empty for what is no table."""
+    suffixes = path.suffixes[-2:]
+    compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
+    kind = KINDS.get(suffixes[-2 if compressed else -1], "") if len(suffixes) > compressed else ""
+    return "" if compressed and kind == "Parquet" else kind
 
 
 def _pointer(column: str) -> str:

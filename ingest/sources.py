@@ -29,8 +29,12 @@ class TextFile:
     def __str__(self) -> str:
         return str(self.path)
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @property
     def location(self) -> str:
+        """Its path, whatever folder we are in."""
         return str(self.path.resolve())
 
 
@@ -47,6 +51,7 @@ class TableRow:
 
     @property
     def location(self) -> str:
+        """A URL: the table's, with the row and the column."""
         return f"{self.table.location}?row={self.number}&column={quote(self.column)}"
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energy_lens.cli.main import main
-from energy_lens.errors import UsageError
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest import rows
 from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.corpus import Document, discover, texts
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.rows import Columns
 from energy_lens.ingest.sources import source_at
+from energy_lens.ingest.token_file import TokenFile
 from energy_lens.warehouse.database import Warehouse
 
 Rows = Sequence[Mapping[str, Any]]
@@ -366,3 +369,32 @@ def test_token_ids_leave_no_file(tiny: Callable[[str], Any], table: Path, tmp_pa
     assert list(folder.iterdir()) == []
     for document in documents:
         assert source.document(document).tolist() == model.tokenize(document.text())
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """Where ids do not fit, a sentence says where room is lacking; here a file may have 4,096 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ids = TokenFile(512, tmp_path)
+    ids.append("small", np.arange(100, dtype=np.int32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, before[1]))
+    try:
+        with pytest.raises(ElwError, match=f"cannot be written to {tmp_path} .*make room there"):
+            ids.append("large", np.zeros(10_000, dtype=np.int32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ids.read("small", 90).tolist() == list(range(90, 100))
+
+
+@pytest.mark.parametrize(("vocabulary", "largest"), [(512, 511), (1 << 16, 65_535), (200_000, 199_999)])
+def test_token_ids_come_back(vocabulary: int, largest: int, tmp_path: Path) -> None:
+    """Part by part, any stretch of a document, an empty one too, in as few bytes as the vocabulary allows."""
+    ids = TokenFile(vocabulary, tmp_path)
+    ids.append("a", np.array([0, 1], dtype=np.int32))
+    ids.append("a", np.array([largest], dtype=np.int32))
+    ids.append("empty", np.array([], dtype=np.int32))
+    ids.append("b", np.array([7, 8, 9], dtype=np.int32))
+    assert ids.read("a").tolist() == [0, 1, largest]
+    assert ids.read("b", 1, 1).tolist() == [8]
+    assert ids.read("b", 2, 50).tolist() == [9]
+    assert ids.read("empty").tolist() == []
+    assert (ids.n_tokens("a"), ids.n_tokens("empty"), "c" in ids) == (3, 0, False)

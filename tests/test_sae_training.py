@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -418,7 +417,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     return documents
 
 
-def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Document]) -> None:
+def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Document], tmp_path: Path) -> None:
     """Each row is a stretch of one document, in order; the rest of a document is left out."""
     contexts = cut_contexts(model, texts[:3], 32)
     expected = []
@@ -426,9 +425,11 @@ def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Docume
         ids = model.tokenize(own.text())
         expected += [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
     assert contexts.tolist() == expected
-    exact = SimpleNamespace(tokenize=lambda text: list(range(len(text))))
-    sizes: list[Any] = [SimpleNamespace(text=("x" * n).__str__) for n in (64, 31, 65)]
-    assert cut_contexts(exact, sizes, 32)[:, 0].tolist() == [0, 32, 0, 32]  # type: ignore[arg-type]
+    for n in (31, 64, 65):
+        (tmp_path / f"{n}.txt").write_text("\x01" * n)  # a token each
+    sizes = discover([tmp_path])
+    assert [len(model.tokenize(document.text())) for document in sizes] == [31, 64, 65]
+    assert len(cut_contexts(model, sizes, 32)) == 0 + 2 + 2
     assert cut_contexts(model, [], 32).shape == (0, 32)
 
 

@@ -1,5 +1,5 @@
 DESCRIBE SELECT *
 FROM read_csv(
-    $file, compression = $compression, delim = $delimiter, quote = '"', escape = '"', header = true,
+    $file, delim = $delimiter, quote = '"', escape = '"', header = true,
     all_varchar = true, max_line_size = $largest, null_padding = true, ignore_errors = true
 )
