@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ def made(n_bytes: int, pieces: list[str]) -> Iterator[str]:
 
 def measured(folder: Path | None) -> dict[str, Any]:
     """Figures of planning a folder, or of loading the model alone, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(plan, (folder,))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(plan, folder).result()
 
 
 def plan(folder: Path | None) -> dict[str, Any]:

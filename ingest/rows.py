@@ -159,6 +159,7 @@ class TableFile:
         with duckdb.connect(":memory:", config=settings) as connection:
             connection.execute(f"SET allowed_paths = [{literal(str(self.path))}]")
             connection.execute("SET enable_external_access = false")
+            connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout, among the data
             connection.execute("SET lock_configuration = true")
             try:
                 yield connection
