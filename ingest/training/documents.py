@@ -94,12 +94,12 @@ def _cut(
     model: LanguageModel, documents: Sequence[Document], length: int
 ) -> tuple[list[Context], Callable[[Context], Ids], int]:
     """Contexts of documents in order, what reads one's token ids, and the number of tokens that are in none."""
-    token_ids, planned = planned_alone(model, documents, length)
+    source, planned = planned_alone(model, documents, length)
     contexts = [context for document in planned for context in document.contexts]
-    n_tokens = sum(map(len, token_ids))
+    n_tokens = sum(source.n_tokens(document) for document in documents)
 
     def read(context: Context) -> Ids:
-        return token_ids[context.document_id][context.first_token : context.first_token + context.n_tokens]
+        return source.context(context, documents[context.document_id].sha256)
 
     return contexts, read, n_tokens - sum(context.n_tokens for context in contexts)
 
