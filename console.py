@@ -29,7 +29,8 @@ def bar(what: str, total: float, unit: str = "", *, form: str | None = None, hid
     """
     from tqdm import tqdm
 
+    scaled = unit in ("token", "row", "B")
     return tqdm(
-        desc=what, total=total, unit=unit or "it", unit_scale=unit in ("token", "row", "B"), bar_format=form, file=sys.stderr,
+        desc=what, total=total, unit=unit or "it", unit_scale=scaled, bar_format=form, file=sys.stderr,
         disable=hidden, mininterval=ON_TERMINAL if sys.stderr.isatty() else IN_LOG,
     )  # fmt: skip
