@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from energy_lens.ingest.statistics.strata import Mask, RunLayout, summed
+from energy_lens.ingest.statistics.strata import Mask, RunLayout
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import gradient_column
@@ -29,20 +29,21 @@ READ_ACTIVATIONS = 10_000_000
 SLICE_ACTIVATIONS, SLICE_NUMBERS = 100_000, 20_000
 
 
-@dataclass(frozen=True)
 class Rows:
-    """Where rows of sums begin among a slice's activations."""
+    """Sums over consecutive values: of activations, of cells, of pairs."""
 
-    bounds: Integers  #: [row + 1] the last one is the number of activations
+    def __init__(self, bounds: Integers) -> None:
+        """bounds: where rows begin [row + 1]; the last one is the number of values."""
+        self.bounds = bounds
+        ones, n = np.ones(int(bounds[-1])), int(bounds[-1])
+        self._matrix = csr_array((ones, np.arange(n, dtype=np.int32), bounds.astype(np.int32)), shape=(len(self), n))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
     def sums(self, values: NDArray[np.number] | Mask) -> Floats:
-        """[row] of values [activation]; every row has one."""
-        if not len(self):
-            return np.zeros(0)
-        result: Floats = np.add.reduceat(values.astype(np.float64), self.bounds[:-1])
+        """[row, …] of values [value, …]."""
+        result: Floats = self._matrix @ values.astype(np.float64, copy=False)
         return result
 
 
@@ -56,37 +57,18 @@ class Slice:
     place: NDArray[np.int32]  #: [activation] of its token
     a: NDArray[np.float32]  #: [activation]
     g: Mapping[str, NDArray[np.float32]]  #: energy: decoder gradient [activation]
-    cells: Rows  #: by feature and context
-    pairs: Rows  #: by feature and document
-    cell_feature: Integers  #: [cell]
+    cells: Rows  #: activations by feature and context
+    pairs: Rows  #: activations by feature and document
+    cell_pairs: Rows  #: cells by pair
+    cell_features: Rows  #: cells by feature, of all features
+    pair_features: Rows  #: pairs by feature, of all features
     cell_context: Integers  #: [cell]
-    pair_feature: Integers  #: [pair]
+    pair_feature: Integers  #: [pair] counted from `start`
     pair_document: Integers  #: [pair]
-    pair_of_cell: Integers  #: [cell]
 
     @property
     def n_features(self) -> int:
         return self.stop - self.start
-
-    def sums_at(self, rows: Rows, weights: NDArray[np.floating], values: Floats) -> Floats:
-        """[row, column] Σ over a row's activations of weights [activation] times values [token, column]."""
-        matrix = csr_array(
-            (weights.astype(np.float64), self.place, rows.bounds.astype(np.int32)), shape=(len(rows), len(values))
-        )
-        result: Floats = matrix @ values
-        return result
-
-    def pairs_of_cells(self, values: NDArray[np.number] | Mask) -> Floats:
-        """[pair] sums of values [cell]."""
-        return summed(values, self.pair_of_cell, len(self.pairs))
-
-    def by_feature(self, values: Floats, features: Integers) -> Floats:
-        """[feature, …] sums of values [row, …] whose features [row] ascend."""
-        result = np.zeros((self.n_features, *values.shape[1:]))
-        if len(features):
-            starts = np.flatnonzero(np.diff(features, prepend=-1))
-            result[features[starts]] = np.add.reduceat(values, starts)
-        return result
 
 
 class Activations:
@@ -120,13 +102,15 @@ class Activations:
         feature, place = self._feature[chosen] - start, self._place[chosen]
         context = self._tokens.context[place]
         document = self._context_document[context]
-        cells, cell_starts = _rows(feature, context)
-        pairs, pair_starts = _rows(feature, document)
+        cells, pairs = _starts(feature, context), _starts(feature, document)
+        features, n = np.arange(stop - start + 1), len(feature)
         return Slice(
             start, stop, feature, place, self._a[chosen], {energy: g[chosen] for energy, g in self._g.items()},
-            cells, pairs, feature[cell_starts].astype(np.int64), context[cell_starts],
-            feature[pair_starts].astype(np.int64), document[pair_starts],
-            np.searchsorted(pair_starts, cell_starts, side="right") - 1,
+            cells=Rows(np.append(cells, n)), pairs=Rows(np.append(pairs, n)),
+            cell_pairs=Rows(np.append(np.searchsorted(cells, pairs), len(cells))),
+            cell_features=Rows(np.searchsorted(feature[cells], features)),
+            pair_features=Rows(np.searchsorted(feature[pairs], features)),
+            cell_context=context[cells], pair_feature=feature[pairs].astype(np.int64), pair_document=document[pairs],
         )  # fmt: skip
 
 
@@ -149,8 +133,8 @@ def _runs(counts: Integers, most: int, widest: int) -> Iterator[tuple[int, int]]
     yield start, len(counts)
 
 
-def _rows(feature: NDArray[np.integer], other: NDArray[np.integer]) -> tuple[Rows, Integers]:
-    """Rows of equal feature and `other`, and where they start."""
+def _starts(feature: NDArray[np.integer], other: NDArray[np.integer]) -> Integers:
+    """Where stretches of equal feature and `other` begin."""
     begins = (np.diff(feature, prepend=-1) != 0) | (np.diff(other, prepend=-1) != 0)
-    starts = np.flatnonzero(begins)
-    return Rows(np.append(starts, len(feature))), starts
+    starts: Integers = np.flatnonzero(begins)
+    return starts

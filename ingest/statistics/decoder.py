@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, 
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.shared_directions import AlongDirections
 from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
-from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
@@ -37,15 +37,16 @@ class Activity:
     counted: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: Slice, tokens: Tokens, counted: NDArray[np.bool_]) -> Activity:
-        """counted: [token] those of the within-context test."""
+    def of(cls, rows: Slice, counted: NDArray[np.bool_], n_counted: Floats) -> Activity:
+        """counted: [token] those of the within-context test; n_counted: how many of them [context]."""
         a, is_counted = rows.a.astype(np.float64), counted[rows.place]
-        in_cell, n_in_cell = rows.cells.sums(a * is_counted), rows.cells.sums(is_counted)
-        sizes = np.maximum(tokens.of_context(counted)[rows.cell_context], 1)
-        ac2 = rows.cells.sums(a**2 * is_counted) - in_cell**2 / sizes
+        a2 = a * a
+        sum_a, sum_a2, n_in_cell = rows.cells.sums(np.stack([a, a2, np.ones(len(a))], axis=1) * is_counted[:, None]).T
+        sizes = np.maximum(n_counted[rows.cell_context], 1)
+        ac2, n_in_pair = rows.cell_pairs.sums(np.stack([sum_a2 - sum_a * sum_a / sizes, n_in_cell], axis=1)).T
         n_active = np.diff(rows.pairs.bounds).astype(np.float64)
-        of_cells, n_counted = (rows.pairs_of_cells(values) for values in (ac2, n_in_cell))
-        return cls(n_active, rows.pairs.sums(a), rows.pairs.sums(a**2), of_cells, n_counted > 0)
+        whole_a, whole_a2 = rows.pairs.sums(np.stack([a, a2], axis=1)).T
+        return cls(n_active, whole_a, whole_a2, ac2, n_in_pair > 0)
 
 
 class DecoderGradient:
@@ -72,11 +73,11 @@ class DecoderGradient:
         self._streamed, self._first = self._read_streamed(bounds), start
         self._along.read(start, stop)
 
-    def statistics(self, rows: Slice, activity: Activity) -> list[Columns]:
-        """Columns of each partition of the run."""
+    def statistics(self, rows: Slice, keys_of: Sequence[Keys], activity: Activity) -> list[Columns]:
+        """Columns of each partition of the run. keys_of: the slice's keys in each."""
         g = rows.g[self._energy].astype(np.float64)
         kept = self._kept(rows)
-        ag, active_g, active_g2 = rows.pairs.sums(rows.a * g), rows.pairs.sums(g), rows.pairs.sums(g**2)
+        ag, active_g, active_g2 = rows.pairs.sums(np.stack([rows.a * g, g, g * g], axis=1)).T
         pairs = Pairs(
             activity.n_active, activity.a, activity.a2, ag, active_g, active_g2, activity.ac2, activity.counted,
             kept["sum_s"],
@@ -91,8 +92,9 @@ class DecoderGradient:
         sums = PairSums(n, activity.a, activity.a2, ag, centred_g, weight, kept["sum_g2"], share)
         of_slice = slice(rows.start - self._first, rows.stop - self._first)
         result = []
-        for partition, strata, gradients in zip(self._run.partitions, self._strata, self._gradient_sums, strict=True):
-            keys = Keys.of(rows, partition)
+        for partition, keys, strata, gradients in zip(
+            self._run.partitions, keys_of, self._strata, self._gradient_sums, strict=True
+        ):
             columns = common(keys, strata, pairs, rows.start)
             streamed = partition.of(self._streamed[:, of_slice])[keys.stratum, keys.feature]
             columns |= dict(zip(STREAMED, streamed.T, strict=True))

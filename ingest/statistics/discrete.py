@@ -6,7 +6,7 @@ too, which the stream makes of the decoder gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class DiscreteGradient:
     """The stored gradients of one layer and energy, and what is made of them slice by slice."""
 
     def __init__(self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, energy: str) -> None:
-        self._run, self._tokens = run, tokens
+        self._run = run
         stored = warehouse.run("finish/discrete", run=run.run_id, layer=layer, energy=energy).numpy()
         place = tokens.places(stored["token_id"])
         g, defined = np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool)
@@ -69,11 +69,14 @@ class DiscreteGradient:
             summed(values, document, len(run.document_ids)) for values in (defined, g, g**2, self._centred.tested**2)
         )
         self._sum_g = sum_g
+        c = self._centred
+        self._at_tokens = np.stack([g, c.tested, c.control, defined, c.counted], axis=1)
+        self._n_counted = tokens.of_context(c.counted)
         self._documents = Documents(run, n, sum_g2, sum_g[:, None])
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
 
-    def statistics(self, rows: Slice) -> list[Columns]:
-        """Columns of each partition of the run."""
+    def statistics(self, rows: Slice, keys_of: Sequence[Keys]) -> list[Columns]:
+        """Columns of each partition of the run. keys_of: the slice's keys in each."""
         pairs, within = self._pairs(rows)
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
         # The same for all features: moments of one row that is 1.
@@ -83,8 +86,7 @@ class DiscreteGradient:
         sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, centred_g, weight, g2=weight, share=np.zeros_like(weight))
         run_g = float(self._documents.mean[0])
         result = []
-        for partition, strata in zip(self._run.partitions, self._strata, strict=True):
-            keys = Keys.of(rows, partition)
+        for partition, keys, strata in zip(self._run.partitions, keys_of, self._strata, strict=True):
             columns = common(keys, strata, pairs, rows.start)
             columns |= dict(zip(within, keys.sums(*within.values()), strict=True))
             of_documents = {"sum_g": self._sum_g, "sum_g2": self._documents.w, "sum_gc2": self._sum_gc2}
@@ -104,22 +106,16 @@ class DiscreteGradient:
 
     def _pairs(self, rows: Slice) -> tuple[Pairs, Mapping[str, Floats]]:
         """Sums of pairs, and those of the within-context test, which are of contexts first [pair]."""
-        c, a, one = self._centred, rows.a.astype(np.float64), np.ones(len(rows.a))
-        defined, counted = c.defined.astype(np.float64), c.counted.astype(np.float64)
-        of_tokens = rows.sums_at(rows.pairs, one, np.stack([defined, c.g, c.g**2], axis=1))
-        of_a = rows.sums_at(rows.pairs, a, np.stack([defined, c.g], axis=1))
-        of_a2 = rows.sums_at(rows.pairs, a**2, defined[:, None])
-        s, null_s, counted_a = rows.sums_at(rows.cells, a, np.stack([c.tested, c.control, counted], axis=1)).T
-        n_counted = rows.sums_at(rows.cells, one, counted[:, None])[:, 0]
-        counted_a2 = rows.sums_at(rows.cells, a**2, counted[:, None])[:, 0]
-        sizes = np.maximum(self._tokens.of_context(c.counted)[rows.cell_context], 1)
-        of_cells = {
-            "n_counted": n_counted, "n_counted_contexts": n_counted > 0, "sum_s": s, "sum_s2": s**2,
-            "null_s": null_s, "null_s2": null_s**2, "sum_ac2": counted_a2 - counted_a**2 / sizes,
+        values, a = self._at_tokens[rows.place], rows.a.astype(np.float64)[:, None]
+        g, masks = values[:, :1], values[:, 3:]
+        of_cells = rows.cells.sums(np.concatenate([a * values, a * a * masks, g, g * g, masks], axis=1)).T
+        ag, s, null_s, sum_a, counted_a, sum_a2, counted_a2, sum_g, sum_g2, n_active, n_counted = of_cells
+        ac2 = counted_a2 - counted_a * counted_a / np.maximum(self._n_counted[rows.cell_context], 1)
+        of_pairs = {
+            "n_counted": n_counted, "n_counted_contexts": n_counted > 0, "sum_s": s, "sum_s2": s * s,
+            "null_s": null_s, "null_s2": null_s * null_s,
         }  # fmt: skip
-        within = {name: rows.pairs_of_cells(values) for name, values in of_cells.items()}
-        ac2 = within.pop("sum_ac2")
-        n_active, sum_g, sum_g2 = of_tokens.T
-        sum_a, sum_ag = of_a.T
-        seen = within["n_counted"] > 0
-        return Pairs(n_active, sum_a, of_a2[:, 0], sum_ag, sum_g, sum_g2, ac2, seen, within["sum_s"]), within
+        whole = [n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2]
+        summed_up = rows.cell_pairs.sums(np.stack([*whole, *of_pairs.values()], axis=1)).T
+        within = dict(zip(of_pairs, summed_up[len(whole) :], strict=True))
+        return Pairs(*summed_up[: len(whole)], counted=within["n_counted"] > 0, s=within["sum_s"]), within

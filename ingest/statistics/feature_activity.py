@@ -24,32 +24,32 @@ class FeatureActivity:
         self._frames: list[pl.DataFrame] = []
         self._top: list[pl.DataFrame] = []
 
-    def add(self, rows: Slice) -> None:
-        """Take in a slice's features."""
-        bounds = np.flatnonzero(np.diff(rows.feature, prepend=-1, append=-1))
-        if len(bounds) < 2:
-            return
-        starts, n_active = bounds[:-1], np.diff(bounds)
-        feature = rows.feature[starts] + np.int32(rows.start)
-        total = np.add.reduceat(rows.a.astype(np.float64), starts)
-        strongest = [start + _strongest(rows.a[start:stop]) for start, stop in zip(starts, bounds[1:], strict=True)]
-        self._frames.append(
-            pl.DataFrame(
-                {
-                    "feature": feature, "n_active": n_active, "mean_activation": total / n_active,
-                    "max_activation": np.maximum.reduceat(rows.a, starts),
-                }
-            )
-        )  # fmt: skip
+    def of(self, rows: Slice) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+        """Of a slice's features that fire: how they do, and their strongest activations."""
+        starts = rows.pairs.bounds[rows.pair_features.bounds]
+        fires = np.flatnonzero(np.diff(starts))
+        if not len(fires):
+            return None
+        begins, n_active = starts[fires], np.diff(starts)[fires]
+        feature = (fires + rows.start).astype(np.int32)
+        total = np.add.reduceat(rows.a.astype(np.float64), begins)
+        strongest = [begin + _strongest(rows.a[begin : begin + n]) for begin, n in zip(begins, n_active, strict=True)]
         sizes = [len(of_feature) for of_feature in strongest]
-        self._top.append(
-            pl.DataFrame(
-                {
-                    "feature": np.repeat(feature, sizes), "place": np.concatenate([np.arange(n) for n in sizes]),
-                    "token_id": self._tokens.ids[rows.place[np.concatenate(strongest)]],
-                }
-            )
-        )  # fmt: skip
+        largest = np.maximum.reduceat(rows.a, begins)
+        summary = {
+            "feature": feature, "n_active": n_active, "mean_activation": total / n_active, "max_activation": largest,
+        }  # fmt: skip
+        top = {
+            "feature": np.repeat(feature, sizes), "place": np.concatenate([np.arange(n) for n in sizes]),
+            "token_id": self._tokens.ids[rows.place[np.concatenate(strongest)]],
+        }  # fmt: skip
+        return pl.DataFrame(summary), pl.DataFrame(top)
+
+    def add(self, part: tuple[pl.DataFrame, pl.DataFrame] | None) -> None:
+        """Take in what `of` made of a slice."""
+        if part is not None:
+            self._frames.append(part[0])
+            self._top.append(part[1])
 
     def store(self, warehouse: Warehouse, run_id: int, layer: int) -> None:
         """Fill feature_activity of the layer. Call within a transaction."""

@@ -91,32 +91,31 @@ class FeatureClasses:
             tested["own"].append(tokens.centred(own, self._counted))
             tested["mates"].append(tokens.centred(other, usable))
         self._tested = np.stack([*tested["own"], *tested["mates"]], axis=1)
-        self._indicators = np.stack([of == code for of in (label, mates) for code in codes], axis=1).astype(np.float64)
         shape = len(LABELS), len(CLASSES), d_sae
         self._sum_s, self._sum_s2, self._n_in, self._n_documents = (np.zeros(shape) for _ in range(4))
         self._n_active, self._testable = np.zeros((len(LABELS), d_sae)), np.zeros(d_sae, dtype=bool)
 
     def add(self, rows: Slice) -> None:
         """Take in a slice's features."""
-        where, one = slice(rows.start, rows.stop), np.ones(len(rows.a))
-        s = rows.sums_at(rows.cells, one, self._tested)
-        in_class = rows.sums_at(rows.pairs, one, self._indicators)
-        for target, values, features in (
-            (self._sum_s, s, rows.cell_feature), (self._sum_s2, s**2, rows.cell_feature),
-            (self._n_in, in_class, rows.pair_feature), (self._n_documents, in_class > 0, rows.pair_feature),
-        ):  # fmt: skip
-            summed = rows.by_feature(values.astype(np.float64), features)
-            target[:, :, where] = summed.T.reshape(len(LABELS), len(CLASSES), -1)
+        where, shape = slice(rows.start, rows.stop), (len(LABELS), len(CLASSES), -1)
+        s = rows.cells.sums(self._tested[rows.place])
+        self._sum_s[:, :, where] = rows.cell_features.sums(s).T.reshape(shape)
+        self._sum_s2[:, :, where] = rows.cell_features.sums(s * s).T.reshape(shape)
+        pair = np.repeat(np.arange(len(rows.pairs)), np.diff(rows.pairs.bounds))
+        n_codes = len(CLASSES) + 1
         for i, label in enumerate(self._labels.values()):
-            self._n_active[i, where] = np.bincount(rows.feature, label[rows.place] >= 0, rows.n_features)
-        is_counted = self._counted[rows.place]
-        n_in_cell = rows.cells.sums(is_counted)
-        n_contexts = np.bincount(rows.cell_feature, n_in_cell > 0, rows.n_features)
-        n_documents = np.bincount(rows.pair_feature, rows.pairs_of_cells(n_in_cell) > 0, rows.n_features)
+            # One place more, the first, for tokens without a label.
+            code = pair * n_codes + label[rows.place] + 1
+            counts = np.bincount(code, minlength=len(rows.pairs) * n_codes).reshape(-1, n_codes)[:, 1:]
+            self._n_in[i, :, where] = rows.pair_features.sums(counts).T
+            self._n_documents[i, :, where] = rows.pair_features.sums(counts > 0).T
+            self._n_active[i, where] = rows.pair_features.sums(counts.sum(1))
+        n_in_cell = rows.cells.sums(self._counted[rows.place])
+        n_in_pair = rows.cell_pairs.sums(n_in_cell)
         self._testable[where] = (
-            (np.bincount(rows.feature, is_counted, rows.n_features) >= MIN_TEST_TOKENS)
-            & (n_contexts >= MIN_TEST_CONTEXTS)
-            & (n_documents >= MIN_TEST_DOCUMENTS)
+            (rows.cell_features.sums(n_in_cell) >= MIN_TEST_TOKENS)
+            & (rows.cell_features.sums(n_in_cell > 0) >= MIN_TEST_CONTEXTS)
+            & (rows.pair_features.sums(n_in_pair > 0) >= MIN_TEST_DOCUMENTS)
         )
 
     def frames(self) -> Iterator[pl.DataFrame]:

@@ -10,14 +10,18 @@ Source of the false discovery rate: Benjamini and Hochberg 1995.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.statistics.activations import Activations, ranges
+from energy_lens.ingest.statistics.activations import Activations, Slice, ranges
 from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
 from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
@@ -25,9 +29,15 @@ from energy_lens.ingest.statistics.energy_sizes import fill_energy_sizes
 from energy_lens.ingest.statistics.feature_activity import FeatureActivity
 from energy_lens.ingest.statistics.feature_classes import FeatureClasses, class_tokens
 from energy_lens.ingest.statistics.histogram_cells import HistogramCells
+from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.strata import RunLayout, read_run
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
+
+T = TypeVar("T")
+
+#: Slices that are worked on at once; more of them would wait for memory.
+THREADS = min(4, os.cpu_count() or 1)
 
 #: Tables that are filled here, and nowhere else.
 FILLED = (
@@ -51,9 +61,10 @@ def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mappi
         warehouse.append("groups_of_cells", pl.DataFrame(cells))
         tokens = Tokens.read(warehouse, run)
         included = {}
-        for layer in run.layers:
-            decoder = decoders[layer].float().numpy()
-            included[layer] = _finish_layer(warehouse, run, tokens, layer, decoder)
+        with ThreadPoolExecutor(THREADS) as pool:
+            for layer in run.layers:
+                decoder = decoders[layer].float().numpy()
+                included[layer] = _finish_layer(warehouse, run, tokens, layer, decoder, pool)
         warehouse.run("finish/layer_tokens", run=run_id)
         fill_energy_sizes(warehouse, run, tokens, included)
         warehouse.run("finish/drop_groups_of_cells")
@@ -61,7 +72,12 @@ def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mappi
 
 
 def _finish_layer(
-    warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, decoder: NDArray[np.floating]
+    warehouse: Warehouse,
+    run: RunLayout,
+    tokens: Tokens,
+    layer: int,
+    decoder: NDArray[np.floating],
+    pool: ThreadPoolExecutor,
 ) -> NDArray[np.bool_]:
     """Fill what is known of a layer; returns the layer's included tokens [token]."""
     included, counted = _chosen(warehouse, run, tokens, layer)
@@ -69,21 +85,31 @@ def _finish_layer(
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
     histograms = {energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies}
+    n_counted = tokens.of_context(counted)
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
+
+    def work(rows: Slice):  # type: ignore[no-untyped-def]
+        """All that is made of a slice; nothing here depends on another one, so that threads may take turns."""
+        classes.add(rows)
+        keys = [Keys.of(rows, partition) for partition in run.partitions]
+        activity = Activity.of(rows, counted, n_counted)
+        columns = {}
+        for energy in run.energies:
+            columns[energy, "decoder"] = along_rows[energy].statistics(rows, keys, activity)
+            columns[energy, "discrete"] = along_text[energy].statistics(rows, keys)
+        return {energy: histograms[energy].counts(rows) for energy in run.energies}, fired.of(rows), columns
+
     for start, stop in ranges(warehouse, run, layer, len(decoder)):
         activations = Activations(warehouse, run, tokens, layer, start, stop)
         for energy in run.energies:
             along_rows[energy].read(start, stop)
             histograms[energy].read(start, stop)
-        for rows in activations.slices():
-            classes.add(rows)
-            fired.add(rows)
-            activity = Activity.of(rows, tokens, counted)
+        for counts, activity_of, columns in _in_turn(pool, work, activations.slices()):
+            fired.add(activity_of)
             for energy in run.energies:
-                histograms[energy].add(rows)
-                columns = along_rows[energy].statistics(rows, activity)
-                parts.setdefault((energy, "decoder"), []).append(columns)
-                parts.setdefault((energy, "discrete"), []).append(along_text[energy].statistics(rows))
+                histograms[energy].add(counts[energy])
+            for key, of_slice in columns.items():
+                parts.setdefault(key, []).append(of_slice)
     for (energy, kind), of_slices in parts.items():
         for partition, *of_partition in zip(run.partitions, *of_slices, strict=True):
             whole = tested(concatenated(of_partition))
@@ -99,6 +125,17 @@ def _finish_layer(
             warehouse.append("histogram_cells", counts)
     fired.store(warehouse, run.run_id, layer)
     return included
+
+
+def _in_turn(pool: ThreadPoolExecutor, work: Callable[[Slice], T], slices: Iterable[Slice]) -> Iterator[T]:
+    """What `work` makes of slices, in order; only so many of them are there at once as there are threads."""
+    under_way: deque[Future[T]] = deque()
+    for rows in slices:
+        under_way.append(pool.submit(work, rows))
+        if len(under_way) > THREADS:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 def _chosen(

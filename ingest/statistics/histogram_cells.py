@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class HistogramCells:
         self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, included: NDArray[np.bool_], layer: int, energy: str
     ) -> None:
         """included: [token] those of the layer."""
-        self._warehouse, self._run, self._energy, self._tokens = warehouse, run, energy, tokens
+        self._warehouse, self._run, self._energy = warehouse, run, energy
         self._place = {"run": run.run_id, "layer": layer, "energy": energy}
         bins = warehouse.run("finish/histogram_bins", **self._place).numpy()
         self._features = np.asarray(bins.pop("feature"), dtype=np.int64)  # ascending
@@ -42,7 +44,7 @@ class HistogramCells:
             [np.bincount(p.of_documents[document], chosen, len(p.strata)).astype(np.int64) for p in self._partitions]
             for chosen in (included, mates)
         )
-        self._frames: list[pl.DataFrame] = []
+        self._parts: list[list[dict[str, NDArray[np.generic]]]] = [[] for _ in self._partitions]
 
     def read(self, start: int, stop: int) -> None:
         """What the stream counted of features start … stop − 1, for the slices that come next."""
@@ -54,43 +56,45 @@ class HistogramCells:
             [stored[name].explode().to_numpy().reshape(-1, width) for name, width in STREAMED.items()], axis=1
         )
 
-    def add(self, rows: Slice) -> None:
-        """Count a slice's activations."""
+    def counts(self, rows: Slice) -> list[dict[str, NDArray[np.generic]]]:
+        """Of a slice's activations, by partition: columns, categories as their places."""
         first, last = np.searchsorted(self._features, [rows.start, rows.stop])
         features = self._features[first:last]
         if not len(features):
-            return
+            return []
+        n_cells = A_BINS * G_BINS
+        cell = np.zeros(len(rows.a), dtype=np.int64)
+        starts = rows.pairs.bounds[rows.pair_features.bounds]
+        for i, feature in enumerate(features - rows.start):
+            own = slice(starts[feature], starts[feature + 1])
+            # As many edges are below a value as there are places to the left of it.
+            a_bins = np.searchsorted(self._a_edges[first + i], rows.a[own])
+            cell[own] = G_BINS * a_bins + np.searchsorted(self._g_edges[first + i], rows.g[self._energy][own])
         place = np.full(rows.n_features, -1)
         place[features - rows.start] = np.arange(len(features))
-        of = place[rows.feature]
-        used = of >= 0
-        of = of[used]
-        cell = G_BINS * _bins(rows.a[used], self._a_edges[first:last], of)
-        cell += _bins(rows.g[self._energy][used], self._g_edges[first:last], of)
-        document = self._run.contexts.document[self._tokens.context[rows.place[used]]]
-        for partition, n_tokens, n_mates in zip(self._partitions, self._n_tokens, self._n_mates, strict=True):
-            n_strata, n_cells = len(partition.strata), A_BINS * G_BINS
-            code = (partition.of_documents[document] * len(features) + of) * n_cells + cell
-            own = np.bincount(code, minlength=n_strata * len(features) * n_cells).reshape(-1, n_cells)
+        n_in_pair, place_of_pair = np.diff(rows.pairs.bounds), place[rows.pair_feature]
+        used = np.repeat(place_of_pair >= 0, n_in_pair)
+        result = []
+        for partition in self._partitions:
+            pair_code = partition.of_documents[rows.pair_document] * len(features) + place_of_pair
+            code = (np.repeat(pair_code, n_in_pair) * n_cells + cell)[used]
+            n_codes = len(partition.strata) * len(features) * n_cells
+            own_counts = np.bincount(code, minlength=n_codes).reshape(-1, n_cells)
             streamed = self._streamed(partition, features)
             # In a category only features that fire there.
-            chosen = np.arange(len(own)) if partition.is_whole else np.flatnonzero(own.any(axis=1))
-            stratum = chosen // len(features)
-            lists = {"active": own[chosen]} | {
+            chosen = np.arange(len(own_counts)) if partition.is_whole else np.flatnonzero(own_counts.any(axis=1))
+            lists = {"active": own_counts[chosen]} | {
                 name: streamed[chosen, at : at + width]
                 for (name, width), at in zip(STREAMED.items(), (0, G_BINS, G_BINS + n_cells), strict=True)
             }
-            self._frames.append(
-                pl.DataFrame(
-                    {
-                        "feature": features[chosen % len(features)].astype(np.int32),
-                        "category": pl.Series([s.category for s in partition.strata], dtype=pl.String).gather(stratum),
-                        "n_tokens": n_tokens[stratum],
-                        "mates_tokens": n_mates[stratum],
-                        **{name: pl.Series(counts).arr.to_list() for name, counts in lists.items()},
-                    }
-                )
-            )
+            place_of = {"feature": features[chosen % len(features)], "stratum": chosen // len(features)}
+            result.append(place_of | lists)
+        return result
+
+    def add(self, counts: Sequence[dict[str, NDArray[np.generic]]]) -> None:
+        """Take in a slice's counts; slices come in order."""
+        for part, of_partition in zip(self._parts, counts, strict=False):
+            part.append(of_partition)
 
     def _streamed(self, partition: Partition, features: Integers) -> Integers:
         """The stream's counts, [stratum and feature, cell]."""
@@ -107,16 +111,21 @@ class HistogramCells:
 
     def frame(self) -> pl.DataFrame | None:
         """Rows of histogram_cells, by category and feature; None where no feature has edges."""
-        if not self._frames:
+        frames = []
+        for partition, parts, n_tokens, n_mates in zip(
+            self._partitions, self._parts, self._n_tokens, self._n_mates, strict=True
+        ):
+            if not parts:
+                continue
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            stratum, feature = columns.pop("stratum").astype(np.int64), columns.pop("feature")
+            categories = pl.Series([s.category for s in partition.strata], dtype=pl.String)
+            sizes = {"n_tokens": n_tokens[stratum], "mates_tokens": n_mates[stratum]}
+            lists = {name: pl.Series(counts).arr.to_list() for name, counts in columns.items()}
+            place = {"feature": feature.astype(np.int32), "category": categories.gather(stratum)}
+            frames.append(pl.DataFrame(place | sizes | lists))
+        if not frames:
             return None
-        columns = {name: pl.lit(value) for name, value in self._place.items() if name != "run"}
-        whole = pl.concat(self._frames).with_columns(run_id=pl.lit(self._run.run_id), **columns)
-        return whole.sort("category", "feature")
-
-
-def _bins(values: NDArray[np.float32], edges: NDArray[np.float32], of: Integers) -> Integers:
-    """How many edges [row, edge] of its row are below each value; of: [value] its row."""
-    result = np.zeros(len(values), dtype=np.int64)
-    for edge in edges.T:
-        result += values > edge[of]
-    return result
+        where = {"run_id": self._run.run_id, "layer": self._place["layer"], "energy": self._energy}
+        named = {name: pl.lit(value) for name, value in where.items()}
+        return pl.concat(frames).with_columns(**named).sort("category", "feature")
