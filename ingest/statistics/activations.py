@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 #: Activations that are held at once.
-READ_ACTIVATIONS = 10_000_000
+READ_ACTIVATIONS = 3_000_000
 
 #: Activations that are worked on at once, and features times cells of the run.
 SLICE_ACTIVATIONS, SLICE_NUMBERS = 100_000, 20_000

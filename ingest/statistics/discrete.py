@@ -118,4 +118,6 @@ class DiscreteGradient:
         whole = [n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2]
         summed_up = rows.cell_pairs.sums(np.stack([*whole, *of_pairs.values()], axis=1)).T
         within = dict(zip(of_pairs, summed_up[len(whole) :], strict=True))
-        return Pairs(*summed_up[: len(whole)], counted=within["n_counted"] > 0, s=within["sum_s"]), within
+        n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2 = summed_up[: len(whole)]
+        seen = within["n_counted"] > 0
+        return Pairs(n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2, seen, within["sum_s"]), within

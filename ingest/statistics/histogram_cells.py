@@ -44,7 +44,7 @@ class HistogramCells:
             [np.bincount(p.of_documents[document], chosen, len(p.strata)).astype(np.int64) for p in self._partitions]
             for chosen in (included, mates)
         )
-        self._parts: list[list[dict[str, NDArray[np.generic]]]] = [[] for _ in self._partitions]
+        self._parts: list[list[dict[str, Integers]]] = [[] for _ in self._partitions]
 
     def read(self, start: int, stop: int) -> None:
         """What the stream counted of features start … stop − 1, for the slices that come next."""
@@ -56,7 +56,7 @@ class HistogramCells:
             [stored[name].explode().to_numpy().reshape(-1, width) for name, width in STREAMED.items()], axis=1
         )
 
-    def counts(self, rows: Slice) -> list[dict[str, NDArray[np.generic]]]:
+    def counts(self, rows: Slice) -> list[dict[str, Integers]]:
         """Of a slice's activations, by partition: columns, categories as their places."""
         first, last = np.searchsorted(self._features, [rows.start, rows.stop])
         features = self._features[first:last]
@@ -91,7 +91,7 @@ class HistogramCells:
             result.append(place_of | lists)
         return result
 
-    def add(self, counts: Sequence[dict[str, NDArray[np.generic]]]) -> None:
+    def add(self, counts: Sequence[dict[str, Integers]]) -> None:
         """Take in a slice's counts; slices come in order."""
         for part, of_partition in zip(self._parts, counts, strict=False):
             part.append(of_partition)

@@ -88,23 +88,25 @@ WITH placed AS (
     JOIN runs AS r USING (run_id)
     JOIN contexts AS c ON c.run_id = e.run_id AND c.context_id = e.token_id // r.context_length
     JOIN documents AS d ON d.run_id = e.run_id AND d.document_id = c.document_id
+),
+grouped AS (
+    SELECT
+        run_id,
+        energy,
+        layer,
+        category,
+        count(*) AS n_tokens,
+        avg(value) AS mean,
+        stddev_pop(value) AS sd,
+        quantile_cont(value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS quantiles,
+        avg(kl_to_output) AS kl_to_output
+    FROM placed
+    GROUP BY GROUPING SETS ((run_id, energy, layer, category), (run_id, energy, layer))
 )
 SELECT
-    run_id,
-    energy,
-    layer,
-    category,
-    count(*),
-    avg(value),
-    stddev_pop(value),
-    quantile_cont(value, 0.05),
-    quantile_cont(value, 0.25),
-    quantile_cont(value, 0.5),
-    quantile_cont(value, 0.75),
-    quantile_cont(value, 0.95),
-    avg(kl_to_output)
-FROM placed
-GROUP BY GROUPING SETS ((run_id, energy, layer, category), (run_id, energy, layer))
+    run_id, energy, layer, category, n_tokens, mean, sd,
+    quantiles[1], quantiles[2], quantiles[3], quantiles[4], quantiles[5], kl_to_output
+FROM grouped
 ORDER BY run_id, energy, layer, category;
 
 INSERT INTO layer_losses
@@ -117,15 +119,28 @@ GROUP BY e.run_id, e.energy, t.layer
 ORDER BY ALL;
 
 INSERT INTO feature_activity
-SELECT
-    a.run_id,
-    a.layer,
-    a.feature,
-    count(*),
-    avg(a.activation),
-    max(a.activation),
-    max_by(t.text, {'activation': a.activation, 'earlier': -a.token_id}, 8)
-FROM activations AS a
-JOIN tokens AS t USING (run_id, token_id)
-GROUP BY a.run_id, a.layer, a.feature
-ORDER BY a.run_id, a.layer, a.feature;
+WITH fired AS (
+    SELECT
+        run_id,
+        layer,
+        feature,
+        count(*) AS n_active,
+        avg(activation) AS mean_activation,
+        max(activation) AS max_activation,
+        max_by(token_id, {'activation': activation, 'earlier': -token_id}, 8) AS strongest
+    FROM activations
+    GROUP BY run_id, layer, feature
+),
+read AS (
+    SELECT s.run_id, s.layer, s.feature, list(t.text ORDER BY s.place) AS top_tokens
+    FROM (
+        SELECT run_id, layer, feature, unnest(strongest) AS token_id, generate_subscripts(strongest, 1) AS place
+        FROM fired
+    ) AS s
+    JOIN tokens AS t USING (run_id, token_id)
+    GROUP BY s.run_id, s.layer, s.feature
+)
+SELECT f.run_id, f.layer, f.feature, f.n_active, f.mean_activation, f.max_activation, r.top_tokens
+FROM fired AS f
+JOIN read AS r USING (run_id, layer, feature)
+ORDER BY f.run_id, f.layer, f.feature;
