@@ -4,8 +4,8 @@
     python benchmarks/grown.py SMALL LARGE --copies 27        # makes a large one of any run
 
 Each is a process of its own, start-up included; peak memory is that of the process. The yardstick is one query of
-DuckDB over the same activations: sums of a, a², ag, g, g² of every energy by layer, feature and document. Statistics are
-made anew, so the warehouse must be one that may be written to.
+DuckDB over the same activations: sums of a, a², ag, g, g² of every energy by layer, feature and document. Statistics
+are made anew, so the warehouse must be one that may be written to.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ from energy_lens.ingest.statistics.strata import RunLayout, read_run
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
+Integers = NDArray[np.int64]
 T = TypeVar("T")
 
 #: Slices that are worked on at once; more of them would wait for memory.
@@ -44,6 +45,14 @@ FILLED = (
     "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
     "layer_losses",
 )  # fmt: skip
+
+
+class Made(NamedTuple):
+    """What is made of a slice."""
+
+    columns: dict[tuple[str, str], list[Columns]]  #: (energy, gradient): of each partition
+    counts: dict[str, list[dict[str, Integers]]]  #: energy: joint histograms, of all documents and of categories
+    fired: tuple[pl.DataFrame, pl.DataFrame] | None  #: how its features fire, and their strongest activations
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
@@ -88,27 +97,28 @@ def _finish_layer(
     n_counted = tokens.of_context(counted)
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
 
-    def work(rows: Slice):  # type: ignore[no-untyped-def]
+    def work(rows: Slice) -> Made:
         """All that is made of a slice; nothing here depends on another one, so that threads may take turns."""
         classes.add(rows)
         keys = [Keys.of(rows, partition) for partition in run.partitions]
         activity = Activity.of(rows, counted, n_counted)
-        columns = {}
+        columns: dict[tuple[str, str], list[Columns]] = {}
         for energy in run.energies:
             columns[energy, "decoder"] = along_rows[energy].statistics(rows, keys, activity)
             columns[energy, "discrete"] = along_text[energy].statistics(rows, keys)
-        return {energy: histograms[energy].counts(rows) for energy in run.energies}, fired.of(rows), columns
+        counts = {energy: histograms[energy].counts(rows) for energy in run.energies}
+        return Made(columns, counts, fired.of(rows))
 
     for start, stop in ranges(warehouse, run, layer, len(decoder)):
         activations = Activations(warehouse, run, tokens, layer, start, stop)
         for energy in run.energies:
             along_rows[energy].read(start, stop)
             histograms[energy].read(start, stop)
-        for counts, activity_of, columns in _in_turn(pool, work, activations.slices()):
-            fired.add(activity_of)
+        for made in _in_turn(pool, work, activations.slices()):
+            fired.add(made.fired)
             for energy in run.energies:
-                histograms[energy].add(counts[energy])
-            for key, of_slice in columns.items():
+                histograms[energy].add(made.counts[energy])
+            for key, of_slice in made.columns.items():
                 parts.setdefault(key, []).append(of_slice)
     for (energy, kind), of_slices in parts.items():
         for partition, *of_partition in zip(run.partitions, *of_slices, strict=True):
