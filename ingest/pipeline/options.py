@@ -29,7 +29,7 @@ class IngestOptions:
     probes: int = 0  #: curvature probes, for attribution_curvature
     new_run: bool = False  #: start afresh although a run with equal settings exists
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
-    columns: Columns | None = None  #: of tables: which holds what
+    columns: Columns = Columns()  #: of tables: which holds what
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""
