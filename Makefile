@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+EXTRAS ?= dev
 ELW    := $(VENV)/bin/elw
 DEMO_DB := demo.duckdb
 
@@ -12,7 +13,7 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # mypy finds the package through a link, because its folders lie at the repository's root.

@@ -33,14 +33,15 @@ from torch import Tensor
 from energy_lens.analysis.attractors.landscape import start_of
 from energy_lens.analysis.attractors.network import Memories, Settled, calibrated_beta, merge, random_rows
 from energy_lens.analysis.attractors.run import CALIBRATION_TOKENS
+from energy_lens.ingest.contexts import special_ids
 from energy_lens.ingest.corpus import Document, discover
-from energy_lens.ingest.inclusion import included_tokens
+from energy_lens.ingest.inclusion import included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, load_model
 from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import choose_saes
-from energy_lens.ingest.training.documents import cut_contexts
+from energy_lens.ingest.training.documents import cut_contexts, side_by_side
 from energy_lens.warehouse.plan import assign_halves
 
 CORPUS = Path(__file__).parent.parent / "corpus"
@@ -113,13 +114,15 @@ def halved(documents: Sequence[Document]) -> dict[str, list[Document]]:
 def included_residuals(
     model: LanguageModel, documents: Sequence[Document], saes: Mapping[int, SparseAutoencoder]
 ) -> dict[int, Tensor]:
-    """x [n, d_model] by layer: the included tokens of the documents' full contexts."""
+    """x [n, d_model] by layer: the included tokens of the documents."""
     kept: dict[int, list[Tensor]] = {layer: [] for layer in saes}
-    for tokens in cut_contexts(model, documents, CONTEXT).long().split(BATCH):
+    special = special_ids(model)
+    for tokens, lengths in side_by_side(cut_contexts(model, documents, CONTEXT), BATCH * CONTEXT):
         for layer, x in harvest_residuals(model, tokens, list(saes)).items():
             median = saes[layer].norm_median
             assert median is not None, "the shipped SAEs have one"
-            kept[layer].append(x.float()[included_tokens(x.float().norm(dim=-1), median)])
+            mask = included_everywhere({layer: x}, {layer: median}, lengths, tokens, special)
+            kept[layer].append(x.float()[mask])
     return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
 

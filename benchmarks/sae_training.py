@@ -38,7 +38,7 @@ from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.documents import Ids, cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
 from energy_lens.ingest.training.saes import (
     POLISH_TOKENS,
@@ -145,9 +145,10 @@ def harvest(arguments: argparse.Namespace) -> None:
     store = ActivationStore(arguments.work, model, contexts, arguments.layers, ROUND_CONTEXTS)
     generator = torch.Generator().manual_seed(0)
 
-    def held_out(part: str) -> Tensor:
+    def held_out(part: str) -> list[Ids]:
         part_contexts = cut_contexts(model, parts[part], config.context_length)
-        return part_contexts[torch.randperm(len(part_contexts), generator=generator)[:HELD_OUT_CONTEXTS]]
+        order = torch.randperm(len(part_contexts), generator=generator)[:HELD_OUT_CONTEXTS].tolist()
+        return [part_contexts[i] for i in order]
 
     contexts_by_part = {name: held_out(name) for name in ("select", "test")}
     if not (arguments.work / HELD_OUT).exists():

@@ -19,7 +19,7 @@ from scrutiny_intervals import document_sums
 from tables import Table, with_totals
 
 from energy_lens import Warehouse
-from energy_lens.ingest.statistics.directions import Sizes, direction_test
+from energy_lens.ingest.statistics.directions import DecoderRows, Sizes, direction_test
 from energy_lens.ingest.statistics.significance import two_sided_t_p
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,8 @@ def _p_reference(measured: Measured, m: Floats) -> Floats:
     unit = rows[measured.references] / np.linalg.norm(rows[measured.references], axis=1, keepdims=True)
     sum_s, sum_gc2 = np.zeros(len(rows)), np.einsum("kd,de,ke->k", rows, outer(measured.tested), rows)
     sum_s[tested] = (m * rows[tested]).sum(1)
-    sizes = Sizes(rows, measured.references, np.eye(1, rows.shape[1]), sum_s, sum_gc2)
+    compared = DecoderRows(rows, measured.references, np.eye(1, rows.shape[1]))
+    sizes = Sizes(compared, sum_s, sum_gc2)
     return direction_test(sizes, tested, np.column_stack([m @ unit.T, m[:, 0]])).p_reference
 
 

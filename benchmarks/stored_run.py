@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from energy_lens import Warehouse
-from energy_lens.ingest.statistics.directions import Sizes, direction_test, read_references
+from energy_lens.ingest.statistics.directions import DecoderRows, Sizes, direction_test, read_references
 
 #: Features whose dense arrays are held at once: 600 contexts of 128 tokens are 20 MB an array.
 CHUNK = 64
@@ -180,7 +180,8 @@ class Run:
         features = np.flatnonzero(enough)
         # The cosine is not asked for, so one direction with nothing along it stands for the probes.
         along = np.column_stack([along, np.zeros(len(along))])
-        sizes = Sizes(self.decoder, self.references, np.eye(1, self.decoder.shape[1]), sum_s, sum_gc2)
+        compared = DecoderRows(self.decoder, self.references, np.eye(1, self.decoder.shape[1]))
+        sizes = Sizes(compared, sum_s, sum_gc2)
         found = direction_test(sizes, features, along[features])
         p = {test: np.concatenate([part.p[test] for part in parts])[features] for test in parts[0].p}
         return {**{test: p[test] for test in TESTS if test in p}, "t_specific": found.p, "reference": found.p_reference}

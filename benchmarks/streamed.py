@@ -17,6 +17,7 @@ from synthetic import LANES, Sample
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.ingest.statistics.across_documents import TokenSums, mean_test
 from energy_lens.ingest.statistics.directions import (
+    DecoderRows,
     Directions,
     Sizes,
     choose_references,
@@ -83,7 +84,8 @@ def p_values(sample: Sample, seed: int = 0) -> dict[str, Floats]:
     s = kept.by_document["sum_s"]
     p["z_documents"] = mean_test(s, s != 0)
     probes = kept.directions.probes.numpy().astype(np.float64)
-    sizes = Sizes(sample.decoder, kept.directions.references, probes, columns["sum_s"], columns["sum_gc2"])
+    compared = DecoderRows(sample.decoder, kept.directions.references, probes)
+    sizes = Sizes(compared, columns["sum_s"], columns["sum_gc2"])
     found = direction_test(sizes, kept.features, kept.along)
     for name, values in (("t_specific", found.p), ("reference", found.p_reference)):
         p[name] = np.full(len(sample.decoder), np.nan)

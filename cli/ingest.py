@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from energy_lens.cli.app import app
-from energy_lens.cli.options import DEFAULT_MODEL, Database, Dtype, Excludes, Layers, Model, Paths, Saes, numbers, words
+from energy_lens.cli.options import (
+    DEFAULT_MODEL,
+    CategoryColumn,
+    Database,
+    Dtype,
+    Excludes,
+    IdColumn,
+    Layers,
+    Model,
+    Paths,
+    Saes,
+    TextColumn,
+    numbers,
+    words,
+)
 from energy_lens.console import say
 
 
@@ -56,6 +70,9 @@ def ingest(
         bool, typer.Option("--new-run", help="Start afresh although a run with equal settings exists.")
     ] = False,
     exclude: Excludes = None,
+    text_column: TextColumn = None,
+    category_column: CategoryColumn = None,
+    id_column: IdColumn = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
     """Run a model and its SAEs over text and store what they say.
@@ -63,6 +80,7 @@ def ingest(
     Whatever stops it, the same command goes on where it stood; on an unchanged corpus it does nothing.
     """
     from energy_lens.ingest import pipeline
+    from energy_lens.ingest.rows import Columns
     from energy_lens.warehouse.database import warehouse_path
 
     options = pipeline.IngestOptions(
@@ -81,6 +99,7 @@ def ingest(
         probes=probes,
         new_run=new_run,
         exclude=tuple(exclude or ()),
+        columns=Columns(text_column, category_column, id_column),
     )
     summary = pipeline.ingest(paths, options)
     if as_json:

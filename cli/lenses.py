@@ -12,11 +12,14 @@ from energy_lens.cli.app import lens_app
 from energy_lens.cli.listing import print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    CategoryColumn,
     Excludes,
+    IdColumn,
     Layers,
     ListingFormat,
     Model,
     Paths,
+    TextColumn,
     TextFormat,
     TrainingDtype,
     layers_to_train,
@@ -41,6 +44,9 @@ def lens_train(
     ] = TrainingDtype.bfloat16,
     half: Annotated[bool, typer.Option("--half", help="Store the maps in float16.")] = False,
     exclude: Excludes = None,
+    text_column: TextColumn = None,
+    category_column: CategoryColumn = None,
+    id_column: IdColumn = None,
     form: ListingFormat = TextFormat.table,
 ) -> None:
     """Fit each layer's tuned lens on the training documents of a corpus, and measure it on held-out ones."""
@@ -49,13 +55,14 @@ def lens_train(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
     from energy_lens.ingest.model.loading import load_model
+    from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 
     options = FitOptions(tokens=tokens, seed=seed)
     chosen = layers_to_train(layers, model)
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
-    documents = discover(paths, tuple(exclude or ()))
+    documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     language_model = load_model(model, getattr(torch, dtype.value))
     with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 

@@ -20,12 +20,24 @@ from energy_lens.errors import ElwError
 
 # Importing a file registers its commands; this is their order in `elw --help`.
 # isort: off
-from energy_lens.cli import ingest, queries, check, report, interventions, attractors, efas, saes, lenses, models
+from energy_lens.cli import (
+    ingest,
+    queries,
+    check,
+    compaction,
+    report,
+    interventions,
+    attractors,
+    efas,
+    saes,
+    lenses,
+    models,
+)
 
 # isort: on
 
 #: The files of commands, by which the tests and the reference know that none was forgotten.
-COMMANDS = (ingest, queries, check, report, interventions, attractors, efas, saes, lenses, models)
+COMMANDS = (ingest, queries, check, compaction, report, interventions, attractors, efas, saes, lenses, models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

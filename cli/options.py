@@ -26,7 +26,30 @@ Database = Annotated[
     typer.Option("--db", metavar="FILE", help="The warehouse; else $ELW_WAREHOUSE, else elw.duckdb here."),
 ]
 ListingFormat = Annotated[TextFormat, typer.Option("--format", "-f", help="How to print it.")]
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders with UTF-8 text.")]
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="PATH...",
+        help="Files and folders of UTF-8 text; tables whose rows are texts (.jsonl, .csv, .tsv, .parquet, the first "
+        "three also .gz or .zst); data sets as hf:owner/name[/config][:split][@revision].",
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--text-column",
+        metavar="NAME",
+        help="Column of a table with the text; text unless given. If given, tables in folders are read by rows too.",
+    ),
+]
+CategoryColumn = Annotated[
+    str | None,
+    typer.Option("--category-column", metavar="NAME", help="Column with a row's category; else the file's is taken."),
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option("--id-column", metavar="NAME", help="Column with a row's name; else it is file:row, counted from 1."),
+]
 Model = Annotated[
     str,
     typer.Option("--model", metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file."),

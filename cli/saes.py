@@ -12,13 +12,16 @@ from energy_lens.cli.app import sae_app
 from energy_lens.cli.listing import TrainingBar, print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    CategoryColumn,
     Excludes,
+    IdColumn,
     Layers,
     ListingFormat,
     Model,
     Paths,
     SaeFormat,
     Saes,
+    TextColumn,
     TextFormat,
     TrainingDtype,
     layers_to_train,
@@ -72,6 +75,9 @@ def sae_train(
     ] = TrainingDtype.bfloat16,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
     exclude: Excludes = None,
+    text_column: TextColumn = None,
+    category_column: CategoryColumn = None,
+    id_column: IdColumn = None,
 ) -> None:
     """Train SAEs for every layer in one pass of the model over a corpus.
 
@@ -83,6 +89,7 @@ def sae_train(
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae.saving import save_sae
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
 
@@ -97,7 +104,7 @@ def sae_train(
     places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
     if taken := [folder for folder in places if folder.exists()]:
         raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
-    documents = discover(paths, tuple(exclude or ()))
+    documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     scratch = output / ".training"
     try:
         scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
@@ -141,6 +148,9 @@ def sae_evaluate(
         typer.Option("--db", metavar="FILE", help="A warehouse: store the figures with its runs that use these SAEs."),
     ] = None,
     exclude: Excludes = None,
+    text_column: TextColumn = None,
+    category_column: CategoryColumn = None,
+    id_column: IdColumn = None,
     form: ListingFormat = TextFormat.table,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all figures, and what they were measured on, as JSON.")
@@ -153,6 +163,7 @@ def sae_evaluate(
     """
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
     from energy_lens.ingest.sae.choosing import saes_to_evaluate
     from energy_lens.ingest.sae.saving import save_evaluation
@@ -165,7 +176,7 @@ def sae_evaluate(
         max_tokens or None, context, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
     )
     chosen = numbers(layers, "--layers") if layers is not None else None
-    documents = discover(paths, tuple(exclude or ()))
+    documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
     language_model = models.load_model(model, models.DTYPES[dtype.value])
     if db is not None:

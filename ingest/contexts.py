@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,61 +11,124 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.console import bar
 from energy_lens.errors import UsageError
-from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.corpus import ChangedError, Document, texts
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.sources import GoneError, source_at
+from energy_lens.ingest.token_file import TokenFile
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
-from energy_lens.warehouse.runs import StoredRun
+from energy_lens.warehouse.runs import StoredDocument, StoredRun
+
+#: Bytes of text from which on a bar shows how far their tokenising is.
+SHOWN_FROM = 10_000_000
 
 
 class TokenSource:
-    """Token ids of documents, tokenised once each."""
+    """Token ids of documents, tokenised once each and kept on disk."""
 
-    def __init__(self, load_model: Callable[[], LanguageModel], documents: Mapping[str, Document]) -> None:
-        """load_model: called for a document's first use. documents: those of the corpus at hand, by sha256."""
+    def __init__(
+        self, load_model: Callable[[], LanguageModel], documents: Mapping[str, Document], folder: Path | None = None
+    ) -> None:
+        """load_model: called for the first use. documents: those of the corpus at hand, by sha256.
+
+        folder: where there is room for the ids; None: the system's folder for temporary files.
+        """
         self._load_model = load_model
         self._documents = documents
-        self._cache: dict[str, NDArray[np.int32]] = {}
+        self._folder = folder
+        self._ids: TokenFile | None = None
+
+    def add(self, documents: Iterable[Document]) -> None:
+        """Tokenise documents of the corpus at hand, those that are not there yet.
+
+        Raises UsageError when a text is no longer what was catalogued, ElwError when the disk is full.
+        """
+        ids = self._file()
+        new = list({document.sha256: document for document in documents if document.sha256 not in ids}.values())
+        try:
+            self._add(new, ids)
+        except BaseException:
+            self._ids = None  # the last document may be there in part
+            raise
+
+    def _add(self, new: Sequence[Document], ids: TokenFile) -> None:
+        model = self._load_model()
+        n_bytes = sum(document.n_bytes for document in new)
+        order: list[str] = []
+        with bar("Tokenise", n_bytes, "B", hidden=n_bytes < SHOWN_FROM) as progress:
+
+            def pieces() -> Iterator[Iterator[str]]:
+                for document, of_text in texts(new):
+                    order.append(document.sha256)
+                    yield of_text
+                    progress.update(document.n_bytes)
+
+            for place, some in model.token_ids(pieces()):
+                ids.append(order[place], some)
 
     def document(self, document: Document) -> NDArray[np.int32]:
         """All token ids of a document."""
-        if document.sha256 not in self._cache:
-            self._cache[document.sha256] = np.array(self._load_model().tokenize(document.text()), dtype=np.int32)
-        return self._cache[document.sha256]
+        if document.sha256 not in self._file():
+            self.add([document])
+        return self._file().read(document.sha256)
 
-    def context(self, context: Context, sha256: str, planned_from: Path | None = None) -> NDArray[np.int32]:
-        """Token ids of a context of the document with that hash.
+    def n_tokens(self, document: Document) -> int:
+        """Tokens of a document."""
+        if document.sha256 not in self._file():
+            self.add([document])
+        return self._file().n_tokens(document.sha256)
 
-        planned_from: where the document was when it was planned, for one that the corpus at hand does not hold.
-        Raises UsageError when its text is no longer there.
-        """
-        document = self._documents.get(sha256)
-        if document is None:
-            assert planned_from is not None
-            document = planned_document(sha256, planned_from)
-        return self.document(document)[context.first_token : context.first_token + context.n_tokens]
+    def context(self, context: Context, sha256: str) -> NDArray[np.int32]:
+        """Token ids of a context of the document with that hash, which is at hand or was added."""
+        if sha256 not in self._file():
+            self.add([self._documents[sha256]])
+        return self._file().read(sha256, context.first_token, context.n_tokens)
+
+    def add_planned(self, run: StoredRun, contexts: Iterable[Context]) -> None:
+        """Tokenise the documents of contexts of a run. Raises UsageError when a text is no longer there."""
+        stored = [run.by_id[document_id] for document_id in sorted({context.document_id for context in contexts})]
+        self.add(self._documents[document.sha256] for document in stored if document.sha256 in self._documents)
+        with _in_words_of_the_plan():
+            self.add(_planned(document) for document in stored if document.sha256 not in self._documents)
 
     def contexts_of(self, run: StoredRun, contexts: Iterable[Context]) -> dict[int, NDArray[np.int32]]:
         """Token ids by context_id, of contexts of a run. Raises UsageError when a text is no longer there."""
-        by_id = {document.document_id: document for document in run.documents.values()}
-        token_ids = {}
-        for context in contexts:
-            document = by_id[context.document_id]
-            token_ids[context.context_id] = self.context(context, document.sha256, Path(document.source))
-        return token_ids
+        contexts = list(contexts)
+        self.add_planned(run, contexts)
+        return {
+            context.context_id: self.context(context, run.by_id[context.document_id].sha256) for context in contexts
+        }
+
+    def _file(self) -> TokenFile:
+        if self._ids is None:
+            self._ids = TokenFile(self._load_model().vocabulary_size, self._folder)
+        return self._ids
 
 
-def planned_document(sha256: str, source: Path) -> Document:
-    """A document of the plan that the corpus at hand does not hold, from where it was then.
+def check_planned(stored: Iterable[StoredDocument]) -> None:
+    """Raises UsageError when one of a plan's documents is no longer where it was then, or is another."""
+    with _in_words_of_the_plan():
+        for _, pieces in texts(map(_planned, stored)):
+            for _ in pieces:
+                pass
 
-    Raises UsageError when its text is no longer there.
-    """
-    if not source.is_file():
-        raise UsageError(f"The plan needs {source}, which is gone: restore it, or start with --new-run.")
-    data = source.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UsageError(f"The plan needs {source}, which was edited since: restore it, or start with --new-run.")
-    return Document(source.name, "", sha256, len(data), source)
+
+def _planned(stored: StoredDocument) -> Document:
+    """A document of the plan that the corpus at hand does not hold, from where it was then."""
+    return Document(stored.path, stored.category, stored.sha256, 0, source_at(stored.source))
+
+
+@contextmanager
+def _in_words_of_the_plan() -> Iterator[None]:
+    """What is gone or changed is told as what a plan needs."""
+    remedy = "restore it, or start with --new-run"
+    try:
+        yield
+    except GoneError as error:
+        raise UsageError(f"The plan needs {error.source}, which is gone: {remedy}.") from error
+    except ChangedError as error:
+        raise UsageError(f"The plan needs {error.source}, which was edited since: {remedy}.") from error
 
 
 def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
@@ -79,18 +142,19 @@ def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
 
 def planned_alone(
     model: LanguageModel, documents: Sequence[Document], length: int
-) -> tuple[list[NDArray[np.int32]], list[PlannedDocument]]:
-    """Token ids of documents, and the documents cut as a run cuts them, for a sample that belongs to no run.
+) -> tuple[TokenSource, list[PlannedDocument]]:
+    """Where token ids of documents are had, and the documents cut as a run cuts them, for a sample of no run.
 
     A context's document_id is the document's place in `documents`; context ids and halves mean nothing here.
     """
-    token_ids = [np.array(model.tokenize(document.text()), dtype=np.int32) for document in documents]
+    source = TokenSource(lambda: model, {document.sha256: document for document in documents})
+    source.add(documents)
     planned = []
-    for i, (document, ids) in enumerate(zip(documents, token_ids, strict=True)):
-        windows = enumerate(cut(len(ids), length))
+    for i, document in enumerate(documents):
+        windows = enumerate(cut(source.n_tokens(document), length))
         contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in windows)
         planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
-    return token_ids, planned
+    return source, planned
 
 
 def special_ids(model: LanguageModel) -> Tensor:

@@ -1,77 +1,189 @@
-"""Text files in, documents out.
+"""Text files, tables and data sets in, documents out.
 
-A document is a file; files with equal content are one document, named by the smallest path, the others are its
-aliases. Its category is the first folder below the path that was given, else that path's own name.
+A document is a file of text, or a row of a table: of JSON lines, CSV or Parquet, or of a data set of the Hugging Face
+hub. Equal texts are one document, named by the smallest path, the others are its aliases. The category of a file is the
+first folder below the path that was given, else that path's own name; a row has its own, where a column says so, else
+its file's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from energy_lens.console import say
 from energy_lens.errors import UsageError
+from energy_lens.ingest.hub import SCHEME, hub_dataset
+from energy_lens.ingest.rows import Columns, Row, TableFile, kind_of
+from energy_lens.ingest.sources import Source, Table, TableRow, TextFile, at_start, contents
+from energy_lens.ingest.texts import BOM, decoded, read_bytes, unreadable
+
+#: Rows without text that are named one by one.
+NAMED_ROWS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """One distinct text of the corpus."""
 
-    path: str  #: its name: the path below the given root, with forward slashes
+    path: str  #: its name: the path below the given root, with forward slashes; of a row, file:row or its id
     category: str
-    sha256: str  #: of the file's bytes
+    sha256: str  #: of the file's bytes, or of the row's text in UTF-8
     n_bytes: int
-    source: Path  #: where the text can be read
+    source: Source  #: where the text can be read
     aliases: tuple[str, ...] = ()  #: further paths with the same content
 
     def text(self) -> str:
-        """The document's text.
+        """The document's text, as a whole.
 
-        Raises UsageError when the file no longer holds what was catalogued.
+        Raises UsageError when its source no longer holds what was catalogued.
         """
-        data = _read(self.source)
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UsageError(f"{self.source} changed while it was being read; run the command again.")
-        return _decode(data, self.source)
+        return "".join(piece for _, pieces in texts([self]) for piece in pieces)
 
 
-def discover(paths: Sequence[str | Path], exclude: Sequence[str] = ()) -> list[Document]:
-    """All documents below the given files and folders, sorted by path, whatever order those are given in.
+class ChangedError(UsageError):
+    """A source holds another text than when it was catalogued."""
 
-    Hidden files are left out; a link to a folder is not followed (nor lost: it is named on stderr).
-    exclude: shell patterns, matched against a file's name and its path below the root.
-    Raises UsageError for a path that is missing or cannot be read, a file that is not UTF-8 text, or a corpus
-    without any text.
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        super().__init__(f"{at_start(source)} changed while it was being read; run the command again.")
+
+
+def texts(documents: Iterable[Document]) -> Iterator[tuple[Document, Iterator[str]]]:
+    """Each document with its text in pieces, to be read to the end before the next one.
+
+    In an order in which every table is read once: files, then rows by table.
+    Raises UsageError when a source no longer holds what was catalogued, at the latest after the last piece.
     """
-    copies_of: dict[str, list[tuple[str, str, int, Path]]] = {}
-    seen: set[Path] = set()
-    # A file that is reached twice counts once, under the smallest of its names.
-    for name, category, source in sorted(_files(paths, exclude)):
-        if (file := source.resolve()) in seen:
-            continue
-        seen.add(file)
-        data = _read(source)
-        if not _decode(data, source).strip():
-            continue
-        digest = hashlib.sha256(data).hexdigest()
-        copies_of.setdefault(digest, []).append((name, category, len(data), source))
+    by_source = {document.source: document for document in documents}
+    for source, pieces in contents(list(by_source)):
+        yield by_source[source], decoded(_checked(by_source[source], pieces), str(source))
+
+
+def _checked(document: Document, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces. Raises ChangedError after them when they are not the document's."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != document.sha256:
+        raise ChangedError(document.source)
+
+
+class _Copy(NamedTuple):
+    """A text where it was found."""
+
+    order: tuple[str, int]  #: name of its file below the root, and number of its row
+    path: str
+    category: str
+    n_bytes: int
+    source: Source
+
+
+def discover(
+    paths: Sequence[str | Path], exclude: Sequence[str] = (), columns: Columns | None = None
+) -> list[Document]:
+    """All documents below the given files, folders and data sets, sorted by path, whatever order those are given in.
+
+    Hidden files are left out; a link to a folder is not followed (nor lost: it is named on stderr). A table is read by
+    rows when it is given as a path of its own, and inside a folder when `columns` names the column of text.
+    exclude: shell patterns, matched against a file's name and its path below the root.
+    Raises UsageError for a path that is missing or cannot be read, a file that is not UTF-8 text, a table that is
+    broken, or a corpus without any text.
+    """
+    columns = columns or Columns()
+    copies_of: dict[str, list[_Copy]] = {}
+    for sha256, copy in _copies(paths, exclude, columns):
+        copies_of.setdefault(sha256, []).append(copy)
     if not copies_of:
         looked_in = ", ".join(str(p) for p in paths)
         raise UsageError(f"There is no text in {looked_in}: give a folder or a file with UTF-8 text.")
     documents = []
-    for digest, copies in copies_of.items():
-        (name, category, n_bytes, source), *others = copies
-        aliases = tuple(other[0] for other in others)
-        documents.append(Document(name, category, digest, n_bytes, source, aliases))
-    return sorted(documents, key=lambda document: (document.path, document.sha256))
+    for sha256, copies in sorted(copies_of.items(), key=lambda entry: (entry[1][0].order, entry[0])):
+        (_, path, category, n_bytes, source), *others = copies
+        documents.append(Document(path, category, sha256, n_bytes, source, tuple(other.path for other in others)))
+    return documents
 
 
-def _files(paths: Sequence[str | Path], exclude: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
-    """(name, category, file) for every file below `paths`, as often as it is reached."""
+def _copies(paths: Sequence[str | Path], exclude: Sequence[str], columns: Columns) -> Iterator[tuple[str, _Copy]]:
+    """(sha256, copy) of every text, in order of file names and rows."""
+    hubs = sorted({str(path) for path in paths if str(path).startswith(SCHEME)})
+    found = list(_files([path for path in paths if str(path) not in hubs], exclude, columns))
+    tables = {source.resolve() for *_, source, is_table in found if is_table}
+    names: dict[str, str] = {}  # of rows that have an id: which row has it
+    seen: set[Path] = set()
+    # A file that is reached twice counts once, under the smallest of its names.
+    for name, category, source, _ in sorted(found, key=lambda entry: entry[:3]):
+        if (file := source.resolve()) in seen:
+            continue
+        seen.add(file)
+        if file in tables:
+            yield from _rows(TableFile(source), name, category, columns, names)
+        elif (hashed := _hashed(source)) is not None:
+            sha256, n_bytes = hashed
+            yield sha256, _Copy((name, 0), name, category, n_bytes, TextFile(source))
+    for text in hubs:
+        dataset = hub_dataset(text)
+        yield from _rows(dataset, dataset.name, dataset.name, columns, names)
+
+
+def _hashed(source: Path) -> tuple[str, int] | None:
+    """sha256 and size of a file; None for one that is blank. Raises UsageError for one that is no UTF-8 text."""
+    digest, n_bytes, blank = hashlib.sha256(), 0, True
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal n_bytes
+        for piece in read_bytes(source):
+            digest.update(piece)
+            n_bytes += len(piece)
+            yield piece
+
+    for text in decoded(pieces(), str(source)):
+        blank = blank and not text.strip()
+    return None if blank else (digest.hexdigest(), n_bytes)
+
+
+def _rows(
+    table: Table, name: str, category: str, columns: Columns, names: dict[str, str]
+) -> Iterator[tuple[str, _Copy]]:
+    """(sha256, copy) of each row that has a text. Those that have none are counted and named on stderr.
+
+    names: ids met so far, and whose they are. Raises UsageError for an id that two rows have.
+    """
+    lacking: list[int] = []
+    for row in table.rows(columns):
+        if not _is_text(row):
+            lacking.append(row.number)
+            continue
+        assert row.text is not None
+        place = f"{name}:{row.number}"
+        if row.id is not None and (other := names.setdefault(row.id, place)) != place:
+            raise UsageError(
+                f"{other} and {place} have the same id, {row.id}: name another column with --id-column, or none."
+            )
+        text = row.text.encode()
+        source = TableRow(table, row.number, columns.of_text)
+        copy = _Copy((name, row.number), row.id or place, row.category or category, len(text), source)
+        yield hashlib.sha256(text).hexdigest(), copy
+    if lacking:
+        numbers = ", ".join(map(str, lacking[:NAMED_ROWS])) + (" …" if len(lacking) > NAMED_ROWS else "")
+        rows, have, are = ("row", "has", "is") if len(lacking) == 1 else ("rows", "have", "are")
+        say(f"{len(lacking):,} {rows} of {table} {have} no text and {are} left out: {rows} {numbers}.")
+
+
+def _is_text(row: Row) -> bool:
+    return row.text is not None and "\0" not in row.text and bool(row.text.removeprefix(BOM).strip())
+
+
+def _files(
+    paths: Sequence[str | Path], exclude: Sequence[str], columns: Columns
+) -> Iterator[tuple[str, str, Path, bool]]:
+    """(name, category, file, whether it is read by rows) for every file below `paths`, as often as it is reached."""
     for path in paths:
         root = Path(path)
         try:
@@ -79,9 +191,10 @@ def _files(paths: Sequence[str | Path], exclude: Sequence[str]) -> Iterator[tupl
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{root} does not exist: give a file or folder with text.") from error
         except (OSError, ValueError) as error:
-            raise _unreadable(root, error) from error
+            raise unreadable(root, error) from error
         root_name = Path(os.path.abspath(root)).name
-        for source in [root] if root.is_file() else _walk(root):
+        is_file = root.is_file()
+        for source in [root] if is_file else _walk(root):
             relative = Path(source.name) if source == root else source.relative_to(root)
             if _excluded(relative, exclude):
                 continue
@@ -91,12 +204,12 @@ def _files(paths: Sequence[str | Path], exclude: Sequence[str]) -> Iterator[tupl
                 (name + category).encode()
             except UnicodeEncodeError as error:
                 raise UsageError(f"{str(source)!r} has a name that is not UTF-8: rename the file.") from error
-            yield name, category, source
+            yield name, category, source, (is_file or columns.text is not None) and kind_of(source) != ""
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     def stop(error: OSError) -> None:
-        raise _unreadable(error.filename, error) from error
+        raise unreadable(error.filename, error) from error
 
     for here, folders, files in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -108,27 +221,3 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _excluded(relative: Path, exclude: Sequence[str]) -> bool:
     return any(fnmatch(relative.name, p) or fnmatch(relative.as_posix(), p) for p in exclude)
-
-
-def _read(source: Path) -> bytes:
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(path: str | Path, error: OSError | ValueError) -> UsageError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return UsageError(f"{path} cannot be read ({reason}): check that it exists and who may read it.")
-
-
-def _decode(data: bytes, source: Path) -> str:
-    """UTF-8 only: a guess at another encoding would change the tokens without anyone noticing."""
-    remedy = "convert it to UTF-8 or leave it out with --exclude"
-    if b"\0" in data:
-        raise UsageError(f"{source} is a binary file, not text: {remedy}.")
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        bad = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise UsageError(f"{source} is not UTF-8 ({bad}): {remedy}.") from error

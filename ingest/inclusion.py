@@ -8,6 +8,8 @@ and are attended to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,13 +21,6 @@ MASSIVE_NORM_RATIO = 10.0
 #: Values of token_layers.reason, by the code that `exclusion_reasons` returns; 0 is an included token.
 REASONS = ("included", "first token", "massive norm", "special token", "no next token")
 INCLUDED, FIRST, MASSIVE, SPECIAL, LAST = range(len(REASONS))
-
-
-def included_tokens(norms: Tensor, norm_median: float) -> Tensor:
-    """Mask [batch, position] of the tokens an SAE is trained on, from ‖x‖ [batch, position]."""
-    included = norms <= MASSIVE_NORM_RATIO * norm_median
-    included[:, 0] = False
-    return included
 
 
 def exclusion_reasons(
@@ -44,3 +39,17 @@ def exclusion_reasons(
     reasons[:, 0] = FIRST
     result: NDArray[np.int8] = reasons.numpy()
     return result
+
+
+def included_everywhere(
+    residuals: Mapping[int, Tensor], norm_medians: Mapping[int, float], lengths: Tensor, tokens: Tensor, special: Tensor
+) -> Tensor:
+    """Mask [context, position] of the tokens that are included at every layer: those that are trained on.
+
+    residuals: layer: x [context, position, d_model]; the rest as in exclusion_reasons, the median by layer.
+    """
+    reasons = [
+        exclusion_reasons(x.float().norm(dim=-1), norm_medians[layer], lengths, tokens, special)
+        for layer, x in residuals.items()
+    ]
+    return torch.from_numpy((np.stack(reasons) == INCLUDED).all(0))

@@ -6,7 +6,10 @@ import importlib.util
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +19,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from energy_lens import Warehouse
-from energy_lens.ingest.statistics.feature_classes import class_tokens, fill_feature_classes
+from energy_lens.ingest.sae.choosing import sae_folders
+from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.statistics.finish import finish
 from energy_lens.ingest.token_classes import CLASSES, token_classes
 
 LENGTH = 32  # of the tiny warehouse's contexts
@@ -221,7 +226,9 @@ def test_another_documents_labels_give_hardly_any_class(real_warehouse: Path) ->
     assert counts["mates"] <= 0.05 * tested
 
 
-def test_a_run_from_before_there_were_classes_gets_them(tiny_warehouse: Path, tmp_path: Path) -> None:
+def test_a_run_from_before_there_were_classes_gets_them(
+    tiny_warehouse: Path, tiny: Callable[..., Any], tmp_path: Path
+) -> None:
     db = tmp_path / "old.duckdb"
     shutil.copy(tiny_warehouse, db)
     queries = ("SELECT token_id, class FROM tokens ORDER BY ALL", "SELECT * FROM feature_classes ORDER BY ALL")
@@ -229,8 +236,6 @@ def test_a_run_from_before_there_were_classes_gets_them(tiny_warehouse: Path, tm
         before = [warehouse.sql(query).fetchall() for query in queries]
         warehouse.sql("UPDATE tokens SET class = NULL")
         warehouse.sql("DELETE FROM feature_classes")
-        with warehouse.transaction():
-            class_tokens(warehouse, 1, LENGTH)
-            for layer in (1, 2):
-                fill_feature_classes(warehouse, 1, layer, LENGTH, 64)
+        decoders = {sae.layer: sae.W_dec for sae in map(load_sae, sae_folders(tiny("llama").saes))}
+        finish(lambda: nullcontext(warehouse), 1, decoders)
         assert [warehouse.sql(query).fetchall() for query in queries] == before

@@ -225,12 +225,14 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     """A file that may not be read stops the ingest by name, instead of being left out."""
     root = write(tmp_path, {"a.txt": "one", "b.txt": "two"})
 
-    def denied(self: Path) -> bytes:
+    opened = Path.open
+
+    def denied(self: Path, *arguments: str) -> object:
         if self.name == "b.txt":
             raise PermissionError(13, "Permission denied", str(self))
-        return b"one"
+        return opened(self, *arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     message = refusal(root)
     assert str(root / "b.txt") in message
     assert "Permission denied" in message

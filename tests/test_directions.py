@@ -15,6 +15,7 @@ from energy_lens.ingest.statistics import directions
 from energy_lens.ingest.statistics.directions import (
     N_PROBES,
     N_REFERENCES,
+    DecoderRows,
     Directions,
     Sizes,
     choose_references,
@@ -47,10 +48,8 @@ def outcome(sae: SparseAutoencoder, m: Floats, covariance: Floats, seed: int = 0
     shared, features = Directions.of(sae, choose_references(sae, seed), seed), np.arange(sae.d_sae)
     along = (m @ shared.vectors.double().numpy().T).astype(np.float32)
     along = unpacked(*packed(without_own(along, features, shared.references)))
-    sizes = Sizes(
-        rows, shared.references, shared.probes.double().numpy(), (m * rows).sum(1),
-        np.einsum("kd,de,ke->k", rows, covariance, rows),
-    )  # fmt: skip
+    compared = DecoderRows(rows, shared.references, shared.probes.double().numpy())
+    sizes = Sizes(compared, (m * rows).sum(1), np.einsum("kd,de,ke->k", rows, covariance, rows))
     return direction_test(sizes, features, along)
 
 
@@ -192,7 +191,8 @@ def test_too_few_rows_are_no_comparison() -> None:
     lonely = Directions.of(make_sae(np.random.default_rng(0)), np.arange(0), 0)
     assert lonely.vectors.shape == (N_PROBES, D_MODEL)
     nothing = np.ones(D_SAE)
-    sizes = Sizes(np.ones((D_SAE, D_MODEL)), lonely.references, lonely.probes.double().numpy(), nothing, nothing)
+    compared = DecoderRows(np.ones((D_SAE, D_MODEL)), lonely.references, lonely.probes.double().numpy())
+    sizes = Sizes(compared, nothing, nothing)
     assert np.isnan(direction_test(sizes, np.arange(3), np.ones((3, N_PROBES))).p_reference).all()
     generator = np.random.default_rng(7)
     for d_sae, is_tested in ((8, False), (9, True)):

@@ -28,6 +28,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model import loading
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, commits, ingest
 from energy_lens.ingest.pipeline import run as pipeline
+from energy_lens.ingest.statistics.finish import FILLED
 from energy_lens.warehouse.database import LockedError, Warehouse, ingest_lock
 
 # ------------------------------------------------------------------------------------------------ whole warehouses
@@ -422,7 +423,7 @@ def test_a_second_ingest_into_the_same_file_is_refused(
     own = replace(options, db=tmp_path / "shared.duckdb")
     driver.start(texts, own)
     driver.wait_for("group")
-    with pytest.raises(LockedError, match=rf"Another ingest \(process {driver.child}\) is writing .*\.$"):
+    with pytest.raises(LockedError, match=rf"Another ingest or compaction \(process {driver.child}\) is writing .*\.$"):
         ingest([texts], own)
     driver.wait_for("summary ")
     assert driver.end() == 0
@@ -544,7 +545,7 @@ def test_appended_files_add_groups_and_keep_old_ones(options: IngestOptions, cor
     included = "SELECT count(*) FILTER (included) FROM token_layers WHERE layer = 1"
     assert value(options.db, "SELECT DISTINCT n_tokens FROM efas WHERE layer = 1 AND energy = 'nll' "
                  "AND gradient = 'decoder' AND category = 'all'") == value(options.db, included)  # fmt: skip
-    for table in set(after) - {"runs", "saes", "models", "feature_statistics", "histogram_cells", "feature_classes"}:
+    for table in set(after) - {"runs", "saes", "models", *FILLED}:
         columns, keys, values = after[table]
         kept = set(map(str, before[table][1]))
         old = [i for i, key in enumerate(keys) if str(key) in kept]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from energy_lens.ingest.pipeline.commits import store_group
 from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.ingest.reading import ContextReading, LayerReading, Reader
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
+from energy_lens.ingest.sae.choosing import sae_folders
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.statistics import histograms
 from energy_lens.ingest.statistics.directions import Directions
-from energy_lens.ingest.statistics.finish import count_cells, finish
+from energy_lens.ingest.statistics.finish import finish
 from energy_lens.ingest.statistics.histograms import LayerBins, LayerHistograms, quartile_rows, read_histogram_plan
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 from energy_lens.warehouse.database import Warehouse
@@ -251,16 +253,15 @@ def test_counts_and_bits_equal_the_definition(
     assert exact > 50
 
 
-def test_a_rebuild_equals_what_is_there(tiny_warehouse: Path, length: int, tmp_path: Path) -> None:
+def test_a_rebuild_equals_what_is_there(tiny_warehouse: Path, tiny: Callable[..., Any], tmp_path: Path) -> None:
     """histogram_cells follows from stored tables alone, row for row."""
     db = tmp_path / "copy.duckdb"
     shutil.copy(tiny_warehouse, db)
     with Warehouse(db, writable=True) as copy:
         copy.sql("CREATE TEMP TABLE before AS FROM histogram_cells")
         copy.sql("DELETE FROM histogram_cells")
-        for layer in (1, 2):
-            for energy in copy.sql("SELECT unnest(energies) FROM runs").fetchall():
-                count_cells(copy, 1, layer, energy[0], length)
+        decoders = {sae.layer: sae.W_dec for sae in map(load_sae, sae_folders(tiny("llama").saes))}
+        finish(lambda: nullcontext(copy), 1, decoders)
         for one, other in (("before", "histogram_cells"), ("histogram_cells", "before")):
             assert copy.sql(f"SELECT count(*) FROM (FROM {one} EXCEPT ALL FROM {other})").value() == 0
         assert copy.sql("SELECT count(*) > 0 FROM before").value()

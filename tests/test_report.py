@@ -614,6 +614,8 @@ def test_one_document_one_layer_one_energy(
             "document_gradients",
             "feature_moments",
             "feature_statistics",
+            "layer_energies",
+            "layer_losses",
         )
         for table in tables:
             warehouse.sql(f"DELETE FROM {table} WHERE energy <> '{energy}'")

@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.contexts import special_ids
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model import residuals
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -29,10 +31,22 @@ from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training import activation_store
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import cut_contexts, split_documents
+from energy_lens.ingest.training.documents import (
+    Ids,
+    cut_contexts,
+    of_equal_length,
+    parts_of,
+    shuffled_contexts,
+    side_by_side,
+    split_documents,
+    trainable_tokens,
+)
 from energy_lens.ingest.training.polish import held_out_fvu, polish
 from energy_lens.ingest.training.saes import Progress, TrainingConfig, add_quartiles, schedule, train_saes
 from energy_lens.ingest.training.trainer import StepConfig, Support, Trainer, batch_top_k, geometric_median, top_k
+from energy_lens.warehouse.plan import cut
+
+CORPUS = Path(__file__).parent.parent / "corpus"
 
 #: Planted data: 48 unit directions in 32 dimensions, 3 of them active in a token, in residual units of about 60.
 WIDTH, DIRECTIONS, ACTIVE, FEATURES, UNIT = 32, 48, 3, 64, 30.0
@@ -355,7 +369,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
         ({"learning_rate": math.nan}, "--learning-rate is nan"),
         ({"tokens": 1023}, "--tokens is 1023"),
         ({"batch_size": 0}, "--batch-size is 0"),
-        ({"context_length": 1}, "--context is 1"),
+        ({"context_length": 2}, "--context is 2"),
         ({"seed": -1}, "--seed is -1"),
         ({"round_contexts": 16}, "round_contexts is 16"),
     ],
@@ -418,18 +432,117 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     return documents
 
 
-def test_only_full_contexts_are_cut(model: LanguageModel, texts: Sequence[Document]) -> None:
-    """Each row is a stretch of one document, in order; the rest of a document is left out."""
-    contexts = cut_contexts(model, texts[:3], 32)
+def test_contexts_are_those_of_an_ingest(model: LanguageModel, texts: Sequence[Document]) -> None:
+    """Each is a stretch of one document, in order: tails of 16 tokens count, and a short document's only context."""
+    contexts = cut_contexts(model, texts[:12], 32)
     expected = []
-    for own in texts[:3]:
+    for own in texts[:12]:
         ids = model.tokenize(own.text())
-        expected += [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
-    assert contexts.tolist() == expected
-    exact = SimpleNamespace(tokenize=lambda text: list(range(len(text))))
-    sizes: list[Any] = [SimpleNamespace(text=("x" * n).__str__) for n in (64, 31, 65)]
-    assert cut_contexts(exact, sizes, 32)[:, 0].tolist() == [0, 32, 0, 32]  # type: ignore[arg-type]
-    assert cut_contexts(model, [], 32).shape == (0, 32)
+        expected += [ids[first : first + n] for first, n in cut(len(ids), 32)]
+    assert [ids.tolist() for ids in contexts] == expected
+    assert len({len(ids) for ids in contexts}) > 1
+    assert cut_contexts(model, [], 32) == []
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=60),
+    places=st.integers(1, 120),
+)
+def test_contexts_side_by_side_are_all_there(lengths: list[int], places: int) -> None:
+    """Whatever the lengths: every context once, in batches that keep to their places, of equal ones without padding."""
+    contexts = [np.full(n, i, dtype=np.int32) for i, n in enumerate(lengths)]
+    found = []
+    for tokens, lengths_of in side_by_side(contexts, places):
+        assert tokens.numel() <= places or len(tokens) == 1
+        assert tokens.shape[1] == int(lengths_of.max())
+        found += [(int(ids[0]), n) for ids, n in zip(tokens, lengths_of.tolist(), strict=True)]
+    assert sorted(found) == list(enumerate(lengths))
+    equal = [row for batch in of_equal_length(contexts, places) for row in batch]
+    assert sorted((int(ids[0]), len(ids)) for ids in equal) == list(enumerate(lengths))
+    parts = parts_of(contexts, places)
+    assert [int(ids[0]) for part in parts for ids in part] == list(range(len(lengths)))
+    assert all(sum(map(len, part)) <= places or len(part) == 1 for part in parts)
+
+
+def written(folder: Path, contents: Sequence[str]) -> list[Document]:
+    folder.mkdir()
+    for i, content in enumerate(contents):
+        (folder / f"{i:03d}.txt").write_text(content, encoding="utf-8")
+    return discover([folder])
+
+
+def test_short_documents_are_trained_on(model: LanguageModel, tmp_path: Path) -> None:
+    """300 documents of 120 characters, none of which fills a context, make a training; nothing of them is dropped."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(CORPUS.glob("natural/*.txt")))
+    documents = written(tmp_path / "short", [text[i * 120 : i * 120 + 120] for i in range(300)])
+    train = split_documents(documents)["train"]
+    own = sum(len(model.tokenize(document.text())) - 2 for document in train)
+    config = dataclasses.replace(TINY, tokens=1_000_000, context_length=128)
+    sae = train_saes(model, documents, [1], config, tmp_path / "training")[0]
+    assert sae.metadata["training"]["tokens"] == own > 10_000
+    assert sae.metadata["evaluation"]["all"]["n_tokens"] > 500
+
+
+def test_what_is_left_out_is_said(model: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ends of fewer than 16 tokens and documents of fewer than 3, by their number of tokens, in one sentence."""
+    text = (CORPUS / "natural" / "melville-moby-dick-ch60.txt").read_text(encoding="utf-8")
+    ids = model.tokenize(text)
+    whole = model.tokenizer.decode(ids[: 32 * 8 + 5])
+    n_left = len(model.tokenize(whole)) - 32 * 8
+    assert 0 < n_left < 16
+    documents = written(tmp_path / "tails", [whole, "a"])
+    chosen = shuffled_contexts(model, documents, 10_000, 32, 0)
+    assert sorted(map(len, chosen)) == [32] * 8
+    assert f"{n_left + 1} tokens of the training documents are left out" in capsys.readouterr().err
+    shuffled_contexts(model, written(tmp_path / "whole", [model.tokenizer.decode(ids[:20])]), 10_000, 32, 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_too_little_text_is_told_with_its_reason(model: LanguageModel, tmp_path: Path) -> None:
+    """How many tokens there are, how many are needed, and what helps; or that --tokens is what is too little."""
+    documents = written(tmp_path / "little", ["one two three four", "five six seven eight nine"])
+    n_tokens = [len(model.tokenize(document.text())) for document in documents]
+    found = rf"2 training documents of {sum(n_tokens)} tokens hold {sum(n_tokens) - 4} to train on, .* take 256: give"
+    with pytest.raises(UsageError, match=found + r" more text, or a smaller --batch-size\.$"):
+        train_saes(model, documents, [1], TINY, tmp_path / "training")
+    many = written(tmp_path / "many", [(CORPUS / "natural" / "melville-moby-dick-ch60.txt").read_text("utf-8")])
+    with pytest.raises(UsageError, match="--tokens is 200, and two steps take 256"):
+        train_saes(model, many, [1], dataclasses.replace(TINY, tokens=200), tmp_path / "training")
+
+
+def test_trained_tokens_are_the_included_ones_of_an_ingest(
+    tiny: Callable[..., Any], model: LanguageModel, small_corpus: Path, tmp_path: Path
+) -> None:
+    """The same documents, among them short ones and ones with special tokens inside: token by token the same."""
+    from energy_lens.ingest.pipeline import IngestOptions, ingest
+    from energy_lens.warehouse.database import Warehouse
+
+    contents = [path.read_text(encoding="utf-8") for path in sorted(small_corpus.glob("*/*.txt"))]
+    contents += [f"{text[:60]} <|endoftext|> {text[60:100]}" for text in contents] + ["a", "ab c"]
+    documents = written(tmp_path / "corpus", contents)
+    db = tmp_path / "elw.duckdb"
+    ingest(
+        [tmp_path / "corpus"],
+        IngestOptions(
+            db=db, model=str(tiny("llama").folder), saes=(tiny("llama").saes,), energies=("nll",), context_length=32,
+            dtype="float32",
+        ),
+    )  # fmt: skip
+    with Warehouse(db) as warehouse:
+        rows = warehouse.sql("""
+            SELECT layer, norm FROM token_layers
+            WHERE token_id IN (SELECT token_id FROM token_layers GROUP BY token_id HAVING bool_and(included))
+        """).fetchall()
+        assert warehouse.sql("SELECT count(*) FROM token_layers WHERE reason = 'special token'").value() > 20
+    contexts = shuffled_contexts(model, documents, 1_000_000, 32, 0)
+    store = ActivationStore(tmp_path / "store", model, contexts, LAYERS, round_contexts=16)
+    for layer in LAYERS:
+        own = torch.cat([store.round(index)[layer] for index in range(len(store))]).float().norm(dim=1)
+        stored = torch.tensor([norm for of_layer, norm in rows if of_layer == layer])
+        assert len(own) == len(stored)
+        torch.testing.assert_close(own.sort().values, stored.sort().values, rtol=1e-2, atol=0)
+    special = special_ids(model)
+    assert sum(trainable_tokens(ids, special) for ids in contexts) == len(own), "no norm is massive here"
 
 
 # ------------------------------------------------------------------------------------------------ the store
@@ -438,6 +551,10 @@ TINY = TrainingConfig(
     d_sae=48, ks=(4,), tokens=4_096, passes=2, batch_size=128, round_contexts=32, context_length=32, dead_after=1_000,
 )  # fmt: skip
 LAYERS = [1, 2]
+
+
+def full_contexts(model: LanguageModel, texts: Sequence[Document]) -> list[Ids]:
+    return [ids for ids in cut_contexts(model, texts, 32) if len(ids) == 32]
 
 
 def spoiled_harvest(model: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -453,29 +570,30 @@ def spoiled_harvest(model: LanguageModel, tokens: Tensor, layers: Sequence[int])
 def test_excluded_tokens_never_enter(
     model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No first token and no massive one is kept, at any layer, nor sets a median."""
+    """No first or last token and no massive one is kept, at any layer, nor sets a median."""
     for module in (activation_store, residuals):  # residuals are kept by the one, and medians taken by the other
         monkeypatch.setattr(module, "harvest_residuals", spoiled_harvest)
-    contexts = cut_contexts(model, texts, 32)
+    contexts = full_contexts(model, texts)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
-    clean = harvest_residuals(model, contexts.long(), [1])[1]
+    assert {len(ids) for ids in contexts[:32]} == {32}, "so that a round holds 32 of them, in their order"
+    clean = harvest_residuals(model, torch.from_numpy(np.stack(contexts[:96])).long(), [1])[1]
     medians = store.norm_medians
     assert medians[1] == pytest.approx(float(clean.norm(dim=-1).median()), rel=0.05)
     assert medians[2] == pytest.approx(2 * medians[1], rel=0.1)
     assert len(store) == math.ceil(len(contexts) / 32)
     kept = clean[:32]
-    kept = kept[:, [position for position in range(1, 32) if position != 5]].reshape(-1, 32)
+    kept = kept[:, [position for position in range(1, 31) if position != 5]].reshape(-1, 32)
     for layer in LAYERS:
         # All layers train on the same tokens, so the massive one of layer 2 is missing from layer 1 as well.
         torch.testing.assert_close(store.round(0)[layer], (layer * kept).bfloat16())
-    assert len(store.round(len(store) - 1)[1]) == (len(contexts) % 32 or 32) * 30
+    assert len(store.round(len(store) - 1)[1]) == (len(contexts) % 32 or 32) * 29
 
 
 def test_a_store_is_harvested_once(
     model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there is read; what is half there, or was dropped, is made again."""
-    contexts = cut_contexts(model, texts, 32)
+    contexts = full_contexts(model, texts)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
     first = {layer: x.clone() for layer, x in store.round(0).items()}
     store.round(1)
@@ -483,9 +601,10 @@ def test_a_store_is_harvested_once(
     (tmp_path / "round_00001" / "layer_1.bf16").write_bytes(b"half")
     again = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
     assert again.norm_medians == store.norm_medians
-    assert len(again.round(1)[1]) == 32 * 31
+    assert len(again.round(1)[1]) == 32 * 30
     again.drop(1)
-    assert not (tmp_path / "round_00001").exists()
+    assert [path.name for path in (tmp_path / "round_00001").iterdir()] == ["round.json"]
+    assert again.n_tokens(1) == 32 * 30
     again.drop(1)
     monkeypatch.setattr(activation_store, "harvest_residuals", None)
     for layer, x in again.round(0).items():
@@ -496,10 +615,10 @@ def test_a_store_is_harvested_once(
 
 def test_a_store_belongs_to_its_training(model: LanguageModel, texts: Sequence[Document], tmp_path: Path) -> None:
     """Residuals of other contexts, layers or another precision are never taken for this training's."""
-    contexts = cut_contexts(model, texts, 32)
+    contexts = full_contexts(model, texts)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
     for other in (
-        {"contexts": contexts.flip(0)},
+        {"contexts": contexts[::-1]},
         {"layers": [1]},
         {"round_contexts": 16},
         {"contexts": contexts[:-1]},
@@ -531,13 +650,13 @@ def test_a_full_disk_is_a_sentence(
         def write(self, _: bytes) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    contexts = cut_contexts(model, texts, 32)
+    contexts = full_contexts(model, texts)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", Full)
         with pytest.raises(ElwError, match=r"No space left on device.*make room"):
             store.round(0)
-    assert len(store.round(0)[1]) == 32 * 31
+    assert len(store.round(0)[1]) == 32 * 30
 
 
 # ------------------------------------------------------------------------------------------------ the whole training
@@ -723,7 +842,7 @@ def test_quartiles_are_those_of_active_values() -> None:
     [
         ([1, 4], TINY, "no layer 4"),
         ([], TINY, "No layer"),
-        ([1], TrainingConfig(batch_size=65_536), "65536"),
+        ([1], TrainingConfig(batch_size=65_536), "131,072"),
     ],
 )
 def test_impossible_trainings_are_refused(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
-from energy_lens.ingest.statistics.directions import Sizes, direction_test
+from energy_lens.ingest.statistics.directions import DecoderRows, Sizes, direction_test
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -166,7 +166,8 @@ def test_exact_is_what_finish_makes_of_the_stream() -> None:
     rows = torch.from_numpy(measured.decoder[measured.references])
     along = measured.m() @ np.column_stack([(rows / rows.norm(dim=1, keepdim=True)).T.numpy(), np.eye(D_MODEL)])
     columns = collected.columns("energy")
-    sizes = Sizes(measured.decoder, measured.references, np.eye(D_MODEL), columns["sum_s"], columns["sum_gc2"])
+    compared = DecoderRows(measured.decoder, measured.references, np.eye(D_MODEL))
+    sizes = Sizes(compared, columns["sum_s"], columns["sum_gc2"])
     found = direction_test(sizes, tested, along[tested])
     exact = stored.exact(measured)
     np.testing.assert_allclose(exact["t_specific"], found.t, rtol=1e-4)

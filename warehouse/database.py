@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Warehouse:
         wait = READER_WAIT_SECONDS if wait_seconds is None else wait_seconds
         if writable:
             _create_if_missing(self.path)
-        self._connection = _connect(self.path, writable, wait, dict(config or {}))
+        self._connection = connect(self.path, writable, wait, dict(config or {}))
         try:
             if not writable if restricted is None else restricted:
                 self._restrict(allowed_files)
@@ -154,6 +155,20 @@ class Warehouse:
 
         return self.sql(statement(name), **parameters)
 
+    def frame(self, name: str, /, **parameters: Any) -> polars.DataFrame:
+        """The rows of the statement in sql/<name>.sql as Arrow brings them: lists by the million come in no time.
+
+        The types are Arrow's: a HUGEINT becomes a float, unlike with `Result.pl`.
+        """
+        import polars
+
+        from energy_lens.sql import statement
+
+        text = statement(name)
+        return interruptibly(
+            self._connection, lambda: polars.DataFrame(self._connection.sql(text, params=parameters or None))
+        )
+
     def run_formatted(self, name: str, identifiers: Mapping[str, str], /, **parameters: Any) -> Result:
         """Run sql/<name>.sql with quoted identifiers put in for its {placeholders}."""
         from energy_lens.sql import statement
@@ -186,6 +201,12 @@ class Warehouse:
                 # After a failure the transaction is aborted and refuses this too; the first error is the one to tell.
                 with contextlib.suppress(duckdb.Error):
                     self._connection.unregister("frame_to_append")
+
+    @property
+    def progress(self) -> float:
+        """Share of the statement under way that is done, as DuckDB guesses; to be asked from another thread."""
+        percent: float = self._connection.query_progress()
+        return max(0.0, percent / 100)
 
     def abandon_transaction(self) -> bool:
         """Roll back a transaction that a script began and did not end; whether there was one."""
@@ -267,7 +288,7 @@ def _create_if_missing(path: Path) -> None:
                 raise WarehouseError(f"{log} is left of a warehouse that is gone: bring {path} back, or remove {log}.")
             for leftover in (new, new.with_name(new.name + ".wal")):
                 leftover.unlink(missing_ok=True)
-            connection = _connect(new, True, 0.0, {})
+            connection = connect(new, True, 0.0, {})
             try:
                 with interrupts_noticed():
                     migrations.migrate(connection, path)
@@ -293,7 +314,14 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _connect(path: Path, writable: bool, wait_seconds: float, config: dict[str, str]) -> duckdb.DuckDBPyConnection:
+def connect(path: Path, writable: bool, wait_seconds: float, config: dict[str, str]) -> duckdb.DuckDBPyConnection:
+    """A connection to a file as it is: what `Warehouse` opens, before it looks at the schema.
+
+    Raises WarehouseError when there is no such file to open, LockedError when it is held for longer than that.
+    """
+    if path.parent.name == compaction_folder(path).name:
+        whole = path.parent.parent / path.name
+        raise WarehouseError(f"{path} is the unfinished work of elw compact: name {whole} with --db.")
     if not writable and not os.path.exists(path):
         raise WarehouseError(f"There is no warehouse at {path}: make one with elw ingest, or name another with --db.")
     if os.path.isdir(path):
@@ -334,13 +362,20 @@ def _opening_failure(path: Path, error: duckdb.Error) -> WarehouseError:
     return WarehouseError(f"{path} is not a readable warehouse ({text[:160]}): restore it from a copy or ingest anew.")
 
 
+def compaction_folder(path: Path) -> Path:
+    """Where a compaction of that file works; hidden, so that no corpus takes it for text."""
+    return path.with_name(f".{path.name}.compact")
+
+
 @contextlib.contextmanager
 def ingest_lock(path: Path) -> Iterator[None]:
-    """Hold FILE.ingest.lock: one ingest (or compaction) per warehouse.
+    """Hold FILE.ingest.lock: one ingest or compaction per warehouse, by whatever link it is named.
 
-    The lock is the kernel's and ends with the process, however that ends; the empty file stays.
+    The lock is the kernel's and ends with the process, however that ends; the file stays. Whoever holds it knows that
+    no compaction is at work, and removes what a killed one left.
     Raises LockedError when another process holds it.
     """
+    path = Path(os.path.realpath(path))
     lock = path.with_name(path.name + ".ingest.lock")
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -352,10 +387,12 @@ def ingest_lock(path: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(
-                f"Another ingest (process {holder}) is writing {path}: wait for it, or name another file with --db."
+                f"Another ingest or compaction (process {holder}) is writing {path}: wait for it, or name another "
+                "file with --db."
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        shutil.rmtree(compaction_folder(path), ignore_errors=True)
         yield
     finally:
         os.close(descriptor)

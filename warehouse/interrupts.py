@@ -14,6 +14,9 @@ from energy_lens.errors import ElwError, UsageError
 
 T = TypeVar("T")
 
+#: What no other statement would have avoided.
+_FAILURES = (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
+
 
 def interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> T:
     """What `call` returns, with DuckDB's errors translated, on a thread of its own so that Ctrl-C can stop it.
@@ -74,16 +77,17 @@ def translated_errors() -> Iterator[None]:
             yield
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
-    except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
+    except duckdb.Error as error:
         text = str(error).strip()
+        # Whatever the kind of error: a commit that finds no room fails as a transaction.
         if "No space left" in text or ("disk" in text.lower() and "full" in text.lower()):
             raise ElwError(
                 "The disk is full; nothing was half-written: make room and run the command again."
             ) from error
-        raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
-    except duckdb.Error as error:
+        if isinstance(error, _FAILURES):
+            raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
         if "'pytz'" in str(error):
             raise UsageError(
                 "A time with a time zone needs pytz in Python: cast it, as in now()::TIMESTAMP."
             ) from error
-        raise UsageError(str(error).strip()) from error
+        raise UsageError(text) from error

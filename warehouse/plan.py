@@ -34,7 +34,7 @@ SPLIT_FROM = 8
 SHORTEST_SEGMENT, LONGEST_SEGMENT, AIMED_GROUPS = 4, 16, 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Context:
     """A window of a document."""
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from energy_lens.sql import identifier
@@ -21,6 +25,9 @@ from energy_lens.warehouse.quality import insert_saes
 
 #: Version of what the stream accumulates; raise it when stored numbers change their meaning.
 STATISTICS_VERSION = 3
+
+#: Rows of a plan, of which there are millions for 1 GB of text, that are handed to or had from DuckDB at once.
+ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ class StoredRun:
     calibrated: bool
     stats_groups: int
 
+    @cached_property
+    def by_id(self) -> Mapping[int, StoredDocument]:
+        """Its documents by document_id."""
+        return {document.document_id: document for document in self.documents.values()}
+
     @property
     def committed_tokens(self) -> int:
         return sum(group.n_tokens for group in self.groups if group.group_id in self.committed)
@@ -112,14 +124,17 @@ def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
 def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozenset[int], int]:
     head = warehouse.run("ingest/groups", run=run_id).fetchall()
     cells: dict[int, dict[int, list[Context]]] = {group_id: {} for group_id, *_ in head}
-    plan = warehouse.run("ingest/plan", run=run_id).fetchall()
-    for group_id, row, *context in plan:
-        cells[group_id].setdefault(row, []).append(Context(*context))
+    n_contexts = 0
+    plan = warehouse.run("ingest/plan", run=run_id)
+    while some := plan.fetchmany(ROWS_AT_ONCE):
+        n_contexts += len(some)
+        for group_id, row, *context in some:
+            cells[group_id].setdefault(row, []).append(Context(*context))
     groups = [
         Group(group_id, category, half, tuple(tuple(row) for _, row in sorted(cells[group_id].items())))
         for group_id, category, half, _ in head
     ]
-    return groups, frozenset(group_id for group_id, _, _, committed in head if committed), len(plan)
+    return groups, frozenset(group_id for group_id, _, _, committed in head if committed), n_contexts
 
 
 def gradient_column(energy: str) -> str:
@@ -196,18 +211,28 @@ def append_plan(
     warehouse.append("documents", pl.DataFrame(rows))
     if aliases:
         warehouse.append("document_aliases", pl.DataFrame(aliases))
-    contexts = [{"run_id": run_id, **asdict(context)} for document in documents for context in document.contexts]
-    if contexts:
-        warehouse.append("contexts", pl.DataFrame(contexts))
+    names = [field.name for field in fields(Context)]
+    contexts = (attrgetter(*names)(context) for document in documents for context in document.contexts)
+    _append_numbers(warehouse, "contexts", run_id, names, contexts)
     if groups:
         warehouse.append("plan_groups", pl.DataFrame([_group_row(run_id, group) for group in groups]))
-        cells = [
-            {"run_id": run_id, "context_id": context.context_id, "group_id": group.group_id, "row": row, "lane": lane}
-            for group in groups
-            for row, contexts_of_row in enumerate(group.rows)
-            for lane, context in enumerate(contexts_of_row)
-        ]
-        warehouse.append("plan", pl.DataFrame(cells))
+    cells = (
+        (context.context_id, group.group_id, row, lane)
+        for group in groups
+        for row, contexts_of_row in enumerate(group.rows)
+        for lane, context in enumerate(contexts_of_row)
+    )
+    _append_numbers(warehouse, "plan", run_id, ["context_id", "group_id", "row", "lane"], cells)
+
+
+def _append_numbers(
+    warehouse: Warehouse, table: str, run_id: int, names: Sequence[str], rows: Iterable[Sequence[int]]
+) -> None:
+    """Insert rows of integers, which may be millions: never more than some of them are Python objects."""
+    waiting = iter(rows)
+    while len(some := np.array(list(islice(waiting, ROWS_AT_ONCE)), dtype=np.int32)):
+        columns = {name: some[:, i] for i, name in enumerate(names)}
+        warehouse.append(table, pl.DataFrame(columns).with_columns(run_id=pl.lit(run_id, dtype=pl.Int32)))
 
 
 def _group_row(run_id: int, group: Group) -> dict[str, Any]:

@@ -7,12 +7,14 @@ and proves them by a forward pass; nothing here knows a list of names.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energy_lens.errors import ElwError, UsageError
@@ -22,6 +24,7 @@ from energy_lens.ingest.model.attention import (
     AttentionReached,
     register_attention_reader,
 )
+from energy_lens.ingest.model.tokenizing import Tokenization
 
 
 @dataclass
@@ -66,14 +69,24 @@ class LanguageModel:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids without added special tokens."""
-        # A document may be far longer than the model's window; contexts are cut later, so no warning is due.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if ids and max(ids) >= self.vocabulary_size:
-            raise ElwError(
-                f"{self.name} has {self.vocabulary_size} vocabulary entries and its tokenizer gives id {max(ids)}: "
-                "the tokenizer belongs to another model."
-            )
-        return ids
+        return [id_ for _, ids in self.token_ids([[text]]) for id_ in ids.tolist()]
+
+    def token_ids(self, texts: Iterable[Iterable[str]]) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """(place of the text, some of its ids) for texts given in pieces: the ids of `tokenize`, part by part in order.
+
+        Memory stays bounded however long a text is, and short texts share the cores.
+        """
+        for place, ids in self._tokenization.ids(texts):
+            if len(ids) and ids.max() >= self.vocabulary_size:
+                raise ElwError(
+                    f"{self.name} has {self.vocabulary_size} vocabulary entries and its tokenizer gives id "
+                    f"{ids.max()}: the tokenizer belongs to another model."
+                )
+            yield place, ids
+
+    @cached_property
+    def _tokenization(self) -> Tokenization:
+        return Tokenization(self.tokenizer)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """The final norm's output [batch, position, d_model] for token ids [batch, position].

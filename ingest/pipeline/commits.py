@@ -7,8 +7,9 @@ from collections import deque
 from pathlib import Path
 
 from energy_lens.console import say
-from energy_lens.ingest.pipeline.groups import SORTED_BY, GroupTables
+from energy_lens.ingest.pipeline.groups import GroupTables
 from energy_lens.warehouse.database import LockedError, Warehouse
+from energy_lens.warehouse.physical_order import SORTED_BY
 
 #: Finished groups that wait in memory while another process holds the file.
 MAX_PENDING_GROUPS = 2

@@ -35,20 +35,6 @@ from energy_lens.ingest.statistics.histograms import HistogramPlan, LayerHistogr
 from energy_lens.ingest.statistics.stream import LayerRow, LayerStatistics, RowGradients
 from energy_lens.warehouse.plan import Group
 
-#: Physical order of a group's rows, which is what a look-up by layer and feature profits from.
-SORTED_BY = {
-    "activations": ("layer", "feature", "token_id"),
-    "feature_moments": ("layer", "energy", "feature"),
-    "feature_histograms": ("layer", "energy", "feature"),
-    "feature_directions": ("layer", "energy", "feature"),
-    "feature_documents": ("layer", "energy", "feature", "document_id"),
-    "token_layers": ("layer", "token_id"),
-    "gradients": ("energy", "layer", "token_id"),
-    "energies": ("energy", "layer", "token_id"),
-    "document_gradients": ("layer", "energy", "document_id"),
-    "tokens": ("token_id",),
-}
-
 
 @dataclass
 class GroupTables:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from energy_lens.errors import require
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
+from energy_lens.ingest.rows import Columns
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class IngestOptions:
     probes: int = 0  #: curvature probes, for attribution_curvature
     new_run: bool = False  #: start afresh although a run with equal settings exists
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
+    columns: Columns = field(default_factory=Columns)  #: of tables: which holds what
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""

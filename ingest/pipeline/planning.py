@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from energy_lens.console import say
 from energy_lens.errors import UsageError
-from energy_lens.ingest.contexts import TokenSource, planned_document
+from energy_lens.ingest.contexts import TokenSource, check_planned
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.reading import Instruments
+from energy_lens.ingest.sources import is_gone, table_of
 from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse
@@ -98,10 +98,13 @@ def new_documents(run: StoredRun, documents: Mapping[str, Document]) -> list[Doc
 def changed_files(run: StoredRun, documents: Mapping[str, Document]) -> list[str]:
     """A sentence on the run's files that were edited, and one on those that were removed, if there are any."""
     # By where they were found: a file of another corpus that happens to have the same name is no edit.
-    sources = {str(document.source.resolve()) for document in documents.values()}
+    sources = {document.source.location for document in documents.values()}
+    tables = {table_of(source) for source in sources} - {None}
     old = [document for sha256, document in run.documents.items() if sha256 not in documents]
     edited = [document.path for document in old if document.source in sources]
-    removed = [d.path for d in old if d.source not in sources and not Path(d.source).exists()]
+    # A row that a table at hand no longer has is gone as a file is that is no longer there.
+    gone = [d for d in old if d.source not in sources and (table_of(d.source) in tables or is_gone(d.source))]
+    removed = [document.path for document in gone]
     sentences = []
     for paths, what in ((edited, "edited"), (removed, "removed")):
         if paths:
@@ -126,9 +129,8 @@ def groups_left(run: StoredRun, max_tokens: int | None) -> list[Group]:
 def check_texts(run: StoredRun, groups: Sequence[Group], documents: Mapping[str, Document]) -> None:
     """Raises UsageError when a text that these groups need is gone or edited: before anything is changed."""
     needed = {context.document_id for group in groups for row in group.rows for context in row}
-    for sha256, document in run.documents.items():
-        if document.document_id in needed and sha256 not in documents:
-            planned_document(sha256, Path(document.source))
+    stored = run.documents.items()
+    check_planned(one for sha256, one in stored if one.document_id in needed and sha256 not in documents)
 
 
 # ------------------------------------------------------------------------------------------------ new documents
@@ -165,6 +167,7 @@ def write_plan(
             add_gradient_columns(warehouse, list(settings.energies))
             run_id = create_run(warehouse, settings, model.facts(), saes, energies, plan.segment_contexts, __version__)
         append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)
+        del plan  # it comes back from the file, and twice in memory is much for a large corpus
         make_current(warehouse, run_id)
         stored_run = find_run(warehouse, settings.identity)
     assert stored_run is not None
@@ -176,17 +179,18 @@ def lay_plan(run: StoredRun | None, new: Sequence[Document], source: TokenSource
     next_document, next_context = (len(run.documents), run.n_contexts) if run else (0, 0)
     existing = Counter((stored.category, stored.half) for stored in run.documents.values()) if run else None
     halves = assign_halves([(document.category, document.sha256) for document in new], existing)
+    source.add(new)
     planned: list[PlannedDocument] = []
     details: dict[int, dict[str, Any]] = {}
     for document_id, document in enumerate(new, next_document):
-        n_tokens = len(source.document(document))
+        n_tokens = source.n_tokens(document)
         windows = cut(n_tokens, settings.context_length)
         contexts = tuple(Context(next_context + i, document_id, i, first, n) for i, (first, n) in enumerate(windows))
         next_context += len(contexts)
         half = halves[document.sha256]
         planned.append(PlannedDocument(document_id, document.category, half, document.sha256, contexts))
         details[document_id] = {
-            "path": document.path, "source": str(document.source.resolve()), "aliases": document.aliases,
+            "path": document.path, "source": document.source.location, "aliases": document.aliases,
             "n_bytes": document.n_bytes, "n_tokens": n_tokens,
             "n_dropped_tokens": n_tokens - sum(n for _, n in windows),
         }  # fmt: skip

@@ -72,13 +72,13 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     work fails; whatever groups were committed before stay, and the same call goes on from there.
     Ctrl-C finishes the statistics of what is committed and returns a summary marked `interrupted`.
     """
-    documents = {document.sha256: document for document in discover(paths, options.exclude)}
+    documents = {document.sha256: document for document in discover(paths, options.exclude, options.columns)}
     energies = make_energies(options.energies, lambda: choose_translators(options.model, options.lens))
     saes = choose_saes(options.model, options.layers, options.saes)
     with ingest_lock(options.db):
         settings, run = settle(options, energies, saes)
         instruments = choose_instruments(options, settings.dtype, energies, saes)
-        source = TokenSource(instruments.model.load, documents)
+        source = TokenSource(instruments.model.load, documents, options.db.absolute().parent)
         notes = Notes()
         run = bring_up_to_date(options, settings, run, documents, instruments, source, notes)
         # The run's norm medians are constants: those stored with it, whatever corpus is at hand now.
@@ -169,6 +169,9 @@ def carry_out(
     started = time.monotonic()
     if left:
         try:
+            # All at once: a table is read once, whatever its rows' order is in the plan.
+            source.add_planned(run, (context for group in left for row in group.rows for context in row))
+            started = time.monotonic()
             process(options, run, left, instruments, source)
         except KeyboardInterrupt:
             interrupted = True

@@ -166,7 +166,7 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
     Losses are measured on what the sample would be if it had ce_tokens tokens.
     """
     documents = sorted(documents, key=lambda document: (document.category, document.sha256))
-    token_ids, planned = planned_alone(model, documents, options.context_length)
+    source, planned = planned_alone(model, documents, options.context_length)
     n_tokens = math.inf if options.max_tokens is None else options.max_tokens
     sample = sample_contexts(planned, n_tokens, options.seed)
     if not sample:
@@ -183,7 +183,7 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
         contexts.sort(key=lambda context: (-context.n_tokens, context.document_id, context.first_token))
         for start in range(0, len(contexts), options.batch_size):
             chosen = contexts[start : start + options.batch_size]
-            windows = [token_ids[c.document_id][c.first_token : c.first_token + c.n_tokens] for c in chosen]
+            windows = [source.context(context, planned[context.document_id].sha256) for context in chosen]
             batches.append(_ContextBatch(category, [c.document_id for c in chosen], *padded(windows), special, ce))
     return batches
 

@@ -84,7 +84,6 @@ def check_free(output: Path) -> None:
 
 def _sample(model: LanguageModel, documents: Sequence[Document]) -> Iterator[NDArray[np.int32]]:
     """Token ids of a seeded sample of contexts, in turn from each category."""
-    tokens, planned = planned_alone(model, documents, CONTEXT_LENGTH)
+    source, planned = planned_alone(model, documents, CONTEXT_LENGTH)
     for context in sample_contexts(planned, NORM_MEDIAN_TOKENS, seed=0):
-        first = context.first_token
-        yield tokens[context.document_id][first : first + context.n_tokens]
+        yield source.context(context, planned[context.document_id].sha256)

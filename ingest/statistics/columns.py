@@ -1,14 +1,21 @@
-"""Sums of one stratum in, columns of feature_statistics out: totals, intervals, tests, false discovery rates."""
+"""Sums of pairs of feature and document in, columns of feature_statistics out: totals, tests, false discovery rates.
+
+What the decoder gradient and the discrete one have in common. Columns are arrays by key, a feature in a stratum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from energy_lens.ingest.statistics.across_documents import TokenSums, enough, interval, mean_test
+from energy_lens.ingest.statistics.across_documents import enough
+from energy_lens.ingest.statistics.intervals import mean_p
+from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.significance import (
     MIN_TEST_CONTEXTS,
     MIN_TEST_DOCUMENTS,
@@ -17,87 +24,110 @@ from energy_lens.ingest.statistics.significance import (
     t_quantile,
     two_sided_p,
 )
-from energy_lens.ingest.statistics.strata import ALL, BOTH, RunLayout, Stratum
+from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
 
 Floats = NDArray[np.float64]
 
+#: Columns of feature_statistics, by name [key].
+Columns = dict[str, Floats]
 
-def sums_of_stratum(
-    stratum: Stratum, dense: Mapping[str, Floats], n_tokens: Floats, sum_g2: Floats
-) -> dict[str, Floats]:
-    """Sums of one stratum by feature, with the squared document shares that its intervals need.
+#: Places of `Columns` in their stratum's partition, and their features.
+STRATUM, FEATURE = "stratum", "feature"
 
-    dense: [document, feature] sums; n_tokens: [document]; sum_g2: [feature].
-    """
-    by_document = {name: values[stratum.documents] for name, values in dense.items()}
-    tokens = n_tokens[stratum.documents]
-    n, n_documents = tokens.sum(), int((tokens > 0).sum())
-    total = {name: values.sum(0) for name, values in by_document.items()}
-    nothing = np.full(len(sum_g2), np.nan)
-    sum_v2, quantile = nothing, nothing
-    if enough(tokens):
-        sum_v2 = ((by_document["sum_ag"] - total["sum_ag"] / n_documents)[tokens > 0] ** 2).sum(0)
-        quantile = np.full(len(sum_g2), t_quantile(n_documents - 1))
-    names = ("n_active", "sum_a", "sum_a2", "sum_g", "sum_ag", "active_g", "active_g2")
-    return {
-        **{name: total[name] for name in names},
-        "n_tokens": np.full(len(sum_g2), n),
-        "n_documents": np.full(len(sum_g2), float(n_documents)),
-        "sum_g2": sum_g2,
-        "sum_v2": sum_v2,
-        "t_quantile": quantile,
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sums over the tokens of a document at which the feature is active [pair]."""
+
+    n_active: Floats
+    a: Floats
+    a2: Floats
+    ag: Floats
+    g: Floats
+    g2: Floats
+    ac2: Floats  #: Σã² over counted tokens
+    counted: NDArray[np.bool_]  #: active at a counted token
+    s: Floats  #: ΣS_c over the document's contexts
+
+
+@dataclass(frozen=True)
+class StratumTokens:
+    """Of each stratum of a partition [stratum]."""
+
+    n: Floats  #: tokens
+    n_documents: Floats  #: documents with tokens
+    enough: NDArray[np.bool_]  #: for intervals across documents
+    quantile: Floats  #: of Student's t with n_documents − 1 degrees of freedom; NaN where they are not enough
+
+    @classmethod
+    def of(cls, partition: Partition, n: Floats) -> StratumTokens:
+        """n: tokens [document]."""
+        n_strata = len(partition.strata)
+        n_documents = summed(n > 0, partition.of_documents, n_strata)
+        order = np.argsort(partition.of_documents, kind="stable")
+        parts = np.split(n[order], np.searchsorted(partition.of_documents[order], np.arange(1, n_strata)))
+        is_enough = np.array([enough(part) for part in parts])
+        quantile = np.where(is_enough, t_quantile(np.maximum(n_documents - 1, 1)), np.nan)
+        return cls(summed(n, partition.of_documents, n_strata), n_documents, is_enough, quantile)
+
+
+def common(keys: Keys, strata: StratumTokens, pairs: Pairs, first_feature: int) -> Columns:
+    """What both gradients have, without what needs more than these sums."""
+    columns: Columns = {
+        STRATUM: keys.stratum.astype(np.float64),
+        FEATURE: (keys.feature + first_feature).astype(np.float64),
     }
+    taking_part = pairs.s != 0
+    summed = {
+        "n_active": pairs.n_active, "sum_a": pairs.a, "sum_a2": pairs.a2, "sum_ag": pairs.ag, "active_g": pairs.g,
+        "active_g2": pairs.g2, "sum_ac2": pairs.ac2, "n_counted_documents": pairs.counted,
+        "n_s_documents": taking_part, "sum_sd2": pairs.s**2, "sum_of_s": pairs.s,
+    }  # fmt: skip
+    columns |= dict(zip(summed, keys.sums(*summed.values()), strict=True))
+    columns["n_tokens"], columns["n_documents"] = strata.n[keys.stratum], strata.n_documents[keys.stratum]
+    columns["t_quantile"] = strata.quantile[keys.stratum]
+    n, total = columns["n_s_documents"], columns.pop("sum_of_s")
+    columns["p_documents"] = mean_p(keys, n, total, n, pairs.s, taking_part)
+    return columns
 
 
-def across_documents(
-    stratum: Stratum,
-    dense: Mapping[str, Floats],
-    kept: Mapping[str, Floats],
-    n_tokens: Floats,
-    norm2: Floats,
-    sum_g2: Floats,
-) -> dict[str, Floats]:
-    """What takes the stratum's documents for the samples, by feature; p of attribution stands for its q for now.
-
-    dense: of stored tables [document of the run, feature]; kept: of the stream [document of the stratum, feature].
-    """
-    tokens = n_tokens[stratum.documents]
-    of_documents = {name: values[stratum.documents] for name, values in dense.items()}
-    nothing = np.full(len(sum_g2), np.nan)
-    found = {"sum_i2": nothing, "i_quantile": nothing, "q_attribution": nothing}
-    if enough(tokens):
-        of_tokens = {name: of_documents[f"sum_{name}"] for name in ("a", "a2", "g", "ag")}
-        covered = kept.get("sum_norm2", np.zeros_like(kept["sum_g2"]))
-        sums = TokenSums(n=tokens, norm2=norm2[stratum.documents], g2=kept["sum_g2"], covered=covered, **of_tokens)
-        found["sum_i2"], found["i_quantile"] = interval(sums, sum_g2)
-        effect = of_documents["sum_ag"] + np.nan_to_num(kept.get("sum_a2h2", np.zeros(1))) / 2
-        found["q_attribution"] = mean_test(effect, np.broadcast_to(tokens[:, None] > 0, effect.shape))
-    s = kept["sum_s"]
-    return found | {
-        "n_s_documents": (s != 0).sum(0).astype(np.float64),
-        "sum_sd2": (s**2).sum(0),
-        "p_documents": mean_test(s, s != 0),
-    }
+# ------------------------------------------------------------------------------------------------ of whole layers
 
 
-def tested(statistics: Mapping[str, Floats]) -> dict[str, Floats]:
-    """With p, and q of every p, by feature; NaN where the feature has too little to test."""
+def concatenated(parts: Sequence[Columns]) -> Columns:
+    """Columns of all slices of a layer."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def tested(columns: Mapping[str, Floats]) -> Columns:
+    """With p, and q of every p within its stratum; NaN where the feature has too little to test."""
     testable = (
-        (statistics["n_counted"] >= MIN_TEST_TOKENS)
-        & (statistics["n_counted_contexts"] >= MIN_TEST_CONTEXTS)
-        & (statistics["n_counted_documents"] >= MIN_TEST_DOCUMENTS)
-        & (statistics["sum_s2"] > 0)
+        (columns["n_counted"] >= MIN_TEST_TOKENS)
+        & (columns["n_counted_contexts"] >= MIN_TEST_CONTEXTS)
+        & (columns["n_counted_documents"] >= MIN_TEST_DOCUMENTS)
+        & (columns["sum_s2"] > 0)
     )
     nothing = np.full(len(testable), np.nan)
-    whole = dict(statistics)
+    whole = dict(columns)
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole["p_value"] = two_sided_p(statistics["sum_s"] / np.sqrt(statistics["sum_s2"]))
+        whole["p_value"] = two_sided_p(columns["sum_s"] / np.sqrt(columns["sum_s2"]))
     for name in ("p_value", "t_specific", "p_specific", "p_reference", "cosine", "p_documents"):
         whole[name] = np.where(testable, whole.get(name, nothing), np.nan)
     for p, q in (("p_value", "q_value"), ("p_specific", "q_specific"), ("p_documents", "q_documents")):
-        whole[q] = known_q(whole[p])
-    whole["q_attribution"] = known_q(np.where(whole["n_active"] > 0, whole["q_attribution"], np.nan))
+        whole[q] = _q_by_stratum(whole[p], whole[STRATUM])
+    effects = np.where(whole["n_active"] > 0, whole["q_attribution"], np.nan)
+    whole["q_attribution"] = _q_by_stratum(effects, whole[STRATUM])
     return whole
+
+
+def _q_by_stratum(p: Floats, stratum: NDArray[np.number]) -> Floats:
+    order = np.argsort(stratum, kind="stable")
+    bounds = np.flatnonzero(np.diff(stratum[order], prepend=-1, append=-1))
+    q = np.full(len(p), np.nan)
+    for start, stop in pairwise(bounds):
+        of_stratum = order[start:stop]
+        q[of_stratum] = known_q(p[of_stratum])
+    return q
 
 
 _INTEGER_COLUMNS = (
@@ -106,13 +136,22 @@ _INTEGER_COLUMNS = (
 
 
 def statistics_frame(
-    run: RunLayout, layer: int, energy: str, gradient: str, stratum: Stratum, statistics: Mapping[str, Floats]
+    run: RunLayout, layer: int, energy: str, gradient: str, partition: Partition, columns: Mapping[str, Floats]
 ) -> pl.DataFrame:
-    """Rows of feature_statistics; features that never fire in a stratum are kept for all documents only."""
-    frame = pl.DataFrame({name: np.asarray(values) for name, values in statistics.items()})
-    frame = frame.with_columns(pl.col(pl.Float64).fill_nan(None))
-    frame = frame.with_columns(pl.col(name).cast(pl.Int64) for name in _INTEGER_COLUMNS if name in frame.columns)
-    if (stratum.category, stratum.half) != (ALL, BOTH):
+    """Rows of feature_statistics, by stratum and feature; features that never fire are kept for all documents only."""
+    order = np.lexsort((columns[FEATURE], columns[STRATUM]))
+    ordered = {name: np.asarray(values)[order] for name, values in columns.items()}
+    stratum = ordered.pop(STRATUM).astype(np.int64)
+    frame = pl.DataFrame(ordered).with_columns(
+        pl.col(pl.Float64).fill_nan(None),
+        **{name: pl.Series([s[i] for s in partition.strata], dtype=pl.String).gather(stratum)
+           for i, name in enumerate(("category", "half"))},
+    )  # fmt: skip
+    if not partition.is_whole:
         frame = frame.filter(pl.col("n_active") > 0)
-    place = {"layer": layer, "energy": energy, "gradient": gradient, "category": stratum.category, "half": stratum.half}
-    return frame.with_columns(run_id=pl.lit(run.run_id), **{name: pl.lit(value) for name, value in place.items()})
+    place = {"run_id": run.run_id, "layer": layer, "energy": energy, "gradient": gradient}
+    return frame.with_columns(
+        *(pl.col(name).cast(pl.Int64) for name in _INTEGER_COLUMNS),
+        pl.col(FEATURE).cast(pl.Int32),
+        **{name: pl.lit(value) for name, value in place.items()},
+    )

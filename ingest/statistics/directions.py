@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,7 @@ def choose_references(sae: SparseAutoencoder, seed: int) -> Integers:
     return np.sort(chosen).astype(np.int64)
 
 
+@cache
 def random_probes(d_model: int, seed: int, layer: int) -> Tensor:
     """Orthonormal directions, isotropic [min(N_PROBES, d_model), d_model] float32."""
     drawn = np.random.default_rng([seed, layer, N_PROBES]).standard_normal((d_model, min(N_PROBES, d_model)))
@@ -124,12 +126,32 @@ def unpacked(scale: NDArray[np.float32], codes: NDArray[np.int8]) -> Floats:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What the test of the direction needs of a layer and energy, over some of the groups."""
+class DecoderRows:
+    """The rows of a layer's SAE and what they are compared with."""
 
     decoder: NDArray[np.floating]  #: [feature, d_model], of all features
     references: Integers  #: [reference]
     probes: Floats  #: [probe, d_model] orthonormal
+
+    @cached_property
+    def norms(self) -> Floats:
+        """[feature]"""
+        norms: Floats = np.linalg.norm(self.decoder, axis=1).astype(np.float64)
+        return norms
+
+    @cached_property
+    def along_probes(self) -> Floats:
+        """Unit rows along the probes [feature, probe]."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            along: Floats = self.decoder / self.norms[:, None] @ self.probes.T
+        return along
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the test of the direction needs of a layer and energy, over some of the groups."""
+
+    rows: DecoderRows
     sum_s: Floats  #: ⟨m_j, d_j⟩ [feature]
     sum_gc2: Floats  #: d_jᵀ(Σ∇̃∇̃ᵀ)d_j [feature]
 
@@ -145,23 +167,23 @@ class DirectionTest(NamedTuple):
 
 def direction_test(sizes: Sizes, features: Integers, along: Floats) -> DirectionTest:
     """Test features [n] from their sums along the shared directions [n, direction]."""
-    each, n_references = np.arange(len(features)), len(sizes.references)
-    norms = np.linalg.norm(sizes.decoder, axis=1).astype(np.float64)
+    references = sizes.rows.references
+    each, n_references = np.arange(len(features)), len(references)
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.sqrt(sizes.sum_gc2) / norms  # of the gradient along unit rows
-        reference_sizes = along[:, :n_references] / spread[sizes.references]
+        spread = np.sqrt(sizes.sum_gc2[references]) / sizes.rows.norms[references]  # of the gradient along unit rows
+        reference_sizes = along[:, :n_references] / spread
         own = sizes.sum_s[features] / np.sqrt(sizes.sum_gc2[features])
-    usable = np.isfinite(reference_sizes) & (sizes.references != features[:, None])
+    usable = np.isfinite(reference_sizes) & (references != features[:, None])
     squares = np.where(usable, reference_sizes, 0) ** 2
     t, p = _compared(own, squares.sum(1), usable.sum(1))
     p_reference = np.full(len(features), np.nan)
     if n_references:
         # The one that stands in is another one from feature to feature, so that their share is that of all of them.
         place = features % n_references
-        place = np.where(sizes.references[place] == features, (place + 1) % n_references, place)
+        place = np.where(references[place] == features, (place + 1) % n_references, place)
         others = squares.sum(1) - squares[each, place]
         _, p_reference = _compared(reference_sizes[each, place], others, usable.sum(1) - 1)
-    return DirectionTest(t, p, p_reference, _cosine(sizes, norms, features, along[:, n_references:]))
+    return DirectionTest(t, p, p_reference, _cosine(sizes, features, along[:, n_references:]))
 
 
 def _compared(size: Floats, sum_squares: Floats, n: Integers) -> tuple[Floats, Floats]:
@@ -171,12 +193,11 @@ def _compared(size: Floats, sum_squares: Floats, n: Integers) -> tuple[Floats, F
     return t, two_sided_t_p(t, n)
 
 
-def _cosine(sizes: Sizes, norms: Floats, features: Integers, along_probes: Floats) -> Floats:
+def _cosine(sizes: Sizes, features: Integers, along_probes: Floats) -> Floats:
     """Cosine of m_j with d_j: the part along d_j is exact, the size of the rest is estimated from the probes."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        rows = sizes.decoder[features] / norms[features, None]
-        along_row = sizes.sum_s[features] / norms[features]
-        rest = along_probes - along_row[:, None] * (rows @ sizes.probes.T)
-        d_model, n_probes = sizes.decoder.shape[1], len(sizes.probes)
+        along_row = sizes.sum_s[features] / sizes.rows.norms[features]
+        rest = along_probes - along_row[:, None] * sizes.rows.along_probes[features]
+        n_probes, d_model = sizes.rows.probes.shape
         cosine: Floats = along_row / np.sqrt(along_row**2 + d_model / n_probes * (rest**2).sum(1))
     return cosine

@@ -1,142 +1,159 @@
-"""Finish: stored rows and stream sums in, `feature_statistics`, `histogram_cells` and `feature_classes` out, at once.
+"""Finish: stored rows and stream sums in; statistics, histograms, classes and whatever views would scan for, at once.
 
-Stored sums are combined for all documents, each category, and each half (`strata`), and tested (`columns`). What is
-left, from sums to scores and intervals, is algebra in the view `efas`; p, q and quantiles are computed here, as DuckDB
-has no normal distribution.
+A layer's activations are read a slice of features at a time, once for all energies. Sums over the documents in which a
+feature fires are combined for all documents, each category and each half (`strata`), for the decoder gradient
+(`decoder`) and the discrete one (`discrete`), and tested (`columns`). What is left, from sums to scores and intervals,
+is algebra in the view `efas`; p, q and quantiles are computed here, as DuckDB has no normal distribution.
 
 Source of the false discovery rate: Benjamini and Hochberg 1995.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.statistics.columns import across_documents, statistics_frame, sums_of_stratum, tested
-from energy_lens.ingest.statistics.feature_classes import class_tokens, fill_feature_classes
-from energy_lens.ingest.statistics.strata import (
-    RunLayout,
-    SumsAlongDirections,
-    SumsByCell,
-    SumsByDocument,
-    chunks,
-    document_gradients,
-    read_run,
-)
+from energy_lens.ingest.statistics.activations import Activations, Slice, ranges
+from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
+from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
+from energy_lens.ingest.statistics.discrete import DiscreteGradient
+from energy_lens.ingest.statistics.energy_sizes import fill_energy_sizes
+from energy_lens.ingest.statistics.feature_activity import FeatureActivity
+from energy_lens.ingest.statistics.feature_classes import FeatureClasses, class_tokens
+from energy_lens.ingest.statistics.histogram_cells import HistogramCells
+from energy_lens.ingest.statistics.pairs import Keys
+from energy_lens.ingest.statistics.strata import RunLayout, read_run
+from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.runs import gradient_column
+
+Integers = NDArray[np.int64]
+T = TypeVar("T")
+
+#: Slices that are worked on at once; more of them would wait for memory.
+THREADS = min(4, os.cpu_count() or 1)
+
+#: Tables that are filled here, and nowhere else.
+FILLED = (
+    "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
+    "layer_losses",
+)  # fmt: skip
+
+
+class Made(NamedTuple):
+    """What is made of a slice."""
+
+    columns: dict[tuple[str, str], list[Columns]]  #: (energy, gradient): of each partition
+    counts: dict[str, list[dict[str, Integers]]]  #: energy: joint histograms, of all documents and of categories
+    fired: tuple[pl.DataFrame, pl.DataFrame] | None  #: how its features fire, and their strongest activations
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
-    """Fill feature_statistics, histogram_cells and feature_classes for a run.
+    """Fill the tables in FILLED for a run.
 
     decoders: layer: decoder rows [d_sae, d_model]. Everything or nothing is replaced.
     """
     with open_warehouse() as warehouse, warehouse.transaction():
         run = read_run(warehouse, run_id)
-        for table in ("feature_statistics", "histogram_cells", "feature_classes"):
-            warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run", run=run_id)
         class_tokens(warehouse, run_id, run.context_length)
-        for layer in run.layers:
-            rows = decoders[layer].numpy()
-            fill_feature_classes(warehouse, run_id, layer, run.context_length, len(rows))
-            counted = warehouse.run("finish/counted_activations", **_place(run, layer)).numpy()
-            for energy in run.energies:
-                for frame in _decoder_statistics(warehouse, run, layer, energy, rows, counted):
-                    warehouse.append("feature_statistics", frame)
-                for frame in _discrete_statistics(warehouse, run, layer, energy, len(rows)):
-                    warehouse.append("feature_statistics", frame)
-                count_cells(warehouse, run_id, layer, energy, run.context_length)
+        for table in FILLED:
+            warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run", run=run_id)
+        warehouse.run("finish/create_groups_of_cells")
+        cells = {"group_id": run.group_ids.astype(np.int32), "cell": run.group_cells.astype(np.int32)}
+        warehouse.append("groups_of_cells", pl.DataFrame(cells))
+        tokens = Tokens.read(warehouse, run)
+        included = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for layer in run.layers:
+                decoder = decoders[layer].float().numpy()
+                included[layer] = _finish_layer(warehouse, run, tokens, layer, decoder, pool)
+        warehouse.run("finish/layer_tokens", run=run_id)
+        fill_energy_sizes(warehouse, run, tokens, included)
+        warehouse.run("finish/drop_groups_of_cells")
         warehouse.run("finish/record", run=run_id)
 
 
-def count_cells(warehouse: Warehouse, run_id: int, layer: int, energy: str, context_length: int) -> None:
-    """Fill histogram_cells for one layer and energy, from stored activations and feature_histograms."""
-    place = {"run": run_id, "layer": layer, "energy": energy, "context_length": context_length}
-    warehouse.run_formatted("finish/histogram_cells", {"gradient": gradient_column(energy)}, **place)
-
-
-def _place(run: RunLayout, layer: int) -> dict[str, int]:
-    return {"run": run.run_id, "layer": layer, "context_length": run.context_length}
-
-
-# ------------------------------------------------------------------------------------------------ gradients
-
-
-def _decoder_statistics(
+def _finish_layer(
     warehouse: Warehouse,
     run: RunLayout,
+    tokens: Tokens,
     layer: int,
-    energy: str,
-    rows: NDArray[np.floating],
-    counted: Mapping[str, NDArray[np.generic]],
-) -> Iterator[pl.DataFrame]:
-    """Rows of feature_statistics for the decoder gradient of one layer and energy; one frame per stratum."""
-    column = {"gradient": gradient_column(energy)}
-    active = warehouse.run_formatted("finish/active_sums", column, **_place(run, layer)).numpy()
-    place = {"run": run.run_id, "layer": layer, "energy": energy}
-    n_tokens, norm2, gradients = document_gradients(warehouse, run, layer, energy, rows.shape[1])
-    stream_sums = SumsByCell(warehouse.run("finish/moments", **place).numpy())
-    active_sums, counted_sums = SumsByDocument(active, run), SumsByDocument(counted, run)
-    kept_sums = SumsByDocument(warehouse.run("finish/feature_documents", **place).numpy(), run)
-    along = SumsAlongDirections(warehouse, run, layer, energy, rows)
-    for stratum in run.strata:
-        parts = []
-        for features in chunks(len(rows), len(run.document_ids)):
-            dense = active_sums.dense(features)
-            dense["sum_g"] = -(gradients @ rows[features].T.astype(np.float64))
-            kept = {name: values[stratum.documents] for name, values in kept_sums.dense(features).items()}
-            moments = stream_sums.of(stratum, features)
-            statistics = sums_of_stratum(stratum, dense, n_tokens, moments["sum_g2"])
-            within = counted_sums.dense(features)
-            statistics |= {name: moments[name] for name in SumsByCell.WITHIN}
-            statistics["sum_ac2"] = within["sum_ac2"][stratum.documents].sum(0)
-            statistics["n_counted_documents"] = within["seen"][stratum.documents].sum(0)
-            statistics |= across_documents(stratum, dense, kept, n_tokens, norm2, moments["sum_g2"])
-            statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
-            parts.append(statistics)
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        whole |= along.test(stratum, whole["sum_s"], whole["sum_gc2"])
-        yield statistics_frame(run, layer, energy, "decoder", stratum, tested(whole))
+    decoder: NDArray[np.floating],
+    pool: ThreadPoolExecutor,
+) -> NDArray[np.bool_]:
+    """Fill what is known of a layer; returns the layer's included tokens [token]."""
+    included, counted = _chosen(warehouse, run, tokens, layer)
+    classes, fired = FeatureClasses(tokens, included, len(decoder)), FeatureActivity(tokens)
+    along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
+    along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
+    histograms = {energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies}
+    n_counted = tokens.of_context(counted)
+    parts: dict[tuple[str, str], list[list[Columns]]] = {}
+
+    def work(rows: Slice) -> Made:
+        """All that is made of a slice; nothing here depends on another one, so that threads may take turns."""
+        classes.add(rows)
+        keys = [Keys.of(rows, partition) for partition in run.partitions]
+        activity = Activity.of(rows, counted, n_counted)
+        columns: dict[tuple[str, str], list[Columns]] = {}
+        for energy in run.energies:
+            columns[energy, "decoder"] = along_rows[energy].statistics(rows, keys, activity)
+            columns[energy, "discrete"] = along_text[energy].statistics(rows, keys)
+        counts = {energy: histograms[energy].counts(rows) for energy in run.energies}
+        return Made(columns, counts, fired.of(rows))
+
+    for start, stop in ranges(warehouse, run, layer, len(decoder)):
+        activations = Activations(warehouse, run, tokens, layer, start, stop)
+        for energy in run.energies:
+            along_rows[energy].read(start, stop)
+            histograms[energy].read(start, stop)
+        for made in _in_turn(pool, work, activations.slices()):
+            fired.add(made.fired)
+            for energy in run.energies:
+                histograms[energy].add(made.counts[energy])
+            for key, of_slice in made.columns.items():
+                parts.setdefault(key, []).append(of_slice)
+    for (energy, kind), of_slices in parts.items():
+        for partition, *of_partition in zip(run.partitions, *of_slices, strict=True):
+            whole = tested(concatenated(of_partition))
+            frame = statistics_frame(run, layer, energy, kind, partition, whole)
+            warehouse.append("feature_statistics", frame)
+    for frame in classes.frames():
+        place = {"run_id": run.run_id, "layer": layer}
+        warehouse.append(
+            "feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()})
+        )
+    for cells in histograms.values():
+        if (counts := cells.frame()) is not None:
+            warehouse.append("histogram_cells", counts)
+    fired.store(warehouse, run.run_id, layer)
+    return included
 
 
-def _discrete_statistics(
-    warehouse: Warehouse, run: RunLayout, layer: int, energy: str, d_sae: int
-) -> Iterator[pl.DataFrame]:
-    """The same for the discrete gradient, whose sums all come from stored tables."""
-    warehouse.run("finish/centre_discrete", **_place(run, layer), energy=energy)
-    active = SumsByDocument(warehouse.run("finish/active_sums_discrete", run=run.run_id, layer=layer).numpy(), run)
-    sums = warehouse.run("finish/document_sums_discrete", run=run.run_id).numpy()
-    n_tokens, sum_g, sum_g2, sum_gc2 = (np.zeros(len(run.document_ids)) for _ in range(4))
-    where = np.searchsorted(run.document_ids, sums["document_id"])
-    for target, name in ((n_tokens, "n_tokens"), (sum_g, "sum_g"), (sum_g2, "sum_g2"), (sum_gc2, "sum_gc2")):
-        target[where] = sums[name]
-    for stratum in run.strata:
-        parts = []
-        for features in chunks(d_sae, len(run.document_ids)):
-            dense = active.dense(features)
-            dense["sum_g"] = np.broadcast_to(sum_g[:, None], dense["sum_a"].shape)
-            total = np.full(features.stop - features.start, sum_g2[stratum.documents].sum())
-            statistics = sums_of_stratum(stratum, dense, n_tokens, total)
-            # A derivative along the text says nothing about adding the feature.
-            statistics["sum_v2"] = np.full(len(total), np.nan)
-            statistics |= {name: dense[name][stratum.documents].sum(0) for name in _WITHIN_DISCRETE}
-            of_tokens = {"sum_g2": np.broadcast_to(sum_g2[:, None], dense["sum_a"].shape)}
-            kept = {name: values[stratum.documents] for name, values in (dense | of_tokens).items()}
-            statistics |= across_documents(stratum, dense, kept, n_tokens, np.zeros(len(n_tokens)), total)
-            statistics["q_attribution"] = np.full(len(total), np.nan)
-            counted_documents = (dense["n_counted"][stratum.documents] > 0).sum(0)
-            statistics["n_counted_documents"] = counted_documents.astype(np.float64)
-            statistics["sum_gc2"] = np.full(len(total), sum_gc2[stratum.documents].sum())
-            statistics["feature"] = np.arange(features.start, features.stop, dtype=np.int32)
-            parts.append(statistics)
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        yield statistics_frame(run, layer, energy, "discrete", stratum, tested(whole))
+def _in_turn(pool: ThreadPoolExecutor, work: Callable[[Slice], T], slices: Iterable[Slice]) -> Iterator[T]:
+    """What `work` makes of slices, in order; only so many of them are there at once as there are threads."""
+    under_way: deque[Future[T]] = deque()
+    for rows in slices:
+        under_way.append(pool.submit(work, rows))
+        if len(under_way) > THREADS:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
-#: What the within-context test of the discrete gradient sums, of finish/active_sums_discrete.
-_WITHIN_DISCRETE = ("n_counted", "n_counted_contexts", "sum_s", "sum_s2", "null_s", "null_s2", "sum_ac2")
+def _chosen(
+    warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which tokens of a layer are included, and which the within-context test counts [token]."""
+    stored = warehouse.run("finish/token_layers", run=run.run_id, layer=layer).numpy()
+    place = tokens.places(stored["token_id"])
+    included, counted = np.zeros(len(tokens), dtype=bool), np.zeros(len(tokens), dtype=bool)
+    included[place], counted[place] = True, stored["counted"]
+    return included, counted

@@ -1,33 +1,38 @@
 """A corpus' contexts in, their residuals out: harvested once for all layers and kept on disk in rounds.
 
-A round is a fixed number of contexts, taken in seeded order from all documents, so that it is a sample of the corpus
-and a batch drawn from it mixes hundreds of texts. Its residuals lie in one raw bfloat16 file a layer, which is mapped
-into memory and not read as a whole: memory stays bounded whatever the width of the model. A round is complete when
-its `round.json` is there, which is written last; whatever stops a harvest costs at most the round it was at.
+A round is a fixed number of tokens, in contexts taken in seeded order from all documents, so that it is a sample of
+the corpus and a batch drawn from it mixes hundreds of texts. Its residuals lie in one raw bfloat16 file a layer, which
+is mapped into memory and not read as a whole: memory stays bounded whatever the width of the model. A round is complete
+when its `round.json` is there, which is written last; whatever stops a harvest costs at most the round it was at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_tokens
+from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
+from energy_lens.ingest.training.documents import Ids, of_equal_length, parts_of, side_by_side
 from energy_lens.warehouse.files import whole
 
 #: Tokens from which each layer's norm median is taken.
 MEDIAN_TOKENS = 32_768
 
 PLAN, ROUND = "plan.json", "round.json"
+
+#: Version of which tokens a round holds; raise it when a store that was begun before must not be gone on with.
+STORE_VERSION = 2
 
 
 class ActivationStore:
@@ -40,21 +45,30 @@ class ActivationStore:
         self,
         folder: Path,
         model: LanguageModel,
-        contexts: Tensor,
+        contexts: Sequence[Ids],
         layers: Sequence[int],
         round_contexts: int = 512,
         model_batch: int = 8,
     ) -> None:
-        """contexts: [n, length] token ids, in the order in which they are taken.
+        """contexts: token ids of each, in the order in which they are taken.
+
+        round_contexts, model_batch: contexts in a round and in a forward pass, when all are as long as the longest;
+        of shorter ones there are more.
 
         Raises UsageError when the folder holds the residuals of other contexts, layers or another model.
         """
         self.folder, self.layers = folder, list(layers)
-        self._model, self._model_batch = model, model_batch
-        self._rounds = contexts.split(round_contexts)
-        described = [model.sha256, str(model.dtype), self.layers, round_contexts, MASSIVE_NORM_RATIO, *contexts.shape]
+        self._model, self._special = model, special_ids(model)
+        length = max(map(len, contexts))
+        self._places = model_batch * length  # in a forward pass, padding with them
+        self._rounds = parts_of(contexts, round_contexts * length)
+        described = [
+            STORE_VERSION, model.sha256, str(model.dtype), self.layers, round_contexts, MASSIVE_NORM_RATIO,
+            self._special.tolist(), list(map(len, contexts)),
+        ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(described).encode())
-        digest.update(contexts.numpy().tobytes())
+        for ids in contexts:
+            digest.update(ids.astype(np.int32).tobytes())
         self._digest = digest.hexdigest()
         self.norm_medians = self._settle(contexts)  #: layer: median ‖x‖ over all tokens of the first contexts
 
@@ -62,7 +76,7 @@ class ActivationStore:
         """Rounds that the contexts fill, the last one perhaps not wholly."""
         return len(self._rounds)
 
-    def _settle(self, contexts: Tensor) -> dict[int, float]:
+    def _settle(self, contexts: Sequence[Ids]) -> dict[int, float]:
         try:
             plan = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -72,34 +86,41 @@ class ActivationStore:
         if plan is not None:
             if plan.get("contexts") != self._digest:
                 raise UsageError(
-                    f"{self.folder} belongs to a training with another corpus, model, layers or seed: "
-                    "give the same again, or remove that folder."
+                    f"{self.folder} belongs to a training with another corpus, model, layers or seed, or of another "
+                    "version: give the same again, or remove that folder."
                 )
             return {layer: float(plan["norm_medians"][str(layer)]) for layer in self.layers}
-        first = contexts[: max(1, MEDIAN_TOKENS // contexts.shape[1])].split(self._model_batch)
-        medians = norm_medians(self._model, (tokens.numpy() for tokens in first), self.layers)
+        first = parts_of(contexts, MEDIAN_TOKENS)[0]
+        medians = norm_medians(self._model, of_equal_length(first, self._places), self.layers)
         _write_json(self.folder, PLAN, {"contexts": self._digest, "norm_medians": medians})
         return medians
 
     def round(self, index: int) -> dict[int, Tensor]:
         """Residuals by layer, bfloat16 [token, d_model], mapped from disk; harvested when they are not there yet."""
         folder = self._folder(index)
-        if not (folder / ROUND).exists():
+        files = {layer: folder / f"layer_{layer}.bf16" for layer in self.layers}
+        if not (folder / ROUND).exists() or not all(path.exists() for path in files.values()):
             self._harvest(index)
-        n_tokens = int(json.loads((folder / ROUND).read_text(encoding="utf-8"))["tokens"])
-        shape = (n_tokens, self._model.d_model)
+        shape = (self.n_tokens(index), self._model.d_model)
         residuals = {}
-        for layer in self.layers:
-            path = folder / f"layer_{layer}.bf16"
+        for layer, path in files.items():
             if path.stat().st_size != 2 * shape[0] * shape[1]:
                 raise ElwError(f"{path} is damaged: remove {folder}, it is made again.")
+            if not shape[0]:  # nothing can be mapped then
+                residuals[layer] = torch.empty(shape, dtype=torch.bfloat16)
+                continue
             flat = torch.from_file(str(path), shared=False, size=shape[0] * shape[1], dtype=torch.bfloat16)
             residuals[layer] = flat.view(shape)
         return residuals
 
+    def n_tokens(self, index: int) -> int:
+        """Tokens of a round that was harvested, be it dropped since."""
+        return int(json.loads((self._folder(index) / ROUND).read_text(encoding="utf-8"))["tokens"])
+
     def drop(self, index: int) -> None:
-        """Give back the disk space of a round."""
-        shutil.rmtree(self._folder(index), ignore_errors=True)
+        """Give back the disk space of a round; its number of tokens stays known."""
+        for path in self._folder(index).glob("*.bf16"):
+            path.unlink(missing_ok=True)
 
     def _folder(self, index: int) -> Path:
         return self.folder / f"round_{index:05d}"
@@ -109,6 +130,7 @@ class ActivationStore:
         n_kept = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / ROUND).unlink(missing_ok=True)  # of a round that was dropped
             with ExitStack() as stack:
                 files = {
                     layer: stack.enter_context((folder / f"layer_{layer}.bf16").open("wb")) for layer in self.layers
@@ -124,16 +146,15 @@ class ActivationStore:
             ) from error
         _write_json(folder, ROUND, {"tokens": n_kept})
 
-    def harvest(self, contexts: Tensor) -> dict[int, Tensor]:
-        """The same of other contexts [n, length], in memory."""
+    def harvest(self, contexts: Sequence[Ids]) -> dict[int, Tensor]:
+        """The same of other contexts, in memory."""
         batches = list(self._batches(contexts))
         return {layer: torch.cat([batch[layer] for batch in batches]) for layer in self.layers}
 
-    def _batches(self, contexts: Tensor) -> Iterator[dict[int, Tensor]]:
-        for tokens in contexts.split(self._model_batch):
-            residuals = harvest_residuals(self._model, tokens.long(), self.layers)
-            masks = [included_tokens(x.float().norm(dim=-1), self.norm_medians[n]) for n, x in residuals.items()]
-            included = torch.stack(masks).all(0)
+    def _batches(self, contexts: Sequence[Ids]) -> Iterator[dict[int, Tensor]]:
+        for tokens, lengths in side_by_side(contexts, self._places):
+            residuals = harvest_residuals(self._model, tokens, self.layers)
+            included = included_everywhere(residuals, self.norm_medians, lengths, tokens, self._special)
             yield {layer: x[included].bfloat16() for layer, x in residuals.items()}
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import TypeAlias
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.console import say
 from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import padded, planned_alone, special_ids
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context
+
+Ids: TypeAlias = NDArray[np.int32]  #: token ids of a context, [position]
 
 #: Share of each category's documents held out for choosing (select) and for reporting (test).
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10
@@ -34,28 +40,104 @@ def split_documents(documents: Sequence[Document]) -> dict[str, list[Document]]:
     return {name: sorted(part, key=lambda document: document.path) for name, part in parts.items()}
 
 
-def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: int) -> Tensor:
-    """[n, length] token ids: the full contexts of the documents, in document order."""
-    pieces = []
-    for document in documents:
-        ids = torch.tensor(model.tokenize(document.text()), dtype=torch.int32)
-        pieces.append(ids[: len(ids) // length * length].view(-1, length))
-    return torch.cat(pieces) if pieces else torch.empty(0, length, dtype=torch.int32)
+def cut_contexts(model: LanguageModel, documents: Sequence[Document], length: int) -> list[Ids]:
+    """Token ids of the documents' contexts, cut as an ingest cuts them (`warehouse.plan.cut`), in document order."""
+    contexts, read, _ = _cut(model, documents, length)
+    return [read(context) for context in contexts]
 
 
 def shuffled_contexts(
-    model: LanguageModel, documents: Sequence[Document], n_tokens: int, length: int, seed: int, step_tokens: int = 0
-) -> Tensor:
-    """[n, length] token ids in seeded order, the fewest contexts that hold n_tokens, or all.
+    model: LanguageModel,
+    documents: Sequence[Document],
+    n_tokens: int,
+    length: int,
+    seed: int,
+    step_tokens: int = 0,
+    remedy: str = "give more text",
+) -> list[Ids]:
+    """Contexts in seeded order, the fewest that hold n_tokens to train on, or all; says which text is left out.
 
-    step_tokens: tokens of a step of what is trained on them. Raises UsageError when there are fewer than two steps.
+    step_tokens: tokens of a step of what is trained on them. Raises UsageError when there are fewer than two steps;
+    remedy: what helps then.
     """
-    contexts = cut_contexts(model, documents, length)
-    order = np.random.default_rng(seed).permutation(len(contexts))
-    contexts = contexts[torch.from_numpy(order)][: math.ceil(n_tokens / length)]
-    if contexts.numel() < 2 * step_tokens:
+    contexts, read, left_out = _cut(model, documents, length)
+    special = special_ids(model)
+    trainable = np.array([trainable_tokens(read(context), special) for context in contexts], dtype=np.int64)
+    if (available := int(trainable.sum())) < 2 * step_tokens:
+        total = sum(context.n_tokens for context in contexts) + left_out
         raise UsageError(
-            f"The training documents hold {contexts.numel()} tokens in full contexts, less than two steps of "
-            f"{step_tokens}: give more text or a smaller batch."
+            f"{len(documents):,} training documents of {total:,} tokens hold {available:,} to train on, without the "
+            f"first and last of each context, special ones and short ends; two steps take {2 * step_tokens:,}: "
+            f"{remedy}."
         )
-    return contexts
+    if n_tokens < 2 * step_tokens:
+        raise UsageError(f"--tokens is {n_tokens:,}, and two steps take {2 * step_tokens:,}: train on more.")
+    if left_out:
+        say(
+            f"{left_out:,} tokens of the training documents are left out: ends of fewer than {MIN_TAIL} tokens, and "
+            f"documents of fewer than {MIN_DOCUMENT}."
+        )
+    order = np.random.default_rng(seed).permutation(len(contexts))
+    needed = int(np.searchsorted(trainable[order].cumsum(), n_tokens)) + 1
+    return [read(contexts[i]) for i in order[:needed]]
+
+
+def trainable_tokens(ids: Ids, special: Tensor) -> int:
+    """Tokens of a context that can be trained on: all but the first, the last and special ones.
+
+    special: [n] ids that are no text. A token of massive norm falls out too, which only the model can tell.
+    """
+    return int(np.isin(ids[1:-1], special.numpy(), invert=True).sum())
+
+
+def _cut(
+    model: LanguageModel, documents: Sequence[Document], length: int
+) -> tuple[list[Context], Callable[[Context], Ids], int]:
+    """Contexts of documents in order, what reads one's token ids, and the number of tokens that are in none."""
+    source, planned = planned_alone(model, documents, length)
+    contexts = [context for document in planned for context in document.contexts]
+    n_tokens = sum(source.n_tokens(document) for document in documents)
+
+    def read(context: Context) -> Ids:
+        return source.context(context, documents[context.document_id].sha256)
+
+    return contexts, read, n_tokens - sum(context.n_tokens for context in contexts)
+
+
+# ------------------------------------------------------------------------------------------------ contexts together
+
+
+def parts_of(contexts: Sequence[Ids], n_tokens: int) -> list[list[Ids]]:
+    """Contexts in their order, in parts of at most n_tokens tokens each, or of one context that has more."""
+    parts: list[list[Ids]] = []
+    left = 0
+    for ids in contexts:
+        if not parts or len(ids) > left:
+            parts.append([])
+            left = n_tokens
+        parts[-1].append(ids)
+        left -= len(ids)
+    return parts
+
+
+def side_by_side(contexts: Sequence[Ids], n_places: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for the model: token ids [context, position] int64, padded on the right, and lengths [context].
+
+    Contexts of like length stand together, the longest first, else in their order, with at most n_places places a
+    batch (or one context), so that a batch of short contexts holds as many tokens as one of long ones.
+    """
+    batch: list[Ids] = []
+    for ids in sorted(contexts, key=len, reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0]) > n_places:
+            yield padded(batch)
+            batch = []
+        batch.append(ids)
+    if batch:
+        yield padded(batch)
+
+
+def of_equal_length(contexts: Sequence[Ids], n_places: int) -> Iterator[Ids]:
+    """The same without padding: token ids [context, position] of contexts of one length."""
+    for length, same in groupby(sorted(contexts, key=len, reverse=True), key=len):
+        for batch in parts_of(list(same), max(n_places, length)):
+            yield np.stack(batch)

@@ -23,14 +23,23 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import UsageError, require
+from energy_lens.ingest.contexts import special_ids
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
-from energy_lens.ingest.inclusion import included_tokens
+from energy_lens.ingest.inclusion import included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
 from energy_lens.ingest.model.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
-from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.documents import (
+    Ids,
+    cut_contexts,
+    of_equal_length,
+    parts_of,
+    shuffled_contexts,
+    side_by_side,
+    split_documents,
+)
 
 
 @dataclass(frozen=True)
@@ -83,53 +92,65 @@ def fit_translators(
     parts = split_documents(documents)
     step_tokens = options.batch_contexts * options.context_length
     contexts = shuffled_contexts(
-        model, parts["train"], options.tokens, options.context_length, options.seed, step_tokens
-    )
-    first = contexts[: max(1, MEDIAN_TOKENS // options.context_length)].split(options.batch_contexts)
-    medians = norm_medians(model, (batch.numpy() for batch in first), [*layers, model.n_layers - 1])
+        model, parts["train"], options.tokens, options.context_length, options.seed,
+        options.batch_contexts * (options.context_length - 2),
+    )  # fmt: skip
+    first = of_equal_length(parts_of(contexts, MEDIAN_TOKENS)[0], step_tokens)
+    medians = norm_medians(model, first, [*layers, model.n_layers - 1])
 
-    def batches(contexts: Tensor, what: str) -> Iterator[_TokenBatch]:
-        pieces = contexts.split(options.batch_contexts)
-        for done, tokens in enumerate(pieces, 1):
-            yield _read(model, tokens.long(), layers, medians)
+    def batches(contexts: Sequence[Ids], what: str) -> Iterator[_TokenBatch]:
+        pieces = parts_of(contexts, step_tokens)
+        for done, piece in enumerate(pieces, 1):
+            batch = _read(model, piece, layers, medians, step_tokens)
+            if len(batch.next_tokens):
+                yield batch
             on_progress(what, done / len(pieces))
 
-    translators = _regressed(model, layers, batches(contexts, "regression"), options.ridge)
+    translators, n_tokens = _regressed(model, layers, batches(contexts, "regression"), options.ridge)
     if options.learning_rate:
-        n_steps = len(contexts.split(options.batch_contexts))
+        n_steps = len(parts_of(contexts, step_tokens))
         translators = _descended(model, translators, batches(contexts, "gradient steps"), n_steps, options)
     metadata: dict[str, Any] = {
         "fit": asdict(options),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "tokens": contexts.numel(),
+        "tokens": n_tokens,
         "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},
     }
     test = cut_contexts(model, parts["test"], options.context_length)
-    if len(test):
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
-        test = test[order[: max(1, options.test_tokens // options.context_length)]]
-        metadata["held_out"] = _held_out_figures(model, translators, batches(test, "held-out figures"))
+    if test:
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed)).tolist()
+        test = parts_of([test[i] for i in order], options.test_tokens)[0]
+        if figures := _held_out_figures(model, translators, batches(test, "held-out figures")):
+            metadata["held_out"] = figures
     return Translators(translators, model.name, metadata=metadata)
 
 
 @torch.no_grad()
-def _read(model: LanguageModel, tokens: Tensor, layers: Sequence[int], medians: Mapping[int, float]) -> _TokenBatch:
-    """Residuals of contexts [batch, position] at tokens that are included at every layer and have a next one."""
-    top = model.n_layers - 1
-    residuals = harvest_residuals(model, tokens, [*layers, top])
-    masks = [included_tokens(residuals[layer].float().norm(dim=-1), medians[layer]) for layer in layers]
-    mask = torch.stack(masks).all(0)
-    mask[:, -1] = False
-    last = residuals[top][mask]
-    included = {layer: residuals[layer][mask] for layer in layers}
-    return _TokenBatch(included, last, model.final_norm(last), tokens.roll(-1, dims=1)[mask])
+def _read(
+    model: LanguageModel, contexts: Sequence[Ids], layers: Sequence[int], medians: Mapping[int, float], n_places: int
+) -> _TokenBatch:
+    """Residuals of contexts at the tokens that are included at every layer, each of which has a next one."""
+    top, special = model.n_layers - 1, special_ids(model)
+    residuals: dict[int, list[Tensor]] = {layer: [] for layer in [*layers, top]}
+    next_tokens = []
+    for tokens, lengths in side_by_side(contexts, n_places):
+        x = harvest_residuals(model, tokens, [*layers, top])
+        mask = included_everywhere({layer: x[layer] for layer in layers}, medians, lengths, tokens, special)
+        for layer, kept in residuals.items():
+            kept.append(x[layer][mask])
+        next_tokens.append(tokens.roll(-1, dims=1)[mask])
+    included = {layer: torch.cat(kept) for layer, kept in residuals.items()}
+    last = included[top]
+    return _TokenBatch(
+        {layer: included[layer] for layer in layers}, last, model.final_norm(last), torch.cat(next_tokens)
+    )
 
 
 @torch.no_grad()
 def _regressed(
     model: LanguageModel, layers: Sequence[int], batches: Iterator[_TokenBatch], ridge: float
-) -> dict[int, Translator]:
-    """Ridge regression of the last residual, at a root mean square of 1, on each layer's residuals."""
+) -> tuple[dict[int, Translator], int]:
+    """Ridge regression of the last residual, at a root mean square of 1, on each layer's residuals; and the tokens."""
     d, n = model.d_model, 0
     target_sum = torch.zeros(d, dtype=torch.float64)
     sums = {layer: torch.zeros(d, dtype=torch.float64) for layer in layers}
@@ -156,7 +177,7 @@ def _regressed(
         damping = ridge * covariance.diagonal().mean() * torch.eye(d, dtype=torch.float64)
         weight = torch.linalg.solve(covariance + damping, cross)
         fitted[layer] = Translator(weight.float(), (target_mean - mean @ weight).float())
-    return fitted
+    return fitted, n
 
 
 def _descended(
@@ -198,7 +219,10 @@ def _descended(
 def _held_out_figures(
     model: LanguageModel, translators: Mapping[int, Translator], batches: Iterator[_TokenBatch]
 ) -> dict[str, Any]:
-    """Mean loss and KL(p‖q) in nats, by layer, of the logit lens and of the tuned lens; the model's own loss."""
+    """Mean loss and KL(p‖q) in nats, by layer, of the logit lens and of the tuned lens; the model's own loss.
+
+    Empty when no token is included.
+    """
     n, output = 0, 0.0
     sums = {(layer, lens): [0.0, 0.0] for layer in translators for lens in ("logit_lens", "tuned_lens")}
     for batch in batches:
@@ -212,6 +236,8 @@ def _held_out_figures(
                 kl = divergence((lens_losses, hidden), (losses, batch.hidden, gradients))
                 sums[layer, lens][0] += float(lens_losses.double().sum())
                 sums[layer, lens][1] += float(kl.double().sum())
+    if not n:
+        return {}
     layers = {
         str(layer): {
             f"{lens}_{what}": sums[layer, lens][i] / n

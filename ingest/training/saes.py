@@ -3,7 +3,8 @@
 1. Documents are split by content hash into train, select and test, in every category alike. Test documents decide
    nothing; select documents decide which L-BFGS rounds are kept.
 2. Contexts of the training documents, in seeded order, run through the model; the residuals of all layers are kept
-   on disk in rounds (`activation_store`). Excluded tokens (first of a context, massive norms) are left out.
+   on disk in rounds (`activation_store`). They are cut as an ingest cuts them, and the tokens that an ingest excludes
+   (first and last of a context, special ones, massive norms) are left out.
 3. Round by round, shuffled, each SAE takes `passes` passes of Adam steps (`trainer`) on x·s, where s makes the
    mean norm √d_model.
 4. With optimizer "lbfgs" the decoder, encoder and biases are polished by L-BFGS (`polish`).
@@ -33,7 +34,7 @@ from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.documents import cut_contexts, parts_of, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
 from energy_lens.ingest.training.trainer import StepConfig, Trainer
 from energy_lens.warehouse.files import whole
@@ -86,10 +87,10 @@ class TrainingConfig:
             require(number >= 1, f"{option} is {number}; it must be positive.")
         rate = self.learning_rate
         require(0 < rate < math.inf, f"--learning-rate is {rate}; it must be positive and finite.")
-        require(self.context_length >= 2, f"--context is {self.context_length}; at least 2 tokens are needed.")
+        require(self.context_length >= 3, f"--context is {self.context_length}; at least 3 tokens are needed.")
         require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
         require(
-            self.round_contexts * (self.context_length - 1) >= 2 * self.batch_size,
+            self.round_contexts * (self.context_length - 2) >= 2 * self.batch_size,
             f"round_contexts is {self.round_contexts}; a round must hold at least two batches of tokens.",
         )
         require(
@@ -129,6 +130,11 @@ class _Training:
         self._say(0, f"harvesting round 1 of {len(self.store)}")
         first = self.store.round(0)
         config = self.config
+        if (n_tokens := self.store.n_tokens(0)) < config.batch_size:
+            raise UsageError(
+                f"Of the first round's tokens {n_tokens:,} are no outliers in norm, less than a step of "
+                f"{config.batch_size:,}: give more text, or a smaller --batch-size."
+            )
         # bfloat16 is worth its rounding only where the machine is faster with it: the model's precision was chosen so.
         step = StepConfig(config.architecture, config.auxiliary, config.dead_after, self.model.dtype)
         self.trainers = [
@@ -142,8 +148,8 @@ class _Training:
             for n_pass in range(config.passes):
                 self._train(residuals, index, n_pass)
             self._save(index + 1)
-            # What begins after this many tokens does not serve once more at the end; some tokens are not included.
-            if index * config.round_contexts * config.context_length > 1.1 * max(QUARTILE_TOKENS, POLISH_TOKENS):
+            # What begins after this many tokens does not serve once more at the end.
+            if sum(map(self.store.n_tokens, range(index))) >= max(QUARTILE_TOKENS, POLISH_TOKENS):
                 self.store.drop(index)
 
     def _train(self, residuals: Mapping[int, Tensor], index: int, n_pass: int) -> None:
@@ -228,8 +234,9 @@ def train_saes(
     layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
     contexts = shuffled_contexts(
-        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size
-    )
+        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size,
+        "give more text, or a smaller --batch-size",
+    )  # fmt: skip
     store = ActivationStore(folder, model, contexts, layers, config.round_contexts)
     training = _Training(model, layers, config, store, folder, on_progress)
     training.run()
@@ -242,7 +249,7 @@ def train_saes(
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
     for sae, trainer in zip(saes, training.trainers, strict=True):
         sae.metadata |= {
-            "training": {**settings, "k": trainer.k, "tokens": contexts.numel()},
+            "training": {**settings, "k": trainer.k, "tokens": sum(map(store.n_tokens, range(len(store))))},
             "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},
             "test_documents": [document.path for document in parts["test"]],
         }
@@ -263,10 +270,10 @@ def schedule(share: float, config: TrainingConfig) -> float:
 def _polish(training: _Training, select: Sequence[Document]) -> dict[tuple[int, int], list[float]]:
     """L-BFGS on every SAE; by layer and k, FVU on select before and after each kept round."""
     config, model = training.config, training.model
-    contexts = cut_contexts(model, select, config.context_length)[: SELECT_TOKENS // config.context_length]
-    if not len(contexts):
+    contexts = cut_contexts(model, select, config.context_length)
+    held_out = training.store.harvest(parts_of(contexts, SELECT_TOKENS)[0]) if contexts else {}
+    if not contexts or not len(held_out[training.layers[0]]):
         raise UsageError("L-BFGS needs select documents, 3 in a category: give more, or --optimizer adam.")
-    held_out = training.store.harvest(contexts)
     figures = {}
     for trainer in training.trainers:
         training._say(len(training.store), f"L-BFGS at layer {trainer.layer}, k = {trainer.k}")

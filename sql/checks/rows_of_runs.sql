@@ -33,6 +33,8 @@ WITH parts AS (
     UNION ALL
     SELECT 'energies', run_id FROM energies GROUP BY ALL
     UNION ALL
+    SELECT 'feature_activity', run_id FROM feature_activity GROUP BY ALL
+    UNION ALL
     SELECT 'feature_classes', run_id FROM feature_classes GROUP BY ALL
     UNION ALL
     SELECT 'feature_directions', run_id FROM feature_directions GROUP BY ALL
@@ -56,6 +58,12 @@ WITH parts AS (
     SELECT 'intervention_settings', run_id FROM intervention_settings GROUP BY ALL
     UNION ALL
     SELECT 'interventions', run_id FROM interventions GROUP BY ALL
+    UNION ALL
+    SELECT 'layer_energies', run_id FROM layer_energies GROUP BY ALL
+    UNION ALL
+    SELECT 'layer_losses', run_id FROM layer_losses GROUP BY ALL
+    UNION ALL
+    SELECT 'layer_tokens', run_id FROM layer_tokens GROUP BY ALL
     UNION ALL
     SELECT 'plan', run_id FROM plan GROUP BY ALL
     UNION ALL

@@ -1,9 +1,8 @@
--- What the stream kept, summed over the groups of each category and half, for one layer and energy.
+-- What the stream kept of some features, summed over the groups of each category and half, for one layer and energy;
+-- groups_of_cells is a temporary table that `finish` fills.
 SELECT
     m.feature,
-    p.category,
-    p.half,
-    fsum(m.sum_g) AS sum_g,
+    c.cell,
     fsum(m.sum_g2) AS sum_g2,
     fsum(m.sum_gc2) AS sum_gc2,
     sum(m.n_contexts) AS n_counted_contexts,
@@ -14,7 +13,6 @@ SELECT
     fsum(m.null_s2) AS null_s2,
     fsum(m.sum_a2h2) AS sum_a2h2
 FROM feature_moments AS m
-JOIN plan_groups AS p USING (run_id, group_id)
-WHERE m.run_id = $run AND m.layer = $layer AND m.energy = $energy
-GROUP BY m.feature, p.category, p.half
-ORDER BY p.category, p.half, m.feature
+JOIN groups_of_cells AS c USING (group_id)
+WHERE m.run_id = $run AND m.layer = $layer AND m.energy = $energy AND m.feature >= $start AND m.feature < $stop
+GROUP BY m.feature, c.cell

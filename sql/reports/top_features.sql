@@ -42,14 +42,6 @@ read AS (
     SELECT layer, feature, list(text ORDER BY strongest DESC, text)[1:6] AS top_tokens
     FROM fired
     GROUP BY layer, feature
-),
-losses AS (
-    SELECT e.energy, t.layer, sum(e.value) AS total
-    FROM energies AS e
-    JOIN token_layers AS t ON t.run_id = e.run_id AND t.token_id = e.token_id AND t.layer = coalesce(e.layer, t.layer)
-    WHERE e.run_id = (SELECT run_id FROM current_run) AND t.included
-        AND e.energy IN (SELECT r.energy FROM run_energies AS r WHERE r.run_id = e.run_id AND r.is_loss)
-    GROUP BY e.energy, t.layer
 )
 SELECT
     c.energy,
@@ -82,5 +74,6 @@ SELECT
     units_of(c.energy) AS units
 FROM chosen AS c
 LEFT JOIN read AS r USING (layer, feature)
-LEFT JOIN losses AS l USING (energy, layer)
+LEFT JOIN layer_losses AS l
+    ON l.run_id = (SELECT run_id FROM current_run) AND l.energy = c.energy AND l.layer = c.layer
 ORDER BY c.is_control, c.energy, c.place

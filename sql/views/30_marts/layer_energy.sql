@@ -1,45 +1,24 @@
 -- How an energy is distributed over the tokens of each layer and category.
 CREATE OR REPLACE VIEW layer_energy AS
-WITH placed AS (
-    SELECT e.run_id, e.energy, e.layer, e.value, e.kl_to_output, p.category, r.model, r.vocabulary_size
-    FROM energies AS e
-    JOIN current_run AS r USING (run_id)
-    JOIN token_places AS p USING (run_id, token_id)
-),
-grouped AS (
-    SELECT
-        model,
-        energy,
-        layer,
-        coalesce(category, 'all') AS category,
-        count(*) AS n_tokens,
-        avg(value) AS mean,
-        stddev_pop(value) AS sd,
-        avg(kl_to_output) AS kl_to_output,
-        quantile_cont(value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS quantiles,
-        any_value(run_id) AS run_id,
-        any_value(vocabulary_size) AS vocabulary_size
-    FROM placed
-    GROUP BY GROUPING SETS ((model, energy, layer, category), (model, energy, layer))
-)
 SELECT
-    model,
-    energy,
-    layer,
-    category,
-    n_tokens,
-    mean,
-    sd,
-    quantiles[1] AS q05,
-    quantiles[2] AS q25,
-    quantiles[3] AS median,
-    quantiles[4] AS q75,
-    quantiles[5] AS q95,
-    CASE WHEN x.is_loss THEN ln(vocabulary_size) END AS uniform_guess,
-    mean > uniform_guess AS uncalibrated,
-    kl_to_output,
+    r.model,
+    e.energy,
+    e.layer,
+    coalesce(e.category, 'all') AS category,
+    e.n_tokens,
+    e.mean,
+    e.sd,
+    e.q05,
+    e.q25,
+    e.median,
+    e.q75,
+    e.q95,
+    CASE WHEN x.is_loss THEN ln(r.vocabulary_size) END AS uniform_guess,
+    e.mean > uniform_guess AS uncalibrated,
+    e.kl_to_output,
     x.units
-FROM grouped
+FROM layer_energies AS e
+JOIN current_run AS r USING (run_id)
 LEFT JOIN run_energies AS x USING (run_id, energy);
 COMMENT ON VIEW layer_energy IS 'Distribution of each energy of the current run by layer and category. Energies of different layers are not one landscape.';
 COMMENT ON COLUMN layer_energy.model IS 'Model of the run.';

@@ -1,0 +1,123 @@
+"""A slice of a layer's activations in, columns of feature_statistics for the discrete gradient of an energy out.
+
+The discrete gradient is one number a token, so all of its statistics come from stored tables: the within-context test
+too, which the stream makes of the decoder gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_lens.ingest.statistics.activations import Slice
+from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
+from energy_lens.ingest.statistics.document_moments import Documents
+from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval
+from energy_lens.ingest.statistics.pairs import Keys
+from energy_lens.ingest.statistics.significance import MIN_MATES
+from energy_lens.ingest.statistics.strata import RunLayout, summed
+from energy_lens.ingest.statistics.tokens import Tokens
+from energy_lens.warehouse.database import Warehouse
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Centred:
+    """The discrete gradient as the within-context test wants it [token]; 0 where a mask says that there is none.
+
+    As in the stream of the decoder gradient: g minus its mean over the context, minus the mates' mean at the same
+    position, where at least MIN_MATES have one, minus the mean over the context of what is left (`tested`); and that
+    of the row's next context without the mates' that the control may not see (`control`).
+    """
+
+    g: Floats
+    defined: Mask
+    tested: Floats
+    counted: Mask
+    control: Floats
+
+    @classmethod
+    def of(cls, tokens: Tokens, g: Floats, defined: Mask) -> Centred:
+        """g: 0 where it is not defined."""
+        centred = tokens.centred(g, defined)
+        n_mates, total = tokens.beside(defined) - 1, tokens.beside(centred)
+        counted = defined & (n_mates >= MIN_MATES)
+        tested = centred - (total - centred) / np.maximum(n_mates, 1)
+        following = tokens.shifted(centred)
+        usable = counted & tokens.shifted(defined)
+        control = following - (total - centred - following) / np.maximum(n_mates - 1, 1)
+        return cls(g, defined, tokens.centred(tested, counted), counted, tokens.centred(control, usable))
+
+
+class DiscreteGradient:
+    """The stored gradients of one layer and energy, and what is made of them slice by slice."""
+
+    def __init__(self, warehouse: Warehouse, run: RunLayout, tokens: Tokens, layer: int, energy: str) -> None:
+        self._run = run
+        stored = warehouse.run("finish/discrete", run=run.run_id, layer=layer, energy=energy).numpy()
+        place = tokens.places(stored["token_id"])
+        g, defined = np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool)
+        g[place], defined[place] = stored["discrete"], True
+        self._centred = Centred.of(tokens, g, defined)
+        document = run.contexts.document[tokens.context]
+        n, sum_g, sum_g2, self._sum_gc2 = (
+            summed(values, document, len(run.document_ids)) for values in (defined, g, g**2, self._centred.tested**2)
+        )
+        self._sum_g = sum_g
+        c = self._centred
+        self._at_tokens = np.stack([g, c.tested, c.control, defined, c.counted], axis=1)
+        self._n_counted = tokens.of_context(c.counted)
+        self._documents = Documents(run, n, sum_g2, sum_g[:, None])
+        self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
+
+    def statistics(self, rows: Slice, keys_of: Sequence[Keys]) -> list[Columns]:
+        """Columns of each partition of the run. keys_of: the slice's keys in each."""
+        pairs, within = self._pairs(rows)
+        n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
+        # The same for all features: moments of one row that is 1.
+        nothing = np.zeros(len(rows.pairs), dtype=np.int64)
+        centred_g, by_cell = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
+        # A document's Σg² is known whether the feature fires there or not, so none is left to be spread.
+        sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, centred_g, weight, g2=weight, share=np.zeros_like(weight))
+        run_g = float(self._documents.mean[0])
+        result = []
+        for partition, keys, strata in zip(self._run.partitions, keys_of, self._strata, strict=True):
+            columns = common(keys, strata, pairs, rows.start)
+            columns |= dict(zip(within, keys.sums(*within.values()), strict=True))
+            of_documents = {"sum_g": self._sum_g, "sum_g2": self._documents.w, "sum_gc2": self._sum_gc2}
+            for name, values in of_documents.items():
+                columns[name] = summed(values, partition.of_documents, len(partition.strata))[keys.stratum]
+            mean = np.full(len(keys), run_g)
+            totals = Totals(columns["n_tokens"], columns["sum_g2"], mean, columns["sum_g"], columns["sum_g2"])
+            wanted, none = strata.enough[keys.stratum], np.full(len(keys), np.nan)
+            for name, values in zip(
+                ("sum_i2", "i_quantile"), interval(keys, partition, sums, totals, by_cell), strict=True
+            ):
+                columns[name] = np.where(wanted, values, none)
+            # A derivative along the text says nothing about adding the feature.
+            columns["sum_v2"] = columns["q_attribution"] = none
+            result.append(columns)
+        return result
+
+    def _pairs(self, rows: Slice) -> tuple[Pairs, Mapping[str, Floats]]:
+        """Sums of pairs, and those of the within-context test, which are of contexts first [pair]."""
+        values, a = self._at_tokens[rows.place], rows.a.astype(np.float64)[:, None]
+        g, masks = values[:, :1], values[:, 3:]
+        of_cells = rows.cells.sums(np.concatenate([a * values, a * a * masks, g, g * g, masks], axis=1)).T
+        ag, s, null_s, sum_a, counted_a, sum_a2, counted_a2, sum_g, sum_g2, n_active, n_counted = of_cells
+        ac2 = counted_a2 - counted_a * counted_a / np.maximum(self._n_counted[rows.cell_context], 1)
+        of_pairs = {
+            "n_counted": n_counted, "n_counted_contexts": n_counted > 0, "sum_s": s, "sum_s2": s * s,
+            "null_s": null_s, "null_s2": null_s * null_s,
+        }  # fmt: skip
+        whole = [n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2]
+        summed_up = rows.cell_pairs.sums(np.stack([*whole, *of_pairs.values()], axis=1)).T
+        within = dict(zip(of_pairs, summed_up[len(whole) :], strict=True))
+        n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2 = summed_up[: len(whole)]
+        seen = within["n_counted"] > 0
+        return Pairs(n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2, seen, within["sum_s"]), within

@@ -1,0 +1,102 @@
+"""Sums of pairs of feature and document in; intervals and tests that take documents for the independent samples out.
+
+The formulas are those of `across_documents`, which holds a number for each document and feature; here documents in
+which a feature does not fire enter through `document_moments`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_lens.ingest.statistics.across_documents import MIN_DOCUMENTS
+from energy_lens.ingest.statistics.document_moments import sum_of_powers
+from energy_lens.ingest.statistics.pairs import Keys
+from energy_lens.ingest.statistics.significance import t_quantile, two_sided_t_p
+from energy_lens.ingest.statistics.strata import Partition
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Of pairs of a feature and a document in which it fires, over the document's tokens [pair]."""
+
+    n: Floats  #: tokens
+    a: Floats
+    a2: Floats
+    ag: Floats
+    g: Floats  #: Σg, minus n times its mean over the run
+    w: Floats  #: the document's weight
+    g2: Floats  #: Σg² as far as it was summed where the feature fires
+    share: Floats  #: weight by which the document takes part in what is left of Σg²
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Over all documents of a key's stratum [key]."""
+
+    n: Floats  #: tokens
+    w: Floats  #: Σ of the documents' weights
+    run_g: Floats  #: mean of g over the run, which pairs' g are centred by
+    g: Floats  #: Σg
+    g2: Floats  #: Σg²
+
+
+def interval(
+    keys: Keys, partition: Partition, pairs: PairSums, totals: Totals, by_cell: dict[int, Floats]
+) -> tuple[Floats, Floats]:
+    """ΣI_d² and the 97.5 % quantile of Student's t with E degrees of freedom [key]; NaN where undefined."""
+    of = keys.of_pair
+    a, a2, ag, g2, lost = keys.sums(pairs.a, pairs.a2, pairs.ag, pairs.g2, pairs.w - pairs.share)
+    n, mean_a, mean_g = totals.n, a / totals.n, totals.g / totals.n
+    shift = mean_g - totals.run_g  # of the stratum's mean from the run's
+    weights, rest = np.maximum(totals.w - lost, 0), np.maximum(totals.g2 - g2, 0)
+    # Where the feature fires all over, what is left of either is rounding.
+    rate = np.where(weights > 1e-12 * totals.w, rest / np.maximum(weights, 1e-300), 0)
+    covariance = ag / n - mean_a * mean_g
+    var_a, var_g = a2 / n - mean_a**2, (g2 + rate * weights) / n - mean_g**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(var_a * var_g)
+        half_r = covariance / scale / 2
+        # In a document without the feature: I_d = α·g' + β·n + γ·w.
+        alpha = -mean_a / (n * scale) + 2 * half_r * mean_g / (n * var_g)
+        of_n = (mean_g**2 - 2 * mean_g * totals.run_g) / (n * var_g)
+        beta = mean_a * shift / (n * scale) - half_r * (mean_a**2 / (n * var_a) + of_n)
+        gamma = -half_r * rate / (n * var_g)
+        idle = alpha[of] * pairs.g + beta[of] * pairs.n + gamma[of] * pairs.w
+        centred_g = pairs.g - pairs.n * shift[of]
+        u = pairs.ag - mean_g[of] * pairs.a - mean_a[of] * centred_g
+        v_a = pairs.a2 - 2 * mean_a[of] * pairs.a + pairs.n * mean_a[of] ** 2
+        whole_g = pairs.g + pairs.n * totals.run_g[of]
+        v_g = pairs.g2 + rate[of] * pairs.share - 2 * mean_g[of] * whole_g + pairs.n * mean_g[of] ** 2
+        active = (u / scale[of] - half_r[of] * (v_a / var_a[of] + v_g / var_g[of])) / n[of]
+        form = np.stack([alpha, beta, gamma])
+        active, idle = active * active, idle * idle
+        changes = keys.sums(active - idle, active * active - idle * idle)
+        i2, i4 = (
+            np.maximum(sum_of_powers(by_cell, partition, keys.feature, keys.stratum, form, degree) + change, 0)
+            for degree, change in zip((2, 4), changes, strict=True)
+        )
+        return i2, t_quantile(np.where(i4 > 0, i2**2 / i4, np.nan))
+
+
+def mean_p(
+    keys: Keys, n: Floats, total: Floats, n_pairs: Floats, values: Floats, takes_part: NDArray[np.bool_]
+) -> Floats:
+    """Two-sided p of the t test that documents' numbers have mean 0 [key]; NaN below MIN_DOCUMENTS.
+
+    n: documents that count [key]. Those `n_pairs` [key] of them that pairs stand for have `values` [pair] where they
+    take part, the others 0. total: Σ of the values [key].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total / n
+        deviation = values - mean[keys.of_pair]
+        (of_pairs,) = keys.sums(deviation * deviation * takes_part)
+        deviations = of_pairs + (n - n_pairs) * mean**2
+        t = total / np.sqrt(n / (n - 1) * deviations)
+        p = two_sided_t_p(t, np.maximum(n - 1, 1))
+    p[(n < MIN_DOCUMENTS) | ~np.isfinite(t)] = np.nan
+    return p

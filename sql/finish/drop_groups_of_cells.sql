@@ -1,0 +1,1 @@
+DROP TABLE groups_of_cells

@@ -1,0 +1,2 @@
+DROP TABLE fired;
+DROP TABLE strongest

@@ -1,0 +1,1 @@
+SELECT {selected} FROM read_parquet($file)
