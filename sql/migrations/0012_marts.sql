@@ -75,12 +75,14 @@ COMMENT ON COLUMN feature_activity.mean_activation IS 'Mean of a where it is act
 COMMENT ON COLUMN feature_activity.max_activation IS 'Largest a.';
 COMMENT ON COLUMN feature_activity.top_tokens IS 'Texts of the tokens of its 8 strongest activations, strongest first; of equal ones the earlier token.';
 
+DELETE FROM layer_tokens;
 INSERT INTO layer_tokens
 SELECT run_id, layer, reason, count(*), count(*) FILTER (counted)
 FROM token_layers
 GROUP BY run_id, layer, reason
 ORDER BY ALL;
 
+DELETE FROM layer_energies;
 INSERT INTO layer_energies
 WITH placed AS (
     SELECT e.run_id, e.energy, e.layer, d.category, e.value, e.kl_to_output
@@ -109,6 +111,7 @@ SELECT
 FROM grouped
 ORDER BY run_id, energy, layer, category;
 
+DELETE FROM layer_losses;
 INSERT INTO layer_losses
 SELECT e.run_id, e.energy, t.layer, fsum(e.value)
 FROM energies AS e
@@ -118,6 +121,7 @@ WHERE t.included AND x.is_loss
 GROUP BY e.run_id, e.energy, t.layer
 ORDER BY ALL;
 
+DELETE FROM feature_activity;
 INSERT INTO feature_activity
 WITH fired AS (
     SELECT
