@@ -1,8 +1,7 @@
 """A layer's stored activations in, a slice of its features at a time; sums by context, document and feature out.
 
 A slice's activations are sorted by feature and token, so that those of a feature in a context (a cell) lie side by
-side, and so do the contexts of a document (a pair of feature and document). Sums of what stands at tokens are products
-of a sparse matrix, whose rows are cells, pairs or features, with numbers by token.
+side, and so do the contexts of a document (a pair of feature and document): `Rows` adds up such stretches.
 """
 
 from __future__ import annotations

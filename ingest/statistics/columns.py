@@ -78,12 +78,12 @@ def common(keys: Keys, strata: StratumTokens, pairs: Pairs, first_feature: int) 
         FEATURE: (keys.feature + first_feature).astype(np.float64),
     }
     taking_part = pairs.s != 0
-    summed = {
+    of_pairs = {
         "n_active": pairs.n_active, "sum_a": pairs.a, "sum_a2": pairs.a2, "sum_ag": pairs.ag, "active_g": pairs.g,
         "active_g2": pairs.g2, "sum_ac2": pairs.ac2, "n_counted_documents": pairs.counted,
         "n_s_documents": taking_part, "sum_sd2": pairs.s**2, "sum_of_s": pairs.s,
     }  # fmt: skip
-    columns |= dict(zip(summed, keys.sums(*summed.values()), strict=True))
+    columns |= dict(zip(of_pairs, keys.sums(*of_pairs.values()), strict=True))
     columns["n_tokens"], columns["n_documents"] = strata.n[keys.stratum], strata.n_documents[keys.stratum]
     columns["t_quantile"] = strata.quantile[keys.stratum]
     n, total = columns["n_s_documents"], columns.pop("sum_of_s")

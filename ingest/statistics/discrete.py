@@ -7,7 +7,6 @@ too, which the stream makes of the decoder gradient.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,41 +16,11 @@ from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens,
 from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval
 from energy_lens.ingest.statistics.pairs import Keys
-from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.ingest.statistics.strata import RunLayout, summed
-from energy_lens.ingest.statistics.tokens import Tokens
+from energy_lens.ingest.statistics.tokens import Centred, Tokens
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Centred:
-    """The discrete gradient as the within-context test wants it [token]; 0 where a mask says that there is none.
-
-    As in the stream of the decoder gradient: g minus its mean over the context, minus the mates' mean at the same
-    position, where at least MIN_MATES have one, minus the mean over the context of what is left (`tested`); and that
-    of the row's next context without the mates' that the control may not see (`control`).
-    """
-
-    g: Floats
-    defined: Mask
-    tested: Floats
-    counted: Mask
-    control: Floats
-
-    @classmethod
-    def of(cls, tokens: Tokens, g: Floats, defined: Mask) -> Centred:
-        """g: 0 where it is not defined."""
-        centred = tokens.centred(g, defined)
-        n_mates, total = tokens.beside(defined) - 1, tokens.beside(centred)
-        counted = defined & (n_mates >= MIN_MATES)
-        tested = centred - (total - centred) / np.maximum(n_mates, 1)
-        following = tokens.shifted(centred)
-        usable = counted & tokens.shifted(defined)
-        control = following - (total - centred - following) / np.maximum(n_mates - 1, 1)
-        return cls(g, defined, tokens.centred(tested, counted), counted, tokens.centred(control, usable))
 
 
 class DiscreteGradient:

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.significance import (
-    MIN_MATES,
     MIN_TEST_CONTEXTS,
     MIN_TEST_DOCUMENTS,
     MIN_TEST_TOKENS,
@@ -33,7 +32,7 @@ from energy_lens.ingest.statistics.significance import (
     known_q,
     two_sided_p,
 )
-from energy_lens.ingest.statistics.tokens import Tokens
+from energy_lens.ingest.statistics.tokens import Centred, Tokens
 from energy_lens.ingest.token_classes import CLASSES, token_classes
 from energy_lens.warehouse.database import Warehouse
 
@@ -75,22 +74,12 @@ class FeatureClasses:
         self._tokens, self._d_sae = tokens, d_sae
         label = np.where(included, tokens.class_code, -1).astype(np.int8)
         labelled = label >= 0
-        n_mates = tokens.beside(labelled) - 1
         # Of the row's next context, which is another document: what the rule finds where there is nothing.
         mates = np.where(labelled, tokens.shifted(label), -1).astype(np.int8)
-        usable = labelled & tokens.shifted(labelled) & (n_mates - tokens.shifted(labelled) >= MIN_MATES - 1)
         self._labels = dict(zip(LABELS, (label, mates), strict=True))
-        self._counted = labelled & (n_mates >= MIN_MATES)
-        codes = range(len(CLASSES))
-        centred = [tokens.centred((label == code).astype(np.float64), labelled) for code in codes]
-        tested: dict[str, list[Floats]] = {name: [] for name in LABELS}
-        for values in centred:
-            total, following = tokens.beside(values), tokens.shifted(values)
-            own = values - (total - values) / np.maximum(n_mates, 1)
-            other = following - (total - values - following) / np.maximum(n_mates - tokens.shifted(labelled), 1)
-            tested["own"].append(tokens.centred(own, self._counted))
-            tested["mates"].append(tokens.centred(other, usable))
-        self._tested = np.stack([*tested["own"], *tested["mates"]], axis=1)
+        centred = [Centred.of(tokens, (label == code).astype(np.float64), labelled) for code in range(len(CLASSES))]
+        self._counted = centred[0].counted
+        self._tested = np.stack([*(c.tested for c in centred), *(c.control for c in centred)], axis=1)
         shape = len(LABELS), len(CLASSES), d_sae
         self._sum_s, self._sum_s2, self._n_in, self._n_documents = (np.zeros(shape) for _ in range(4))
         self._n_active, self._testable = np.zeros((len(LABELS), d_sae)), np.zeros(d_sae, dtype=bool)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.ingest.statistics.strata import RunLayout, summed
 from energy_lens.warehouse.database import Warehouse
 
@@ -75,3 +76,31 @@ class Tokens:
         """Values at the same position of the row's next context; 0 (False, −1 for labels) where there is none."""
         nothing = np.full_like(values[:1], -1 if values.dtype == np.int8 else 0)
         return np.concatenate([values, nothing])[self.following]
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Numbers at tokens as the within-context test wants them [token]; 0 where a mask says that there is none.
+
+    As in the stream of the decoder gradient: g minus its mean over the context, minus the mates' mean at the same
+    position, where at least MIN_MATES have one, minus the mean over the context of what is left (`tested`); and that
+    of the row's next context without the mates' that the control may not see (`control`).
+    """
+
+    g: Floats
+    defined: Mask
+    tested: Floats
+    counted: Mask
+    control: Floats
+
+    @classmethod
+    def of(cls, tokens: Tokens, g: Floats, defined: Mask) -> Centred:
+        """g: 0 where it is not defined."""
+        centred = tokens.centred(g, defined)
+        n_mates, total = tokens.beside(defined) - 1, tokens.beside(centred)
+        counted = defined & (n_mates >= MIN_MATES)
+        tested = centred - (total - centred) / np.maximum(n_mates, 1)
+        following = tokens.shifted(centred)
+        usable = counted & tokens.shifted(defined)
+        control = following - (total - centred - following) / np.maximum(n_mates - 1, 1)
+        return cls(g, defined, tokens.centred(tested, counted), counted, tokens.centred(control, usable))
