@@ -74,14 +74,14 @@ def test_intervals_are_those_of_every_document_and_feature(
     feature, document = np.nonzero(sample.n_active.T)
     rows: Any = SimpleNamespace(pair_feature=feature, pair_document=document, n_features=n_features)
     documents = Documents(run, sample.n, sample.norm2, sample.gradients)
-    g, by_cell = documents.moments(sample.rows, feature, document)
+    moments = documents.moments(sample.rows, feature, document)
     keys = Keys.of(rows, partition)
     sums = {
         name: sample.by_document(values)[document, feature]
         for name, values in (("a", sample.a), ("a2", sample.a**2), ("ag", sample.a * sample.g))
     }
     norm2, share = sample.norm2[document], np.maximum(sample.norm2[document] - sample.covered[document, feature], 0)
-    pairs = PairSums(n=sample.n[document], g=g, w=norm2, g2=sample.g2[document, feature], share=share, **sums)
+    pairs = PairSums(n=sample.n[document], w=norm2, g2=sample.g2[document, feature], share=share, **sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         totals = {
             s: [x[partition.of_documents == s].sum(0) for x in (sample.n, sample.norm2)] for s in range(len(strata))
@@ -96,7 +96,7 @@ def test_intervals_are_those_of_every_document_and_feature(
             Totals(
                 n=np.array([totals[s][0] for s in keys.stratum]), w=np.array([totals[s][1] for s in keys.stratum]),
                 run_g=(sample.rows @ documents.mean)[keys.feature], g=whole_g[place], g2=whole_g2[place],
-            ), by_cell,
+            ), moments,
         )  # fmt: skip
     values = sums["ag"]
     p = mean_p(
@@ -122,7 +122,7 @@ def test_intervals_are_those_of_every_document_and_feature(
         # One document, or equal a, leave rounding in place of an influence.
         sound = expected[0][of] > 1e-12
         np.testing.assert_allclose(found[0][own][sound], expected[0][of][sound], rtol=1e-8, atol=1e-12)
-        np.testing.assert_allclose(found[1][own][sound], expected[1][of][sound], rtol=1e-6)
+        np.testing.assert_allclose(found[1][own][sound], expected[1][of][sound], rtol=1e-8)
         np.testing.assert_allclose(p[own], expected_p[of], rtol=1e-8, atol=1e-300)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from energy_lens.ingest import pipeline
 from energy_lens.ingest.pipeline import commits
 from energy_lens.ingest.pipeline.groups import GroupBuilder
+from energy_lens.ingest.rows import Columns
 from energy_lens.warehouse import migrations
 from energy_lens.warehouse.database import Warehouse
 
@@ -179,6 +180,7 @@ def work(call):
     told(commits, "store_group", "group")
     given = call["options"]
     given["db"], given["saes"] = Path(given["db"]), tuple(map(Path, given["saes"]))
+    given["columns"] = Columns(**given["columns"])
     try:
         summary = pipeline.ingest([call["corpus"]], pipeline.IngestOptions(**given))
     except BaseException as error:
@@ -221,7 +223,9 @@ class Driver:
     def start(self, corpus: Path, options: IngestOptions, die: tuple[str, int] | None = None, by: str = "") -> None:
         """Begin an ingest. die: send itself the signal `by` (else SIGKILL) right after the n-th such event."""
         given = {name: getattr(options, name) for name in options.__dataclass_fields__}
-        given |= {"db": str(options.db), "saes": list(map(str, options.saes))}
+        given |= {
+            "db": str(options.db), "saes": list(map(str, options.saes)), "columns": asdict(options.columns)
+        }  # fmt: skip
         assert self._process.stdin
         call = {"corpus": str(corpus), "options": given, "die": die, "signal": by}
         self._process.stdin.write(json.dumps(call) + "\n")

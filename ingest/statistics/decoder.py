@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
-from energy_lens.ingest.statistics.document_moments import Documents
+from energy_lens.ingest.statistics.document_moments import Documents, Moments
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.shared_directions import AlongDirections
@@ -83,13 +83,11 @@ class DecoderGradient:
             kept["sum_s"],
         )  # fmt: skip
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
-        decoder, centred_g = self._rows[rows.start : rows.stop], np.zeros(len(rows.pairs))
-        by_cell: dict[int, Floats] = {}
+        decoder, moments = self._rows[rows.start : rows.stop], None
         if any(strata.enough.any() for strata in self._strata):
-            where = rows.pair_feature, rows.pair_document
-            centred_g, by_cell = self._documents.moments(decoder, *where)
+            moments = self._documents.moments(decoder, rows.pair_feature, rows.pair_document)
         share = np.maximum(weight - kept["sum_norm2"], 0)
-        sums = PairSums(n, activity.a, activity.a2, ag, centred_g, weight, kept["sum_g2"], share)
+        sums = PairSums(n, activity.a, activity.a2, ag, weight, kept["sum_g2"], share)
         of_slice = slice(rows.start - self._first, rows.stop - self._first)
         result = []
         for partition, keys, strata, gradients in zip(
@@ -99,7 +97,7 @@ class DecoderGradient:
             streamed = partition.of(self._streamed[:, of_slice])[keys.stratum, keys.feature]
             columns |= dict(zip(STREAMED, streamed.T, strict=True))
             columns["sum_g"] = (gradients @ decoder.T)[keys.stratum, keys.feature]
-            columns |= self._across(keys, partition, strata, sums, columns, by_cell)
+            columns |= self._across(keys, partition, strata, sums, columns, moments)
             effect = ag + np.nan_to_num(kept["sum_a2h2"]) / 2
             columns |= _attribution(keys, strata, columns, n > 0, ag, effect)
             columns |= self._along.test(keys, partition, rows, columns)
@@ -113,18 +111,18 @@ class DecoderGradient:
         strata: StratumTokens,
         sums: PairSums,
         columns: Columns,
-        by_cell: dict[int, Floats],
+        moments: Moments | None,
     ) -> Columns:
         """What the interval of the correlation is made of."""
         nothing = np.full(len(keys), np.nan)
-        if not by_cell:
+        if moments is None:
             return {"sum_i2": nothing, "i_quantile": nothing}
         weights = summed(self._documents.w, partition.of_documents, len(partition.strata))
         totals = Totals(
             columns["n_tokens"], weights[keys.stratum], self._run_g[columns["feature"].astype(np.int64)],
             columns["sum_g"], columns["sum_g2"],
         )  # fmt: skip
-        i2, quantile = interval(keys, partition, sums, totals, by_cell)
+        i2, quantile = interval(keys, partition, sums, totals, moments)
         wanted = strata.enough[keys.stratum]
         return {"sum_i2": np.where(wanted, i2, nothing), "i_quantile": np.where(wanted, quantile, nothing)}
 

@@ -50,9 +50,9 @@ class DiscreteGradient:
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
         # The same for all features: moments of one row that is 1.
         nothing = np.zeros(len(rows.pairs), dtype=np.int64)
-        centred_g, by_cell = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
+        moments = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
         # A document's Σg² is known whether the feature fires there or not, so none is left to be spread.
-        sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, centred_g, weight, g2=weight, share=np.zeros_like(weight))
+        sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, weight, g2=weight, share=np.zeros_like(weight))
         run_g = float(self._documents.mean[0])
         result = []
         for partition, keys, strata in zip(self._run.partitions, keys_of, self._strata, strict=True):
@@ -65,7 +65,7 @@ class DiscreteGradient:
             totals = Totals(columns["n_tokens"], columns["sum_g2"], mean, columns["sum_g"], columns["sum_g2"])
             wanted, none = strata.enough[keys.stratum], np.full(len(keys), np.nan)
             for name, values in zip(
-                ("sum_i2", "i_quantile"), interval(keys, partition, sums, totals, by_cell), strict=True
+                ("sum_i2", "i_quantile"), interval(keys, partition, sums, totals, moments), strict=True
             ):
                 columns[name] = np.where(wanted, values, none)
             # A derivative along the text says nothing about adding the feature.

@@ -8,6 +8,7 @@ where the feature fires. So no number is held for each document and feature, onl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
@@ -51,14 +52,13 @@ class Documents:
             for degree, terms in EXPONENTS.items()
         }
 
-    def moments(
-        self, rows: Floats, pair_feature: Integers, pair_document: Integers
-    ) -> tuple[Floats, dict[int, Floats]]:
+    def moments(self, rows: Floats, pair_feature: Integers, pair_document: Integers) -> Moments:
         """Σ over the documents of each cell of the terms of degree 2 and 4, and g' of pairs.
 
-        rows: [feature, d]; g' of a document is its centred gradient times a row. pair_feature, pair_document: [pair].
-        Returns g' [pair], and by degree [cell, feature, term].
+        rows: [feature, d], or one row for all features; g' of a document is its centred gradient times a row.
+        pair_feature, pair_document: [pair].
         """
+        pair_feature = np.minimum(pair_feature, len(rows) - 1)
         sums = {degree: np.zeros((self._n_cells, len(terms), len(rows))) for degree, terms in EXPONENTS.items()}
         pair_rank = self._rank[pair_document]
         by_rank = np.argsort(pair_rank, kind="stable")
@@ -82,22 +82,45 @@ class Documents:
                     for term in reversed(terms):
                         sums[degree][cell, at : at + len(term)] += term
                         at += len(term)
-        return of_pairs, {degree: np.moveaxis(values, 1, 2) for degree, values in sums.items()}
+        by_cell = {degree: np.moveaxis(values, 1, 2) for degree, values in sums.items()}
+        return Moments(self, rows, pair_document, of_pairs, by_cell)
+
+    def forms(self, row: Floats, form: Floats) -> Floats:
+        """α·g' + β·n + γ·w of every document [document]. row: [d]; form: α, β, γ [3]."""
+        values = np.empty(len(self.n))
+        values[self._order] = self._gradients @ row
+        return form[0] * values + form[1] * self.n + form[2] * self.w
 
 
-def sum_of_powers(
-    by_cell: dict[int, Floats], partition: Partition, feature: Integers, stratum: Integers, form: Floats, degree: int
-) -> Floats:
-    """Σ over a stratum's documents of (α·g' + β·n + γ·w)^degree [key].
+@dataclass(frozen=True)
+class Moments:
+    """What `Documents.moments` returns."""
 
-    by_cell: from `moments`, of each feature or of one row for all. feature, stratum: [key]. form: α, β, γ [3, key].
-    """
-    of_keys = partition.of(by_cell[degree])[stratum, np.minimum(feature, by_cell[degree].shape[1] - 1)]
-    powers = np.ones((degree + 1, *form.shape))
-    for exponent in range(1, degree + 1):
-        powers[exponent] = powers[exponent - 1] * form
-    result = np.zeros(len(feature))
-    for (i, k, m), moment in zip(EXPONENTS[degree], of_keys.T, strict=True):
-        multiplicity = factorial(degree) // (factorial(i) * factorial(k) * factorial(m))
-        result += multiplicity * powers[i, 0] * powers[k, 1] * powers[m, 2] * moment
-    return result
+    documents: Documents
+    rows: Floats  #: [feature, d], or one for all features
+    pair_document: Integers  #: [pair]
+    g: Floats  #: g' [pair]
+    by_cell: dict[int, Floats]  #: degree: [cell, feature, term]
+
+    def sum_of_powers(
+        self, partition: Partition, feature: Integers, stratum: Integers, form: Floats, degree: int
+    ) -> tuple[Floats, Floats]:
+        """Σ over a stratum's documents of (α·g' + β·n + γ·w)^degree, and the size of the terms it was added from [key].
+
+        feature, stratum: [key]. form: α, β, γ [3, key].
+        """
+        of_keys = partition.of(self.by_cell[degree])[stratum, np.minimum(feature, len(self.rows) - 1)]
+        powers = np.ones((degree + 1, *form.shape))
+        for exponent in range(1, degree + 1):
+            powers[exponent] = powers[exponent - 1] * form
+        result, size = np.zeros(len(feature)), np.zeros(len(feature))
+        for (i, k, m), moment in zip(EXPONENTS[degree], of_keys.T, strict=True):
+            multiplicity = factorial(degree) // (factorial(i) * factorial(k) * factorial(m))
+            term = multiplicity * powers[i, 0] * powers[k, 1] * powers[m, 2] * moment
+            result += term
+            size += np.abs(term)
+        return result, size
+
+    def forms(self, feature: int, form: Floats) -> Floats:
+        """α·g' + β·n + γ·w of every document [document]. form: α, β, γ [3]."""
+        return self.documents.forms(self.rows[min(feature, len(self.rows) - 1)], form)

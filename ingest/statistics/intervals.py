@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.across_documents import MIN_DOCUMENTS
-from energy_lens.ingest.statistics.document_moments import sum_of_powers
+from energy_lens.ingest.statistics.document_moments import Moments
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.significance import t_quantile, two_sided_t_p
 from energy_lens.ingest.statistics.strata import Partition
 
 Floats = NDArray[np.float64]
+
+#: A difference of sums that is smaller than this share of them has lost too many digits, and is summed anew.
+LOST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,6 @@ class PairSums:
     a: Floats
     a2: Floats
     ag: Floats
-    g: Floats  #: Σg, minus n times its mean over the run
     w: Floats  #: the document's weight
     g2: Floats  #: Σg² as far as it was summed where the feature fires
     share: Floats  #: weight by which the document takes part in what is left of Σg²
@@ -40,15 +42,18 @@ class Totals:
 
     n: Floats  #: tokens
     w: Floats  #: Σ of the documents' weights
-    run_g: Floats  #: mean of g over the run, which pairs' g are centred by
+    run_g: Floats  #: mean of g over the run, which moments are centred by
     g: Floats  #: Σg
     g2: Floats  #: Σg²
 
 
 def interval(
-    keys: Keys, partition: Partition, pairs: PairSums, totals: Totals, by_cell: dict[int, Floats]
+    keys: Keys, partition: Partition, pairs: PairSums, totals: Totals, moments: Moments
 ) -> tuple[Floats, Floats]:
-    """ΣI_d² and the 97.5 % quantile of Student's t with E degrees of freedom [key]; NaN where undefined."""
+    """ΣI_d² and the 97.5 % quantile of Student's t with E degrees of freedom [key]; NaN where undefined.
+
+    moments: of the slice's features, and Σg of its pairs, minus n times its mean over the run.
+    """
     of = keys.of_pair
     a, a2, ag, g2, lost = keys.sums(pairs.a, pairs.a2, pairs.ag, pairs.g2, pairs.w - pairs.share)
     n, mean_a, mean_g = totals.n, a / totals.n, totals.g / totals.n
@@ -66,21 +71,37 @@ def interval(
         of_n = (mean_g**2 - 2 * mean_g * totals.run_g) / (n * var_g)
         beta = mean_a * shift / (n * scale) - half_r * (mean_a**2 / (n * var_a) + of_n)
         gamma = -half_r * rate / (n * var_g)
-        idle = alpha[of] * pairs.g + beta[of] * pairs.n + gamma[of] * pairs.w
-        centred_g = pairs.g - pairs.n * shift[of]
+        idle = alpha[of] * moments.g + beta[of] * pairs.n + gamma[of] * pairs.w
+        centred_g = moments.g - pairs.n * shift[of]
         u = pairs.ag - mean_g[of] * pairs.a - mean_a[of] * centred_g
         v_a = pairs.a2 - 2 * mean_a[of] * pairs.a + pairs.n * mean_a[of] ** 2
-        whole_g = pairs.g + pairs.n * totals.run_g[of]
+        whole_g = moments.g + pairs.n * totals.run_g[of]
         v_g = pairs.g2 + rate[of] * pairs.share - 2 * mean_g[of] * whole_g + pairs.n * mean_g[of] ** 2
         active = (u / scale[of] - half_r[of] * (v_a / var_a[of] + v_g / var_g[of])) / n[of]
         form = np.stack([alpha, beta, gamma])
-        active, idle = active * active, idle * idle
-        changes = keys.sums(active - idle, active * active - idle * idle)
-        i2, i4 = (
-            np.maximum(sum_of_powers(by_cell, partition, keys.feature, keys.stratum, form, degree) + change, 0)
-            for degree, change in zip((2, 4), changes, strict=True)
-        )
+        i2, i4 = _sums(keys, partition, active, idle, form, moments)
         return i2, t_quantile(np.where(i4 > 0, i2**2 / i4, np.nan))
+
+
+def _sums(
+    keys: Keys, partition: Partition, active: Floats, idle: Floats, form: Floats, moments: Moments
+) -> tuple[Floats, Floats]:
+    """ΣI_d² and ΣI_d⁴ [key]: of the linear form over all documents, less that of pairs, plus their own influences.
+
+    active, idle: influence of a pair's document, and what the form gives instead [pair]. form: [3, key].
+    """
+    i2, size2 = moments.sum_of_powers(partition, keys.feature, keys.stratum, form, 2)
+    i4, size4 = moments.sum_of_powers(partition, keys.feature, keys.stratum, form, 4)
+    active2, idle2 = active * active, idle * idle
+    change2, change4 = keys.sums(active2 - idle2, active2 * active2 - idle2 * idle2)
+    i2, i4 = i2 + change2, i4 + change4
+    for key in np.flatnonzero((i2 < LOST * size2) | (i4 < LOST * size4)).tolist():
+        of_documents = moments.forms(int(keys.feature[key]), form[:, key])
+        own = keys.pairs(key)
+        of_documents[moments.pair_document[own]] = active[own]
+        squares = of_documents[partition.of_documents == keys.stratum[key]] ** 2
+        i2[key], i4[key] = squares.sum(), (squares**2).sum()
+    return i2, i4
 
 
 def mean_p(

@@ -48,6 +48,11 @@ class Keys:
     def __len__(self) -> int:
         return len(self.feature)
 
+    def pairs(self, key: int) -> NDArray[np.int32]:
+        """Those of a key."""
+        chosen: NDArray[np.int32] = self._members.indices[slice(*self._members.indptr[[key, key + 1]])]
+        return chosen
+
     def sums(self, *columns: NDArray[np.number] | Mask) -> list[Floats]:
         """Σ over each key's pairs of columns [pair], each [key]."""
         stacked = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
