@@ -1,7 +1,7 @@
 """A layer's stored activations in, a slice of its features at a time; sums by context, document and feature out.
 
 A slice's activations are sorted by feature and token, so that those of a feature in a context (a cell) lie side by
-side, and so do the contexts of a document (a pair of feature and document): `Rows` adds up such stretches.
+side, and so do the contexts of a document (a pair of feature and document): `kernels` adds up such stretches.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from energy_lens.ingest.statistics.strata import Mask, RunLayout
+from energy_lens.ingest.statistics.kernels import stable_order
+from energy_lens.ingest.statistics.strata import RunLayout
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.runs import gradient_column
@@ -21,34 +21,16 @@ from energy_lens.warehouse.runs import gradient_column
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: Activations that are held at once.
-READ_ACTIVATIONS = 3_000_000
+#: Activations that are read at once, and features times cells of the run.
+READ_ACTIVATIONS, READ_NUMBERS = 6_000_000, 1_000_000
 
 #: Activations that are worked on at once, and features times cells of the run.
 SLICE_ACTIVATIONS, SLICE_NUMBERS = 100_000, 20_000
 
 
-class Rows:
-    """Sums over consecutive values: of activations, of cells, of pairs."""
-
-    def __init__(self, bounds: Integers) -> None:
-        """bounds: where rows begin [row + 1]; the last one is the number of values."""
-        self.bounds = bounds
-        ones, n = np.ones(int(bounds[-1])), int(bounds[-1])
-        self._matrix = csr_array((ones, np.arange(n, dtype=np.int32), bounds.astype(np.int32)), shape=(len(self), n))
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    def sums(self, values: NDArray[np.number] | Mask) -> Floats:
-        """[row, …] of values [value, …]."""
-        result: Floats = self._matrix @ values.astype(np.float64, copy=False)
-        return result
-
-
 @dataclass(frozen=True)
 class Slice:
-    """Activations of some features of a layer, sorted by feature and token."""
+    """Activations of some features of a layer, sorted by feature and token, and where stretches of them begin."""
 
     start: int  #: first feature
     stop: int
@@ -56,11 +38,11 @@ class Slice:
     place: NDArray[np.int32]  #: [activation] of its token
     a: NDArray[np.float32]  #: [activation]
     g: Mapping[str, NDArray[np.float32]]  #: energy: decoder gradient [activation]
-    cells: Rows  #: activations by feature and context
-    pairs: Rows  #: activations by feature and document
-    cell_pairs: Rows  #: cells by pair
-    cell_features: Rows  #: cells by feature, of all features
-    pair_features: Rows  #: pairs by feature, of all features
+    cells: Integers  #: [cell + 1] of a feature and context, among activations
+    pairs: Integers  #: [pair + 1] of a feature and document, among activations
+    cell_pairs: Integers  #: [pair + 1] of pairs among cells
+    cell_features: Integers  #: [feature + 1] of all features among cells
+    pair_features: Integers  #: [feature + 1] of all features among pairs
     cell_context: Integers  #: [cell]
     pair_feature: Integers  #: [pair] counted from `start`
     pair_document: Integers  #: [pair]
@@ -81,7 +63,7 @@ class Activations:
         place_of = {"run": run.run_id, "layer": layer, "start": start, "stop": stop}
         stored = warehouse.run_formatted("finish/activations", {"gradients": gradients}, **place_of).numpy()
         feature, place = stored.pop("feature"), tokens.places(stored.pop("token_id"))
-        order = np.argsort(feature.astype(np.int64) * len(tokens) + place, kind="stable")
+        order = _order(feature, place, start, stop - start)
         self._feature, self._place = feature[order], place[order]
         self._a = stored.pop("activation")[order]
         self._g = {energy: np.ma.filled(stored.pop(name), np.nan)[order]
@@ -105,12 +87,21 @@ class Activations:
         features, n = np.arange(stop - start + 1), len(feature)
         return Slice(
             start, stop, feature, place, self._a[chosen], {energy: g[chosen] for energy, g in self._g.items()},
-            cells=Rows(np.append(cells, n)), pairs=Rows(np.append(pairs, n)),
-            cell_pairs=Rows(np.append(np.searchsorted(cells, pairs), len(cells))),
-            cell_features=Rows(np.searchsorted(feature[cells], features)),
-            pair_features=Rows(np.searchsorted(feature[pairs], features)),
+            cells=np.append(cells, n), pairs=np.append(pairs, n),
+            cell_pairs=np.append(np.searchsorted(cells, pairs), len(cells)),
+            cell_features=np.searchsorted(feature[cells], features),
+            pair_features=np.searchsorted(feature[pairs], features),
             cell_context=context[cells], pair_feature=feature[pairs].astype(np.int64), pair_document=document[pairs],
         )  # fmt: skip
+
+
+def _order(feature: NDArray[np.int32], place: NDArray[np.int32], start: int, n_features: int) -> Integers:
+    """By feature and token. Rows come by token within a feature, but for those of a file that is not elw's own."""
+    order: Integers = stable_order(feature, start, n_features)
+    ascending = (np.diff(place[order]) > 0) | (np.diff(feature[order]) > 0)
+    if not ascending.all():
+        order = np.lexsort((place, feature))
+    return order
 
 
 def ranges(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iterator[tuple[int, int]]:
@@ -118,7 +109,7 @@ def ranges(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iter
     counted = warehouse.run("finish/active_counts", run=run.run_id, layer=layer).numpy()
     counts = np.zeros(d_sae, dtype=np.int64)
     counts[counted["feature"]] = counted["n_active"]
-    return _runs(counts, READ_ACTIVATIONS, d_sae)
+    return _runs(counts, READ_ACTIVATIONS, max(1, READ_NUMBERS // max(1, len(run.partitions[0].of_cells))))
 
 
 def _runs(counts: Integers, most: int, widest: int) -> Iterator[tuple[int, int]]:

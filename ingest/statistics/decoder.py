@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_lens.ingest.statistics import shared_directions
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
 from energy_lens.ingest.statistics.document_moments import Documents, Moments
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
+from energy_lens.ingest.statistics.kernels import activity_sums, add_rows, pair_sums
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.shared_directions import AlongDirections
 from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
@@ -39,14 +42,20 @@ class Activity:
     @classmethod
     def of(cls, rows: Slice, counted: NDArray[np.bool_], n_counted: Floats) -> Activity:
         """counted: [token] those of the within-context test; n_counted: how many of them [context]."""
-        a, is_counted = rows.a.astype(np.float64), counted[rows.place]
-        a2 = a * a
-        sum_a, sum_a2, n_in_cell = rows.cells.sums(np.stack([a, a2, np.ones(len(a))], axis=1) * is_counted[:, None]).T
-        sizes = np.maximum(n_counted[rows.cell_context], 1)
-        ac2, n_in_pair = rows.cell_pairs.sums(np.stack([sum_a2 - sum_a * sum_a / sizes, n_in_cell], axis=1)).T
-        n_active = np.diff(rows.pairs.bounds).astype(np.float64)
-        whole_a, whole_a2 = rows.pairs.sums(np.stack([a, a2], axis=1)).T
-        return cls(n_active, whole_a, whole_a2, ac2, n_in_pair > 0)
+        n_active, a, a2, ac2, n = activity_sums(
+            rows.cells, rows.cell_pairs, rows.place, rows.a, counted, n_counted[rows.cell_context]
+        )
+        return cls(n_active, a, a2, ac2, n > 0)
+
+
+class StoredSums(NamedTuple):
+    """What the stream kept of some features."""
+
+    first: int  #: feature
+    kept_codes: Integers  #: [n] feature times documents, plus document, ascending
+    kept: dict[str, Floats]  #: of those, over all groups [n]
+    streamed: Floats  #: [cell, feature, name]
+    along: shared_directions.StoredSums
 
 
 class DecoderGradient:
@@ -66,18 +75,15 @@ class DecoderGradient:
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
         self._along = AlongDirections(warehouse, run, layer, energy, decoder)
 
-    def read(self, start: int, stop: int) -> None:
-        """Stored sums of features start … stop − 1, for the slices that come next."""
+    def read(self, start: int, stop: int) -> StoredSums:
+        """Stored sums of features start … stop − 1."""
         bounds = {"start": start, "stop": stop}
-        self._kept_codes, self._kept_sums = self._read_kept(bounds)
-        self._streamed, self._first = self._read_streamed(bounds), start
-        self._along.read(start, stop)
+        return StoredSums(start, *self._read_kept(bounds), self._read_streamed(bounds), self._along.read(start, stop))
 
-    def statistics(self, rows: Slice, keys_of: Sequence[Keys], activity: Activity) -> list[Columns]:
-        """Columns of each partition of the run. keys_of: the slice's keys in each."""
-        g = rows.g[self._energy].astype(np.float64)
-        kept = self._kept(rows)
-        ag, active_g, active_g2 = rows.pairs.sums(np.stack([rows.a * g, g, g * g], axis=1)).T
+    def statistics(self, rows: Slice, stored: StoredSums, keys_of: Sequence[Keys], activity: Activity) -> list[Columns]:
+        """Columns of each partition of the run. stored: of the slice's features. keys_of: its keys in each."""
+        kept = self._kept(rows, stored)
+        ag, active_g, active_g2 = pair_sums(rows.pairs, rows.a, rows.g[self._energy])
         pairs = Pairs(
             activity.n_active, activity.a, activity.a2, ag, active_g, active_g2, activity.ac2, activity.counted,
             kept["sum_s"],
@@ -88,19 +94,19 @@ class DecoderGradient:
             moments = self._documents.moments(decoder, rows.pair_feature, rows.pair_document)
         share = np.maximum(weight - kept["sum_norm2"], 0)
         sums = PairSums(n, activity.a, activity.a2, ag, weight, kept["sum_g2"], share)
-        of_slice = slice(rows.start - self._first, rows.stop - self._first)
+        of_slice = slice(rows.start - stored.first, rows.stop - stored.first)
         result = []
         for partition, keys, strata, gradients in zip(
             self._run.partitions, keys_of, self._strata, self._gradient_sums, strict=True
         ):
             columns = common(keys, strata, pairs, rows.start)
-            streamed = partition.of(self._streamed[:, of_slice])[keys.stratum, keys.feature]
+            streamed = partition.of(stored.streamed[:, of_slice])[keys.stratum, keys.feature]
             columns |= dict(zip(STREAMED, streamed.T, strict=True))
             columns["sum_g"] = (gradients @ decoder.T)[keys.stratum, keys.feature]
             columns |= self._across(keys, partition, strata, sums, columns, moments)
             effect = ag + np.nan_to_num(kept["sum_a2h2"]) / 2
             columns |= _attribution(keys, strata, columns, n > 0, ag, effect)
-            columns |= self._along.test(keys, partition, rows, columns)
+            columns |= self._along.test(keys, partition, rows, columns, stored.along)
             result.append(columns)
         return result
 
@@ -130,19 +136,18 @@ class DecoderGradient:
 
     def _document_gradients(self) -> tuple[Floats, Floats, Floats]:
         """Tokens and Σ‖∇‖² [document], and Σ∇ [document, d_model], summed in group order."""
-        stored = self._warehouse.run("finish/document_sums", **self._place).numpy()
+        stored = self._warehouse.frame("finish/document_sums", **self._place)
         n_documents, d_model = len(self._run.document_ids), self._rows.shape[1]
-        where = np.searchsorted(self._run.document_ids, stored["document_id"])
-        n, norm2 = (summed(stored[name], where, n_documents) for name in ("n_tokens", "sum_norm2"))
+        where = np.searchsorted(self._run.document_ids, stored["document_id"].to_numpy())
+        n, norm2 = (summed(stored[name].to_numpy(), where, n_documents) for name in ("n_tokens", "sum_norm2"))
         gradients = np.zeros((n_documents, d_model))
-        if len(where):
-            np.add.at(gradients, where, np.stack(stored["gradient_sum"]))
+        add_rows(gradients, where, stored["gradient_sum"].explode().to_numpy().reshape(-1, d_model))
         return n, norm2, gradients
 
     def _by_stratum(self, partition: Partition) -> Floats:
         """Σ∇ [stratum, d_model]."""
         gradients = np.zeros((len(partition.strata), self._rows.shape[1]))
-        np.add.at(gradients, partition.of_documents, self._gradients)
+        add_rows(gradients, partition.of_documents, self._gradients)
         return gradients
 
     def _read_kept(self, bounds: dict[str, int]) -> tuple[Integers, dict[str, Floats]]:
@@ -151,21 +156,22 @@ class DecoderGradient:
         n_documents = len(self._run.document_ids)
         document = np.searchsorted(self._run.document_ids, stored.pop("document_id"))
         code = stored.pop("feature").astype(np.int64) * n_documents + document
-        starts = np.flatnonzero(np.diff(code, prepend=-1))
+        order = np.argsort(code, kind="stable")  # what is sorted by group already takes little time
+        starts = np.flatnonzero(np.diff(code[order], prepend=-1))
         values = {name: np.ma.filled(np.ma.asarray(v).astype(np.float64), np.nan) for name, v in stored.items()}
         if not len(starts):
             return code, values
-        return code[starts], {name: np.add.reduceat(v, starts) for name, v in values.items()}
+        return code[order][starts], {name: np.add.reduceat(v[order], starts) for name, v in values.items()}
 
-    def _kept(self, rows: Slice) -> dict[str, Floats]:
+    def _kept(self, rows: Slice, stored: StoredSums) -> dict[str, Floats]:
         """The same [pair]; 0 where the stream kept nothing."""
         code = (rows.pair_feature + rows.start) * len(self._run.document_ids) + rows.pair_document
-        found = np.searchsorted(self._kept_codes, code)
-        found[found == len(self._kept_codes)] = 0
-        if not len(self._kept_codes):
-            return {name: np.zeros(len(code)) for name in self._kept_sums}
-        known = self._kept_codes[found] == code
-        return {name: np.where(known, values[found], 0) for name, values in self._kept_sums.items()}
+        found = np.searchsorted(stored.kept_codes, code)
+        found[found == len(stored.kept_codes)] = 0
+        if not len(stored.kept_codes):
+            return {name: np.zeros(len(code)) for name in stored.kept}
+        known = stored.kept_codes[found] == code
+        return {name: np.where(known, values[found], 0) for name, values in stored.kept.items()}
 
     def _read_streamed(self, bounds: dict[str, int]) -> Floats:
         """What the stream kept of features start … stop − 1, [cell, feature, name]."""

@@ -15,6 +15,7 @@ from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
 from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval
+from energy_lens.ingest.statistics.kernels import discrete_sums
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.strata import RunLayout, summed
 from energy_lens.ingest.statistics.tokens import Centred, Tokens
@@ -49,7 +50,7 @@ class DiscreteGradient:
         pairs, within = self._pairs(rows)
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
         # The same for all features: moments of one row that is 1.
-        nothing = np.zeros(len(rows.pairs), dtype=np.int64)
+        nothing = np.zeros(len(rows.pair_feature), dtype=np.int64)
         moments = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
         # A document's Σg² is known whether the feature fires there or not, so none is left to be spread.
         sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, weight, g2=weight, share=np.zeros_like(weight))
@@ -75,18 +76,10 @@ class DiscreteGradient:
 
     def _pairs(self, rows: Slice) -> tuple[Pairs, Mapping[str, Floats]]:
         """Sums of pairs, and those of the within-context test, which are of contexts first [pair]."""
-        values, a = self._at_tokens[rows.place], rows.a.astype(np.float64)[:, None]
-        g, masks = values[:, :1], values[:, 3:]
-        of_cells = rows.cells.sums(np.concatenate([a * values, a * a * masks, g, g * g, masks], axis=1)).T
-        ag, s, null_s, sum_a, counted_a, sum_a2, counted_a2, sum_g, sum_g2, n_active, n_counted = of_cells
-        ac2 = counted_a2 - counted_a * counted_a / np.maximum(self._n_counted[rows.cell_context], 1)
-        of_pairs = {
-            "n_counted": n_counted, "n_counted_contexts": n_counted > 0, "sum_s": s, "sum_s2": s * s,
-            "null_s": null_s, "null_s2": null_s * null_s,
-        }  # fmt: skip
-        whole = [n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2]
-        summed_up = rows.cell_pairs.sums(np.stack([*whole, *of_pairs.values()], axis=1)).T
-        within = dict(zip(of_pairs, summed_up[len(whole) :], strict=True))
-        n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2 = summed_up[: len(whole)]
-        seen = within["n_counted"] > 0
-        return Pairs(n_active, sum_a, sum_a2, ag, sum_g, sum_g2, ac2, seen, within["sum_s"]), within
+        sums = discrete_sums(
+            rows.cells, rows.cell_pairs, rows.place, rows.a, self._at_tokens, self._n_counted[rows.cell_context]
+        )
+        of_test = ("n_counted", "n_counted_contexts", "sum_s", "sum_s2", "null_s", "null_s2")
+        within = dict(zip(of_test, sums[-len(of_test) :], strict=True))
+        n_active, a, a2, ag, g, g2, ac2 = sums[: -len(of_test)]
+        return Pairs(n_active, a, a2, ag, g, g2, ac2, within["n_counted"] > 0, within["sum_s"]), within

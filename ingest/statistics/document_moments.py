@@ -89,7 +89,8 @@ class Documents:
         """α·g' + β·n + γ·w of every document [document]. row: [d]; form: α, β, γ [3]."""
         values = np.empty(len(self.n))
         values[self._order] = self._gradients @ row
-        return form[0] * values + form[1] * self.n + form[2] * self.w
+        result: Floats = form[0] * values + form[1] * self.n + form[2] * self.w
+        return result
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class FeatureActivity:
 
     def of(self, rows: Slice) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """Of a slice's features that fire: how they do, and their strongest activations."""
-        starts = rows.pairs.bounds[rows.pair_features.bounds]
+        starts = rows.pairs[rows.pair_features]
         fires = np.flatnonzero(np.diff(starts))
         if not len(fires):
             return None

@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
+from energy_lens.ingest.statistics.kernels import counted_sizes, label_counts, tested_sums
 from energy_lens.ingest.statistics.significance import (
     MIN_TEST_CONTEXTS,
     MIN_TEST_DOCUMENTS,
@@ -87,24 +88,17 @@ class FeatureClasses:
     def add(self, rows: Slice) -> None:
         """Take in a slice's features."""
         where, shape = slice(rows.start, rows.stop), (len(LABELS), len(CLASSES), -1)
-        s = rows.cells.sums(self._tested[rows.place])
-        self._sum_s[:, :, where] = rows.cell_features.sums(s).T.reshape(shape)
-        self._sum_s2[:, :, where] = rows.cell_features.sums(s * s).T.reshape(shape)
-        pair = np.repeat(np.arange(len(rows.pairs)), np.diff(rows.pairs.bounds))
-        n_codes = len(CLASSES) + 1
+        s, s2 = tested_sums(rows.cells, rows.cell_features, rows.place, self._tested)
+        self._sum_s[:, :, where], self._sum_s2[:, :, where] = s.reshape(shape), s2.reshape(shape)
         for i, label in enumerate(self._labels.values()):
-            # One place more, the first, for tokens without a label.
-            code = pair * n_codes + label[rows.place] + 1
-            counts = np.bincount(code, minlength=len(rows.pairs) * n_codes).reshape(-1, n_codes)[:, 1:]
-            self._n_in[i, :, where] = rows.pair_features.sums(counts).T
-            self._n_documents[i, :, where] = rows.pair_features.sums(counts > 0).T
-            self._n_active[i, where] = rows.pair_features.sums(counts.sum(1))
-        n_in_cell = rows.cells.sums(self._counted[rows.place])
-        n_in_pair = rows.cell_pairs.sums(n_in_cell)
+            n_in, n_documents = label_counts(rows.pairs, rows.pair_features, rows.place, label, len(CLASSES))
+            self._n_in[i, :, where], self._n_documents[i, :, where] = n_in, n_documents
+            self._n_active[i, where] = n_in.sum(0)
+        n_tokens, n_contexts, n_documents = counted_sizes(
+            rows.cells, rows.cell_pairs, rows.pair_features, rows.place, self._counted
+        )
         self._testable[where] = (
-            (rows.cell_features.sums(n_in_cell) >= MIN_TEST_TOKENS)
-            & (rows.cell_features.sums(n_in_cell > 0) >= MIN_TEST_CONTEXTS)
-            & (rows.pair_features.sums(n_in_pair > 0) >= MIN_TEST_DOCUMENTS)
+            (n_tokens >= MIN_TEST_TOKENS) & (n_contexts >= MIN_TEST_CONTEXTS) & (n_documents >= MIN_TEST_DOCUMENTS)
         )
 
     def frames(self) -> Iterator[pl.DataFrame]:

@@ -23,31 +23,40 @@ from torch import Tensor
 
 from energy_lens.ingest.statistics.activations import Activations, Slice, ranges
 from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
-from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient
+from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient, StoredSums
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
 from energy_lens.ingest.statistics.energy_sizes import fill_energy_sizes
 from energy_lens.ingest.statistics.feature_activity import FeatureActivity
 from energy_lens.ingest.statistics.feature_classes import FeatureClasses, class_tokens
-from energy_lens.ingest.statistics.histogram_cells import HistogramCells
+from energy_lens.ingest.statistics.histogram_cells import HistogramCells, StoredCounts
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.strata import RunLayout, read_run
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
 Integers = NDArray[np.int64]
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: Slices that are worked on at once; more of them would wait for memory.
 THREADS = min(4, os.cpu_count() or 1)
 
 #: What DuckDB may hold of the file: without a limit it keeps all that it reads, and is no faster for it (measured).
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "700MB"
 
 #: Tables that are filled here, and nowhere else.
 FILLED = (
     "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
     "layer_losses",
 )  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """What is stored of consecutive features of a layer."""
+
+    rows: Activations
+    sums: dict[str, StoredSums]  #: energy
+    counts: dict[str, StoredCounts]  #: energy
 
 
 class Made(NamedTuple):
@@ -94,31 +103,37 @@ def _finish_layer(
 ) -> NDArray[np.bool_]:
     """Fill what is known of a layer; returns the layer's included tokens [token]."""
     included, counted = _chosen(warehouse, run, tokens, layer)
-    classes, fired = FeatureClasses(tokens, included, len(decoder)), FeatureActivity(tokens)
+    classes, fired = pool.submit(FeatureClasses, tokens, included, len(decoder)), FeatureActivity(tokens)
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
     histograms = {energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies}
     n_counted = tokens.of_context(counted)
     parts: dict[tuple[str, str], list[list[Columns]]] = {}
 
-    def work(rows: Slice) -> Made:
+    def read(bounds: tuple[int, int]) -> Stored:
+        return Stored(
+            Activations(warehouse, run, tokens, layer, *bounds),
+            {energy: gradient.read(*bounds) for energy, gradient in along_rows.items()},
+            {energy: cells.read(*bounds) for energy, cells in histograms.items()},
+        )
+
+    def work(rows: Slice, stored: Stored) -> Made:
         """All that is made of a slice; nothing here depends on another one, so that threads may take turns."""
-        classes.add(rows)
+        classes.result().add(rows)
         keys = [Keys.of(rows, partition) for partition in run.partitions]
         activity = Activity.of(rows, counted, n_counted)
         columns: dict[tuple[str, str], list[Columns]] = {}
         for energy in run.energies:
-            columns[energy, "decoder"] = along_rows[energy].statistics(rows, keys, activity)
+            columns[energy, "decoder"] = along_rows[energy].statistics(rows, stored.sums[energy], keys, activity)
             columns[energy, "discrete"] = along_text[energy].statistics(rows, keys)
-        counts = {energy: histograms[energy].counts(rows) for energy in run.energies}
+        counts = {energy: histograms[energy].counts(rows, stored.counts[energy]) for energy in run.energies}
         return Made(columns, counts, fired.of(rows))
 
-    for start, stop in ranges(warehouse, run, layer, len(decoder)):
-        activations = Activations(warehouse, run, tokens, layer, start, stop)
-        for energy in run.energies:
-            along_rows[energy].read(start, stop)
-            histograms[energy].read(start, stop)
-        for made in _in_turn(pool, work, activations.slices()):
+    bounds = ranges(warehouse, run, layer, len(decoder))
+    with ThreadPoolExecutor(1) as reader:
+        # What comes next is read while there is work on what came before.
+        slices = ((rows, stored) for stored in _in_turn(reader, read, bounds, 1) for rows in stored.rows.slices())
+        for made in _in_turn(pool, lambda slice_: work(*slice_), slices, THREADS):
             fired.add(made.fired)
             for energy in run.energies:
                 histograms[energy].add(made.counts[energy])
@@ -129,7 +144,7 @@ def _finish_layer(
             whole = tested(concatenated(of_partition))
             frame = statistics_frame(run, layer, energy, kind, partition, whole)
             warehouse.append("feature_statistics", frame)
-    for frame in classes.frames():
+    for frame in classes.result().frames():
         place = {"run_id": run.run_id, "layer": layer}
         warehouse.append(
             "feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()})
@@ -141,12 +156,12 @@ def _finish_layer(
     return included
 
 
-def _in_turn(pool: ThreadPoolExecutor, work: Callable[[Slice], T], slices: Iterable[Slice]) -> Iterator[T]:
-    """What `work` makes of slices, in order; only so many of them are there at once as there are threads."""
+def _in_turn(pool: ThreadPoolExecutor, work: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
+    """What `work` makes of items, in order; only so many of them are made ahead."""
     under_way: deque[Future[T]] = deque()
-    for rows in slices:
-        under_way.append(pool.submit(work, rows))
-        if len(under_way) > THREADS:
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > ahead:
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
-from energy_lens.ingest.statistics.strata import Partition, RunLayout
+from energy_lens.ingest.statistics.kernels import add_rows, joint_counts
+from energy_lens.ingest.statistics.strata import Partition, RunLayout, compacted
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
@@ -21,6 +23,14 @@ A_BINS, G_BINS = 4, 8
 
 #: Counts that the stream kept by group, and of how many cells.
 STREAMED = {"inactive": G_BINS, "mates_active": A_BINS * G_BINS, "mates_inactive": G_BINS}
+
+
+class StoredCounts(NamedTuple):
+    """The stream's counts of some features, by feature and cell of the run."""
+
+    feature: Integers  #: [n] ascending
+    cell: Integers  #: [n]
+    counts: Integers  #: [n, cell of the histograms in STREAMED]
 
 
 class HistogramCells:
@@ -46,41 +56,42 @@ class HistogramCells:
         )
         self._parts: list[list[dict[str, Integers]]] = [[] for _ in self._partitions]
 
-    def read(self, start: int, stop: int) -> None:
-        """What the stream counted of features start … stop − 1, for the slices that come next."""
+    def read(self, start: int, stop: int) -> StoredCounts:
+        """What the stream counted of features start … stop − 1, over the groups of each cell."""
         stored = self._warehouse.frame("finish/histogram_counts", **self._place, start=start, stop=stop)
-        self._stored_features = stored["feature"].to_numpy().astype(np.int64)
-        group = np.searchsorted(self._run.group_ids, stored["group_id"].to_numpy())
-        self._stored_cells = self._run.group_cells[group]
-        self._stored = np.concatenate(
-            [stored[name].explode().to_numpy().reshape(-1, width) for name, width in STREAMED.items()], axis=1
+        cell = self._run.group_cells[np.searchsorted(self._run.group_ids, stored["group_id"].to_numpy())]
+        n_cells = len(self._run.partitions[0].of_cells)
+        codes, place = compacted(
+            (stored["feature"].to_numpy().astype(np.int64) - start) * n_cells + cell, (stop - start) * n_cells
         )
+        counts = np.zeros((len(codes), sum(STREAMED.values())), dtype=np.int64)
+        first = 0
+        for name, width in STREAMED.items():
+            add_rows(counts[:, first : first + width], place, stored[name].explode().to_numpy().reshape(-1, width))
+            first += width
+        return StoredCounts(codes // n_cells + start, codes % n_cells, counts)
 
-    def counts(self, rows: Slice) -> list[dict[str, Integers]]:
-        """Of a slice's activations, by partition: columns, categories as their places."""
+    def counts(self, rows: Slice, stored: StoredCounts) -> list[dict[str, Integers]]:
+        """Of a slice's activations, by partition: columns, categories as their places. stored: of its features."""
         first, last = np.searchsorted(self._features, [rows.start, rows.stop])
         features = self._features[first:last]
         if not len(features):
             return []
-        n_cells = A_BINS * G_BINS
-        cell = np.zeros(len(rows.a), dtype=np.int64)
-        starts = rows.pairs.bounds[rows.pair_features.bounds]
-        for i, feature in enumerate(features - rows.start):
-            own = slice(starts[feature], starts[feature + 1])
-            # As many edges are below a value as there are places to the left of it.
-            a_bins = np.searchsorted(self._a_edges[first + i], rows.a[own])
-            cell[own] = G_BINS * a_bins + np.searchsorted(self._g_edges[first + i], rows.g[self._energy][own])
         place = np.full(rows.n_features, -1)
         place[features - rows.start] = np.arange(len(features))
-        n_in_pair, place_of_pair = np.diff(rows.pairs.bounds), place[rows.pair_feature]
-        used = np.repeat(place_of_pair >= 0, n_in_pair)
+        place_of_pair = place[rows.pair_feature]
+        n_cells, by_category = A_BINS * G_BINS, self._partitions[1]
+        row = by_category.of_documents[rows.pair_document] * len(features) + place_of_pair
+        counts = joint_counts(
+            rows.pairs, np.where(place_of_pair < 0, -1, row), place_of_pair, rows.a, rows.g[self._energy],
+            self._a_edges[first:last], self._g_edges[first:last], len(by_category.strata) * len(features),
+        )  # fmt: skip
         result = []
         for partition in self._partitions:
-            pair_code = partition.of_documents[rows.pair_document] * len(features) + place_of_pair
-            code = (np.repeat(pair_code, n_in_pair) * n_cells + cell)[used]
-            n_codes = len(partition.strata) * len(features) * n_cells
-            own_counts = np.bincount(code, minlength=n_codes).reshape(-1, n_cells)
-            streamed = self._streamed(partition, features)
+            own_counts = counts
+            if partition.is_whole:
+                own_counts = counts.reshape(-1, len(features), n_cells).sum(0)
+            streamed = _streamed(stored, partition, features)
             # In a category only features that fire there.
             chosen = np.arange(len(own_counts)) if partition.is_whole else np.flatnonzero(own_counts.any(axis=1))
             lists = {"active": own_counts[chosen]} | {
@@ -95,19 +106,6 @@ class HistogramCells:
         """Take in a slice's counts; slices come in order."""
         for part, of_partition in zip(self._parts, counts, strict=False):
             part.append(of_partition)
-
-    def _streamed(self, partition: Partition, features: Integers) -> Integers:
-        """The stream's counts, [stratum and feature, cell]."""
-        within = slice(*np.searchsorted(self._stored_features, [features[0], features[-1] + 1]))
-        feature = np.searchsorted(features, self._stored_features[within])
-        code = partition.of_cells[self._stored_cells[within]] * len(features) + feature
-        order = np.argsort(code, kind="stable")
-        starts = np.flatnonzero(np.diff(code[order], prepend=-1))
-        counts = np.zeros((len(partition.strata) * len(features), self._stored.shape[1]), dtype=np.int64)
-        if len(starts):
-            sums = np.add.reduceat(self._stored[within][order], starts, dtype=np.int64)
-            counts[code[order][starts]] = sums
-        return counts
 
     def frame(self) -> pl.DataFrame | None:
         """Rows of histogram_cells, by category and feature; None where no feature has edges."""
@@ -129,3 +127,12 @@ class HistogramCells:
         where = {"run_id": self._run.run_id, "layer": self._place["layer"], "energy": self._energy}
         named = {name: pl.lit(value) for name, value in where.items()}
         return pl.concat(frames).with_columns(**named).sort("category", "feature")
+
+
+def _streamed(stored: StoredCounts, partition: Partition, features: Integers) -> Integers:
+    """The stream's counts of features, [stratum and feature, cell of the histograms]."""
+    within = slice(*np.searchsorted(stored.feature, [features[0], features[-1] + 1]))
+    place = partition.of_cells[stored.cell[within]] * len(features) + np.searchsorted(features, stored.feature[within])
+    counts = np.zeros((len(partition.strata) * len(features), stored.counts.shape[1]), dtype=np.int64)
+    add_rows(counts, place, stored.counts[within])
+    return counts

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.across_documents import MIN_DOCUMENTS
 from energy_lens.ingest.statistics.document_moments import Moments
+from energy_lens.ingest.statistics.kernels import linear_forms
 from energy_lens.ingest.statistics.pairs import Keys
 from energy_lens.ingest.statistics.significance import t_quantile, two_sided_t_p
 from energy_lens.ingest.statistics.strata import Partition
@@ -54,7 +55,6 @@ def interval(
 
     moments: of the slice's features, and Σg of its pairs, minus n times its mean over the run.
     """
-    of = keys.of_pair
     a, a2, ag, g2, lost = keys.sums(pairs.a, pairs.a2, pairs.ag, pairs.g2, pairs.w - pairs.share)
     n, mean_a, mean_g = totals.n, a / totals.n, totals.g / totals.n
     shift = mean_g - totals.run_g  # of the stratum's mean from the run's
@@ -71,14 +71,16 @@ def interval(
         of_n = (mean_g**2 - 2 * mean_g * totals.run_g) / (n * var_g)
         beta = mean_a * shift / (n * scale) - half_r * (mean_a**2 / (n * var_a) + of_n)
         gamma = -half_r * rate / (n * var_g)
-        idle = alpha[of] * moments.g + beta[of] * pairs.n + gamma[of] * pairs.w
-        centred_g = moments.g - pairs.n * shift[of]
-        u = pairs.ag - mean_g[of] * pairs.a - mean_a[of] * centred_g
-        v_a = pairs.a2 - 2 * mean_a[of] * pairs.a + pairs.n * mean_a[of] ** 2
-        whole_g = moments.g + pairs.n * totals.run_g[of]
-        v_g = pairs.g2 + rate[of] * pairs.share - 2 * mean_g[of] * whole_g + pairs.n * mean_g[of] ** 2
-        active = (u / scale[of] - half_r[of] * (v_a / var_a[of] + v_g / var_g[of])) / n[of]
+        # Where it fires, there are Σa·g, Σa, Σa² and the known part of Σg² besides.
+        of_a = (2 * half_r * mean_a / var_a - mean_g / scale) / n
+        of_active = [1 / (n * scale), of_a, -half_r / (n * var_a), -half_r / (n * var_g)]
         form = np.stack([alpha, beta, gamma])
+        idle = linear_forms(keys.of_pair, form, np.stack([moments.g, pairs.n, pairs.w]))
+        active = linear_forms(
+            keys.of_pair,
+            np.stack([*form, *of_active]),
+            np.stack([moments.g, pairs.n, pairs.share, pairs.ag, pairs.a, pairs.a2, pairs.g2]),
+        )
         i2, i4 = _sums(keys, partition, active, idle, form, moments)
         return i2, t_quantile(np.where(i4 > 0, i2**2 / i4, np.nan))
 
@@ -97,7 +99,7 @@ def _sums(
     i2, i4 = i2 + change2, i4 + change4
     for key in np.flatnonzero((i2 < LOST * size2) | (i4 < LOST * size4)).tolist():
         of_documents = moments.forms(int(keys.feature[key]), form[:, key])
-        own = keys.pairs(key)
+        own = keys.of_pair == key
         of_documents[moments.pair_document[own]] = active[own]
         squares = of_documents[partition.of_documents == keys.stratum[key]] ** 2
         i2[key], i4[key] = squares.sum(), (squares**2).sum()

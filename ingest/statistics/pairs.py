@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from energy_lens.ingest.statistics.activations import Slice
+from energy_lens.ingest.statistics.kernels import placed_sums
 from energy_lens.ingest.statistics.strata import Mask, Partition
 
 Floats = NDArray[np.float64]
@@ -26,7 +26,6 @@ class Keys:
     feature: Integers  #: [key] counted from the slice's first
     stratum: Integers  #: [key]
     of_pair: Integers  #: [pair] its key
-    _members: csr_array  #: [key, pair]
 
     @classmethod
     def of(cls, rows: Slice, partition: Partition) -> Keys:
@@ -38,22 +37,13 @@ class Keys:
         else:
             starts = np.flatnonzero(np.diff(code[order], prepend=-1))
             codes, bounds = code[order][starts], np.append(starts, len(code))
-        members = csr_array(
-            (np.ones(len(code)), order.astype(np.int32), bounds.astype(np.int32)), shape=(len(codes), len(code))
-        )
         of_pair = np.empty(len(code), dtype=np.int64)
         of_pair[order] = np.repeat(np.arange(len(codes)), np.diff(bounds))
-        return cls(codes // len(partition.strata), codes % len(partition.strata), of_pair, members)
+        return cls(codes // len(partition.strata), codes % len(partition.strata), of_pair)
 
     def __len__(self) -> int:
         return len(self.feature)
 
-    def pairs(self, key: int) -> NDArray[np.int32]:
-        """Those of a key."""
-        chosen: NDArray[np.int32] = self._members.indices[slice(*self._members.indptr[[key, key + 1]])]
-        return chosen
-
     def sums(self, *columns: NDArray[np.number] | Mask) -> list[Floats]:
         """Σ over each key's pairs of columns [pair], each [key]."""
-        stacked = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
-        return list(np.ascontiguousarray((self._members @ stacked).T))
+        return list(placed_sums(self.of_pair, np.stack(columns).astype(np.float64, copy=False), len(self)))

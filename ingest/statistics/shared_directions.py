@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,17 +15,21 @@ from energy_lens.ingest.statistics.directions import (
     direction_test,
     random_probes,
     read_references,
-    unpacked,
 )
+from energy_lens.ingest.statistics.kernels import unpacked_sums
 from energy_lens.ingest.statistics.pairs import Keys
-from energy_lens.ingest.statistics.strata import Partition, RunLayout
+from energy_lens.ingest.statistics.strata import Partition, RunLayout, compacted
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: Stored rows that are unpacked at once: 64 kB numbers, which a cache holds.
-CHUNK = 512
+
+class StoredSums(NamedTuple):
+    """Sums along the directions of some features."""
+
+    codes: Integers  #: [n] a feature times cells, plus cell, ascending
+    sums: Floats  #: [n, direction]
 
 
 class AlongDirections:
@@ -39,39 +45,24 @@ class AlongDirections:
         self._rows = DecoderRows(decoder, self._references, probes)
         self._reference_gc2 = self._spread_of_references()
 
-    def read(self, start: int, stop: int) -> None:
-        """Sums over the groups of each cell, of features start … stop − 1, for the slices that come next.
-
-        They are [n, direction], each of a feature times cells, plus cell [n], ascending.
-        """
+    def read(self, start: int, stop: int) -> StoredSums:
+        """Sums over the groups of each cell, of features start … stop − 1."""
         stored = self._warehouse.frame("finish/direction_sums", **self._place, start=start, stop=stop)
         if not len(stored):
-            self._codes, self._sums = np.zeros(0, dtype=np.int64), np.zeros((0, 0))
-            return
+            return StoredSums(np.zeros(0, dtype=np.int64), np.zeros((0, 0)))
         cell = self._run.group_cells[np.searchsorted(self._run.group_ids, stored["group_id"].to_numpy())]
         n_cells = len(self._run.partitions[0].of_cells)
-        code = stored["feature"].to_numpy().astype(np.int64) * n_cells + cell
-        order = np.argsort(code, kind="stable")
-        codes = stored["along"].explode().to_numpy().reshape(len(code), -1)
-        scale = stored["scale"].to_numpy()
-        starts = np.flatnonzero(np.diff(code[order], prepend=-1))
-        bounds_of = np.append(starts, len(code))
-        sums = np.zeros((len(starts), codes.shape[1]))
-        first = 0
-        while first < len(starts):
-            last = max(first + 1, int(np.searchsorted(bounds_of, bounds_of[first] + CHUNK, side="right")) - 1)
-            chunk = order[bounds_of[first] : bounds_of[last]]
-            numbers = unpacked(scale[chunk], codes[chunk])
-            sums[first:last] = np.add.reduceat(numbers, bounds_of[first:last] - bounds_of[first])
-            first = last
-        self._codes, self._sums = code[order][starts], sums
+        code = (stored["feature"].to_numpy().astype(np.int64) - start) * n_cells + cell
+        codes, place = compacted(code, (stop - start) * n_cells)
+        packed = stored["along"].explode().to_numpy().reshape(len(code), -1)
+        return StoredSums(codes + start * n_cells, unpacked_sums(place, stored["scale"].to_numpy(), packed, len(codes)))
 
-    def test(self, keys: Keys, partition: Partition, rows: Slice, columns: Columns) -> Columns:
+    def test(self, keys: Keys, partition: Partition, rows: Slice, columns: Columns, stored: StoredSums) -> Columns:
         """t_specific, p_specific, p_reference, cosine [key]; columns: those of the keys so far."""
         result = {name: np.full(len(keys), np.nan) for name in ("t_specific", "p_specific", "p_reference", "cosine")}
         n_cells = len(partition.of_cells)
-        within = slice(*np.searchsorted(self._codes, [rows.start * n_cells, rows.stop * n_cells]))
-        code, along = self._codes[within] - rows.start * n_cells, self._sums[within]
+        within = slice(*np.searchsorted(stored.codes, [rows.start * n_cells, rows.stop * n_cells]))
+        code, along = stored.codes[within] - rows.start * n_cells, stored.sums[within]
         if not len(code):
             return result
         feature, stratum = code // n_cells, partition.of_cells[code % n_cells]

@@ -29,6 +29,16 @@ def summed(values: NDArray[np.number] | Mask, place: NDArray[np.integer], n: int
     return result
 
 
+def compacted(code: NDArray[np.integer], n: int) -> tuple[Integers, Integers]:
+    """The codes that occur, ascending, and the place of each value's among them. code: [value] below n."""
+    occurs = np.zeros(n, dtype=bool)
+    occurs[code] = True
+    codes = np.flatnonzero(occurs)
+    place = np.empty(n, dtype=np.int32)
+    place[codes] = np.arange(len(codes), dtype=np.int32)
+    return codes, place[code].astype(np.int64)
+
+
 class Stratum(NamedTuple):
     """A combination of category and half."""
 

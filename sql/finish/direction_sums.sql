@@ -2,4 +2,3 @@
 SELECT feature, group_id, scale, along
 FROM feature_directions
 WHERE run_id = $run AND layer = $layer AND energy = $energy AND feature >= $start AND feature < $stop
-ORDER BY feature, group_id

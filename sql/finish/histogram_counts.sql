@@ -2,4 +2,3 @@
 SELECT feature, group_id, inactive, mates_active, mates_inactive
 FROM feature_histograms
 WHERE run_id = $run AND layer = $layer AND energy = $energy AND feature >= $start AND feature < $stop
-ORDER BY feature, group_id
