@@ -1,6 +1,6 @@
 """What a run costs once it is there: finish, report, views and a feature's look-up, beside DuckDB's own sums.
 
-    python benchmarks/analysis.py WAREHOUSE...
+    python benchmarks/analysis.py WAREHOUSE... [--figure docs/images/analysis_cost.svg]
     python benchmarks/grown.py SMALL LARGE --copies 27        # makes a large one of any run
 
 Each is a process of its own, start-up included; peak memory is that of the process. The yardstick is one query of
@@ -16,18 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+from matplotlib.figure import Figure
 from tables import markdown
 
 from energy_lens import Warehouse
 from energy_lens.ingest.sae.choosing import shipped_folder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.statistics.finish import finish
+from energy_lens.reports.figures import BLUE, GREY, ORANGE, STYLE, VERMILION, WIDTH, as_svg
 from energy_lens.warehouse.runs import gradient_column
 
+SUMS, FINISH, REPORT = "DuckDB's sums by layer, feature and document", "finish", "`elw report`"
+
 VIEWS = ("layer_energy", "efas", "features", "alignments", "mutual_information", "uncalibrated_layers")
+
+
+#: What the figure shows: colour and marker.
+LOOKS = {FINISH: (BLUE, "o"), REPORT: (ORANGE, "s"), "`SELECT * FROM efas`": (VERMILION, "^"), SUMS: (GREY, "x")}
 
 
 class Cost(NamedTuple):
@@ -40,34 +50,58 @@ class Cost(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("warehouses", nargs="+", type=Path)
+    parser.add_argument("--figure", type=Path, help="write a figure of it to this SVG file")
     parser.add_argument("--only", choices=["finish", "sums"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         (finish_again if arguments.only == "finish" else sums)(arguments.warehouses[0])
         return
-    rows = [["", *(f"{activations(db) / 1e6:.1f} M activations" for db in arguments.warehouses)]]
+    sizes = [activations(db) for db in arguments.warehouses]
     measured = [costs(db) for db in arguments.warehouses]
-    rows += [[what, *(of[what] for of in measured)] for what in measured[0]]
+    looked_up = [look_up(db) for db in arguments.warehouses]
+    rows = [["", *(f"{n / 1e6:.1f} M activations" for n in sizes)]]
+    rows += [[what, *(f"{of[what].seconds:.1f} s, {of[what].gigabytes:.2f} GB" for of in measured)]
+             for what in measured[0]]  # fmt: skip
+    rows += [["a feature's activations, inside DuckDB", *(f"{seconds * 1000:.0f} ms" for seconds in looked_up)]]
     print(markdown(rows))
+    if arguments.figure:
+        arguments.figure.write_text(drawn(sizes, measured), encoding="utf-8")
 
 
-def costs(db: Path) -> dict[str, str]:
-    """What is measured of one warehouse, as it is shown."""
+def drawn(sizes: Sequence[int], measured: Sequence[dict[str, Cost]]) -> str:
+    """SVG text: seconds and peak memory against the number of activations."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+        figure = Figure(figsize=(WIDTH, 2.6))
+        left, right = figure.subplots(1, 2)
+        for what, (colour, marker) in LOOKS.items():
+            of = [costs_of[what] for costs_of in measured]
+            label = what.strip("`")
+            left.plot(sizes, [cost.seconds for cost in of], color=colour, marker=marker, label=label)
+            right.plot(sizes, [cost.gigabytes for cost in of], color=colour, marker=marker)
+        for panel, name in ((left, "Seconds, start-up included"), (right, "Peak memory, GB")):
+            panel.set(xscale="log", xlabel="Activations", ylabel=name)
+        left.set_yscale("log")
+        right.set_ylim(bottom=0)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(LOOKS))
+        return as_svg(figure, "analysis_cost", "Time and peak memory of finish, report and a query, by activations")
+
+
+def costs(db: Path) -> dict[str, Cost]:
+    """What is measured of one warehouse."""
     me = [sys.executable, str(Path(__file__))]
     elw = [sys.executable, "-c", "import sys; from energy_lens.cli.main import main; sys.exit(main())"]
     with tempfile.TemporaryDirectory() as scratch:
         result = {
-            "DuckDB's sums by layer, feature and document": cost([*me, str(db), "--only", "sums"]),
-            "finish": cost([*me, str(db), "--only", "finish"]),
-            "`elw report`": cost([*elw, "report", "--db", str(db), "--output", f"{scratch}/report"]),
+            SUMS: cost([*me, str(db), "--only", "sums"]),
+            FINISH: cost([*me, str(db), "--only", "finish"]),
+            REPORT: cost([*elw, "report", "--db", str(db), "--output", f"{scratch}/report"]),
         }
         for view in VIEWS:
             query = f"SELECT * FROM {view}"
             result[f"`{query}`"] = cost([*elw, "sql", query, "--db", str(db), "--output", f"{scratch}/{view}.parquet",
                                          "--format", "parquet"])  # fmt: skip
-    shown = {what: f"{of.seconds:.1f} s, {of.gigabytes:.2f} GB" for what, of in result.items()}
-    shown["a feature's activations, inside DuckDB"] = f"{look_up(db) * 1000:.0f} ms"
-    return shown
+    return result
 
 
 def cost(command: list[str]) -> Cost:
@@ -120,7 +154,7 @@ def sums(db: Path) -> None:
         of_energies = "".join(f", sum(activation * {g}), sum({g}), sum({g} * {g})" for g in columns)
         warehouse.sql(
             f"""
-            SELECT count(*) FROM (
+            SELECT max(COLUMNS(*)) FROM (
                 SELECT a.layer, a.feature, c.document_id, sum(activation), sum(activation * activation){of_energies}
                 FROM activations AS a
                 JOIN contexts AS c ON c.run_id = a.run_id AND c.context_id = a.token_id // $length
