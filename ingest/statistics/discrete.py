@@ -33,13 +33,12 @@ class DiscreteGradient:
         place = tokens.places(stored["token_id"])
         g, defined = np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool)
         g[place], defined[place] = stored["discrete"], True
-        self._centred = Centred.of(tokens, g, defined)
+        c = Centred.of(tokens, g, defined)
         document = run.contexts.document[tokens.context]
         n, sum_g, sum_g2, self._sum_gc2 = (
-            summed(values, document, len(run.document_ids)) for values in (defined, g, g**2, self._centred.tested**2)
+            summed(values, document, len(run.document_ids)) for values in (defined, g, g**2, c.tested**2)
         )
         self._sum_g = sum_g
-        c = self._centred
         self._at_tokens = np.stack([g, c.tested, c.control, defined, c.counted], axis=1)
         self._n_counted = tokens.of_context(c.counted)
         self._documents = Documents(run, n, sum_g2, sum_g[:, None])

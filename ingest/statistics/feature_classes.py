@@ -78,9 +78,11 @@ class FeatureClasses:
         # Of the row's next context, which is another document: what the rule finds where there is nothing.
         mates = np.where(labelled, tokens.shifted(label), -1).astype(np.int8)
         self._labels = dict(zip(LABELS, (label, mates), strict=True))
-        centred = [Centred.of(tokens, (label == code).astype(np.float64), labelled) for code in range(len(CLASSES))]
-        self._counted = centred[0].counted
-        self._tested = np.stack([*(c.tested for c in centred), *(c.control for c in centred)], axis=1)
+        self._tested = np.empty((len(tokens), 2 * len(CLASSES)))
+        for code in range(len(CLASSES)):
+            centred = Centred.of(tokens, (label == code).astype(np.float64), labelled)
+            self._tested[:, code], self._tested[:, len(CLASSES) + code] = centred.tested, centred.control
+        self._counted = centred.counted
         shape = len(LABELS), len(CLASSES), d_sae
         self._sum_s, self._sum_s2, self._n_in, self._n_documents = (np.zeros(shape) for _ in range(4))
         self._n_active, self._testable = np.zeros((len(LABELS), d_sae)), np.zeros(d_sae, dtype=bool)
