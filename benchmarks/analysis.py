@@ -73,15 +73,14 @@ def drawn(sizes: Sequence[int], measured: Sequence[dict[str, Cost]]) -> str:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         figure = Figure(figsize=(WIDTH, 2.6))
         left, right = figure.subplots(1, 2)
+        millions = [n / 1e6 for n in sizes]
         for what, (colour, marker) in LOOKS.items():
             of = [costs_of[what] for costs_of in measured]
             label = what.strip("`")
-            left.plot(sizes, [cost.seconds for cost in of], color=colour, marker=marker, label=label)
-            right.plot(sizes, [cost.gigabytes for cost in of], color=colour, marker=marker)
+            left.plot(millions, [cost.seconds for cost in of], color=colour, marker=marker, label=label)
+            right.plot(millions, [cost.gigabytes for cost in of], color=colour, marker=marker)
         for panel, name in ((left, "Seconds, start-up included"), (right, "Peak memory, GB")):
-            panel.set(xscale="log", xlabel="Activations", ylabel=name)
-        left.set_yscale("log")
-        right.set_ylim(bottom=0)
+            panel.set(xlabel="Activations, millions", ylabel=name, xlim=(0, None), ylim=(0, None))
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(LOOKS))
         return as_svg(figure, "analysis_cost", "Time and peak memory of finish, report and a query, by activations")
