@@ -18,6 +18,8 @@ from scipy import stats
 
 from energy_lens import Warehouse
 from energy_lens.ingest.statistics import across_documents as dense
+from energy_lens.ingest.statistics import kernels
+from energy_lens.ingest.statistics.activations import activation_order
 from energy_lens.ingest.statistics.document_moments import Documents
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
 from energy_lens.ingest.statistics.pairs import Keys
@@ -137,6 +139,34 @@ def test_the_hypergeometric_tail_is_scipys(data: st.DataObject) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(0, 200), st.booleans())
+def test_activations_are_sorted_whatever_order_the_file_has(seed: int, n: int, shuffled: bool) -> None:
+    """By feature and token: rows of another program come in any order, those of elw by token within a feature."""
+    generator = np.random.default_rng(seed)
+    code = generator.choice(1_000, n, replace=False)
+    if not shuffled:
+        code = code[np.argsort(code % 50, kind="stable")]
+    feature, place = (code // 50 + 7).astype(np.int32), (code % 50).astype(np.int32)
+    np.testing.assert_array_equal(activation_order(feature, place, 7, 20), np.lexsort((place, feature)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+def test_bins_are_those_of_searchsorted(seed: int, n: int) -> None:
+    """A value on an edge is below it, and edges that are missing (NaN) are above everything."""
+    generator = np.random.default_rng(seed)
+    a, g = (generator.integers(-3, 4, n).astype(np.float32) for _ in range(2))
+    a_edges, g_edges = (np.sort(generator.choice([-2.0, -0.5, 0.0, 1.0, np.nan], (2, k))) for k in (3, 7))
+    pairs = np.array([0, n // 3, n // 2, n])
+    row, feature = np.array([0, -1, 1]), np.array([0, 0, 1])
+    found = kernels.joint_counts(pairs, row, feature, a, g, a_edges, g_edges, 2)
+    expected = np.zeros((2, 4 * 8), dtype=np.int64)
+    for pair in (0, 2):
+        own = slice(pairs[pair], pairs[pair + 1])
+        bins = [np.searchsorted(e[feature[pair]], v[own]) for e, v in ((a_edges, a), (g_edges, g))]
+        np.add.at(expected[row[pair]], 8 * bins[0] + bins[1], 1)
+    np.testing.assert_array_equal(found, expected)
+
+
 # ------------------------------------------------------------------------------------------------ what views scan
 
 #: Tables of the grain of tokens or finer.
@@ -201,4 +231,7 @@ def test_rounding_takes_no_correlation_beyond_1(tiny_warehouse: Path, tmp_path: 
         assignments = ", ".join(f"{name} = ${name}" for name in sums)
         warehouse.sql(f"UPDATE feature_statistics SET {assignments}", **sums)
         found = warehouse.sql("SELECT DISTINCT score_active FROM efas_scores WHERE n_active = 54").fetchall()
+        warehouse.sql("UPDATE feature_statistics SET sum_ag = 1e6")
+        broken = warehouse.sql("SELECT max(score_active) FROM efas_scores WHERE n_active = 54").value()
     assert found == [(1.0,)]
+    assert broken > 2  # sums that contradict each other are not made to look like a correlation

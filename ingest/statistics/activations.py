@@ -63,13 +63,13 @@ class Activations:
         place_of = {"run": run.run_id, "layer": layer, "start": start, "stop": stop}
         stored = warehouse.run_formatted("finish/activations", {"gradients": gradients}, **place_of).numpy()
         feature, place = stored.pop("feature"), tokens.places(stored.pop("token_id"))
-        order = _order(feature, place, start, stop - start)
+        order = activation_order(feature, place, start, stop - start)
         self._feature, self._place = feature[order], place[order]
         self._a = stored.pop("activation")[order]
         self._g = {energy: np.ma.filled(stored.pop(name), np.nan)[order]
                    for name, energy in zip(columns, run.energies, strict=True)}  # fmt: skip
         self._context_document, self._tokens = run.contexts.document, tokens
-        self._n_cells = len(run.partitions[0].of_cells)
+        self._n_cells = run.n_cells
 
     def slices(self) -> Iterator[Slice]:
         """All of them, so many at a time that a processor's cache holds the sums."""
@@ -95,7 +95,7 @@ class Activations:
         )  # fmt: skip
 
 
-def _order(feature: NDArray[np.int32], place: NDArray[np.int32], start: int, n_features: int) -> Integers:
+def activation_order(feature: NDArray[np.int32], place: NDArray[np.int32], start: int, n_features: int) -> Integers:
     """By feature and token. Rows come by token within a feature, but for those of a file that is not elw's own."""
     order: Integers = stable_order(feature, start, n_features)
     ascending = (np.diff(place[order]) > 0) | (np.diff(feature[order]) > 0)
@@ -109,7 +109,7 @@ def ranges(warehouse: Warehouse, run: RunLayout, layer: int, d_sae: int) -> Iter
     counted = warehouse.run("finish/active_counts", run=run.run_id, layer=layer).numpy()
     counts = np.zeros(d_sae, dtype=np.int64)
     counts[counted["feature"]] = counted["n_active"]
-    return _runs(counts, READ_ACTIVATIONS, max(1, READ_NUMBERS // max(1, len(run.partitions[0].of_cells))))
+    return _runs(counts, READ_ACTIVATIONS, max(1, READ_NUMBERS // max(1, run.n_cells)))
 
 
 def _runs(counts: Integers, most: int, widest: int) -> Iterator[tuple[int, int]]:

@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.ingest.statistics import shared_directions
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.columns import Columns, Pairs, StratumTokens, common
 from energy_lens.ingest.statistics.document_moments import Documents, Moments
 from energy_lens.ingest.statistics.intervals import PairSums, Totals, interval, mean_p
 from energy_lens.ingest.statistics.kernels import activity_sums, add_rows, pair_sums
 from energy_lens.ingest.statistics.pairs import Keys
-from energy_lens.ingest.statistics.shared_directions import AlongDirections
+from energy_lens.ingest.statistics.shared_directions import AlongDirections, DirectionSums
 from energy_lens.ingest.statistics.strata import Partition, RunLayout, summed
 from energy_lens.warehouse.database import Warehouse
 
@@ -55,7 +54,7 @@ class StoredSums(NamedTuple):
     kept_codes: Integers  #: [n] feature times documents, plus document, ascending
     kept: dict[str, Floats]  #: of those, over all groups [n]
     streamed: Floats  #: [cell, feature, name]
-    along: shared_directions.StoredSums
+    along: DirectionSums
 
 
 class DecoderGradient:
@@ -177,7 +176,7 @@ class DecoderGradient:
         """What the stream kept of features start … stop − 1, [cell, feature, name]."""
         stored = self._warehouse.run("finish/moments", **self._place, **bounds).numpy()
         n_features = bounds["stop"] - bounds["start"]
-        result = np.zeros((len(self._run.partitions[0].of_cells), n_features, len(STREAMED)))
+        result = np.zeros((self._run.n_cells, n_features, len(STREAMED)))
         where = stored["cell"], stored["feature"] - bounds["start"]
         for i, name in enumerate(STREAMED):
             # sum_a2h2 is NULL without probes: NaN here, and NULL again in the frame.

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.statistics.kernels import unpacked_sums
 from energy_lens.ingest.statistics.significance import two_sided_t_p
 from energy_lens.warehouse.database import Warehouse
 
@@ -118,7 +119,7 @@ def packed(along: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.
 
 def unpacked(scale: NDArray[np.float32], codes: NDArray[np.int8]) -> Floats:
     """What `packed` was given, to within rounding [n, direction]."""
-    result: Floats = scale[:, None].astype(np.float64) * codes
+    result: Floats = unpacked_sums(np.arange(len(scale)), scale, codes, len(scale))
     return result
 
 

@@ -42,15 +42,15 @@ class DiscreteGradient:
         self._at_tokens = np.stack([g, c.tested, c.control, defined, c.counted], axis=1)
         self._n_counted = tokens.of_context(c.counted)
         self._documents = Documents(run, n, sum_g2, sum_g[:, None])
+        # The same for all features: moments of one row that is 1, with every document's g'.
+        self._moments = self._documents.moments(np.ones((1, 1)), np.zeros_like(n, dtype=np.int64), np.arange(len(n)))
         self._strata = [StratumTokens.of(partition, n) for partition in run.partitions]
 
     def statistics(self, rows: Slice, keys_of: Sequence[Keys]) -> list[Columns]:
         """Columns of each partition of the run. keys_of: the slice's keys in each."""
         pairs, within = self._pairs(rows)
         n, weight = (of[rows.pair_document] for of in (self._documents.n, self._documents.w))
-        # The same for all features: moments of one row that is 1.
-        nothing = np.zeros(len(rows.pair_feature), dtype=np.int64)
-        moments = self._documents.moments(np.ones((1, 1)), nothing, rows.pair_document)
+        moments = self._moments.at(rows.pair_document)
         # A document's Σg² is known whether the feature fires there or not, so none is left to be spread.
         sums = PairSums(n, pairs.a, pairs.a2, pairs.ag, weight, g2=weight, share=np.zeros_like(weight))
         run_g = float(self._documents.mean[0])

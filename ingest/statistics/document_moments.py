@@ -8,7 +8,7 @@ where the feature fires. So no number is held for each document and feature, onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial
 
 import numpy as np
@@ -102,6 +102,10 @@ class Moments:
     pair_document: Integers  #: [pair]
     g: Floats  #: g' [pair]
     by_cell: dict[int, Floats]  #: degree: [cell, feature, term]
+
+    def at(self, pairs: Integers) -> Moments:
+        """The same with some of the pairs, in their order."""
+        return replace(self, pair_document=self.pair_document[pairs], g=self.g[pairs])
 
     def sum_of_powers(
         self, partition: Partition, feature: Integers, stratum: Integers, form: Floats, degree: int

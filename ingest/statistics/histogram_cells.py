@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from energy_lens.ingest.statistics.activations import Slice
 from energy_lens.ingest.statistics.kernels import add_rows, joint_counts
-from energy_lens.ingest.statistics.strata import Partition, RunLayout, compacted
+from energy_lens.ingest.statistics.strata import Partition, RunLayout
 from energy_lens.ingest.statistics.tokens import Tokens
 from energy_lens.warehouse.database import Warehouse
 
@@ -59,17 +59,13 @@ class HistogramCells:
     def read(self, start: int, stop: int) -> StoredCounts:
         """What the stream counted of features start … stop − 1, over the groups of each cell."""
         stored = self._warehouse.frame("finish/histogram_counts", **self._place, start=start, stop=stop)
-        cell = self._run.group_cells[np.searchsorted(self._run.group_ids, stored["group_id"].to_numpy())]
-        n_cells = len(self._run.partitions[0].of_cells)
-        codes, place = compacted(
-            (stored["feature"].to_numpy().astype(np.int64) - start) * n_cells + cell, (stop - start) * n_cells
-        )
+        codes, place = self._run.by_cell(stored, start, stop)
         counts = np.zeros((len(codes), sum(STREAMED.values())), dtype=np.int64)
         first = 0
         for name, width in STREAMED.items():
             add_rows(counts[:, first : first + width], place, stored[name].explode().to_numpy().reshape(-1, width))
             first += width
-        return StoredCounts(codes // n_cells + start, codes % n_cells, counts)
+        return StoredCounts(codes // self._run.n_cells, codes % self._run.n_cells, counts)
 
     def counts(self, rows: Slice, stored: StoredCounts) -> list[dict[str, Integers]]:
         """Of a slice's activations, by partition: columns, categories as their places. stored: of its features."""

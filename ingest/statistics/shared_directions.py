@@ -18,14 +18,14 @@ from energy_lens.ingest.statistics.directions import (
 )
 from energy_lens.ingest.statistics.kernels import unpacked_sums
 from energy_lens.ingest.statistics.pairs import Keys
-from energy_lens.ingest.statistics.strata import Partition, RunLayout, compacted
+from energy_lens.ingest.statistics.strata import Partition, RunLayout
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-class StoredSums(NamedTuple):
+class DirectionSums(NamedTuple):
     """Sums along the directions of some features."""
 
     codes: Integers  #: [n] a feature times cells, plus cell, ascending
@@ -45,19 +45,16 @@ class AlongDirections:
         self._rows = DecoderRows(decoder, self._references, probes)
         self._reference_gc2 = self._spread_of_references()
 
-    def read(self, start: int, stop: int) -> StoredSums:
+    def read(self, start: int, stop: int) -> DirectionSums:
         """Sums over the groups of each cell, of features start … stop − 1."""
         stored = self._warehouse.frame("finish/direction_sums", **self._place, start=start, stop=stop)
         if not len(stored):
-            return StoredSums(np.zeros(0, dtype=np.int64), np.zeros((0, 0)))
-        cell = self._run.group_cells[np.searchsorted(self._run.group_ids, stored["group_id"].to_numpy())]
-        n_cells = len(self._run.partitions[0].of_cells)
-        code = (stored["feature"].to_numpy().astype(np.int64) - start) * n_cells + cell
-        codes, place = compacted(code, (stop - start) * n_cells)
-        packed = stored["along"].explode().to_numpy().reshape(len(code), -1)
-        return StoredSums(codes + start * n_cells, unpacked_sums(place, stored["scale"].to_numpy(), packed, len(codes)))
+            return DirectionSums(np.zeros(0, dtype=np.int64), np.zeros((0, 0)))
+        codes, place = self._run.by_cell(stored, start, stop)
+        packed = stored["along"].explode().to_numpy().reshape(len(stored), -1)
+        return DirectionSums(codes, unpacked_sums(place, stored["scale"].to_numpy(), packed, len(codes)))
 
-    def test(self, keys: Keys, partition: Partition, rows: Slice, columns: Columns, stored: StoredSums) -> Columns:
+    def test(self, keys: Keys, partition: Partition, rows: Slice, columns: Columns, stored: DirectionSums) -> Columns:
         """t_specific, p_specific, p_reference, cosine [key]; columns: those of the keys so far."""
         result = {name: np.full(len(keys), np.nan) for name in ("t_specific", "p_specific", "p_reference", "cosine")}
         n_cells = len(partition.of_cells)
@@ -88,6 +85,6 @@ class AlongDirections:
     def _spread_of_references(self) -> Floats:
         """d_kᵀ(Σ∇̃∇̃ᵀ)d_k [cell, reference]."""
         stored = self._warehouse.run("finish/reference_spreads", **self._place).numpy()
-        spread = np.zeros((len(self._run.partitions[0].of_cells), len(self._references)))
+        spread = np.zeros((self._run.n_cells, len(self._references)))
         spread[stored["cell"], np.searchsorted(self._references, stored["feature"])] = stored["sum_gc2"]
         return spread

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from energy_lens.warehouse.database import Warehouse
@@ -27,16 +28,6 @@ def summed(values: NDArray[np.number] | Mask, place: NDArray[np.integer], n: int
     """[n] sums of values whose places are given."""
     result: Floats = np.bincount(place, values, n).astype(np.float64, copy=False)
     return result
-
-
-def compacted(code: NDArray[np.integer], n: int) -> tuple[Integers, Integers]:
-    """The codes that occur, ascending, and the place of each value's among them. code: [value] below n."""
-    occurs = np.zeros(n, dtype=bool)
-    occurs[code] = True
-    codes = np.flatnonzero(occurs)
-    place = np.empty(n, dtype=np.int32)
-    place[codes] = np.arange(len(codes), dtype=np.int32)
-    return codes, place[code].astype(np.int64)
 
 
 class Stratum(NamedTuple):
@@ -90,6 +81,24 @@ class RunLayout:
     group_cells: Integers  #: [committed group] the same of its documents
     contexts: Contexts
     partitions: list[Partition]
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.partitions[0].of_cells)
+
+    def by_cell(self, stored: pl.DataFrame, start: int, stop: int) -> tuple[Integers, Integers]:
+        """Rows of features start … stop − 1 by feature and cell: which of them occur, and each row's place among them.
+
+        stored: with feature and group_id. The first are feature times cells, plus cell [n], ascending; the last [row].
+        """
+        cell = self.group_cells[np.searchsorted(self.group_ids, stored["group_id"].to_numpy())]
+        code = (stored["feature"].to_numpy().astype(np.int64) - start) * self.n_cells + cell
+        occurs = np.zeros((stop - start) * self.n_cells, dtype=bool)
+        occurs[code] = True
+        codes = np.flatnonzero(occurs)
+        place = np.empty(len(occurs), dtype=np.int32)
+        place[codes] = np.arange(len(codes), dtype=np.int32)
+        return codes + start * self.n_cells, place[code].astype(np.int64)
 
 
 def read_run(warehouse: Warehouse, run_id: int) -> RunLayout:
