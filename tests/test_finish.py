@@ -187,3 +187,18 @@ def test_what_is_stored_for_views_is_what_the_rows_say(table: str, tiny_warehous
         for value, wanted in zip(row, other, strict=True):
             # DuckDB interpolates quantiles of FLOAT in FLOAT.
             assert value == (pytest.approx(wanted, rel=1e-6) if isinstance(wanted, float) else wanted)
+
+
+def test_rounding_takes_no_correlation_beyond_1(tiny_warehouse: Path, tmp_path: Path) -> None:
+    """Sums of two tokens that occur 27 times each: over the active ones a correlation of 1, and 2e-9 of rounding."""
+    db = tmp_path / "copy.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    sums = {
+        "n_active": 54, "sum_a": 5994.414665222168, "sum_a2": 665526.425973221, "sum_ag": 87.73089076516331,
+        "active_g": 0.7903102627024055, "active_g2": 0.011566488707084918,
+    }  # fmt: skip
+    with Warehouse(db, writable=True) as warehouse:
+        assignments = ", ".join(f"{name} = ${name}" for name in sums)
+        warehouse.sql(f"UPDATE feature_statistics SET {assignments}", **sums)
+        found = warehouse.sql("SELECT DISTINCT score_active FROM efas_scores WHERE n_active = 54").fetchall()
+    assert found == [(1.0,)]

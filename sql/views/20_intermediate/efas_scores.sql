@@ -7,7 +7,8 @@ WITH scored AS (
         sqrt(variance_a * variance_g) AS scale,
         sqrt(active_variance_a * active_variance_g) AS active_scale,
         sqrt(sum_ac2 * sum_gc2) AS within_scale,
-        CASE WHEN scale > 0 THEN covariance / scale END AS r,
+        -- Of tokens that are nearly alike rounding alone may give more than 1.
+        CASE WHEN scale > 0 THEN greatest(-1, least(1, covariance / scale)) END AS r,
         i_quantile * cluster_factor * sqrt(sum_i2) / (1 - r * r) AS z_margin,
         t_quantile * cluster_factor * sqrt(sum_u2) / n_tokens / scale AS covariance_margin,
         t_quantile * cluster_factor * sqrt(sum_v2) AS attribution_margin,
@@ -28,8 +29,8 @@ SELECT
     n_active,
     n_documents,
     r AS score,
-    CASE WHEN active_scale > 0 THEN active_covariance / active_scale END AS score_active,
-    CASE WHEN within_scale > 0 THEN sum_s / within_scale END AS score_within,
+    CASE WHEN active_scale > 0 THEN greatest(-1, least(1, active_covariance / active_scale)) END AS score_active,
+    CASE WHEN within_scale > 0 THEN greatest(-1, least(1, sum_s / within_scale)) END AS score_within,
     -- On the scale of Fisher's transformation, so that it stays between -1 and 1; statistics of before version 3 have
     -- that of a covariance.
     CASE WHEN abs(r) < 1 THEN coalesce(tanh(atanh(r) - z_margin), r - covariance_margin) END AS ci_low,
