@@ -11,6 +11,7 @@ from energy_lens.cli.app import app
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     CategoryColumn,
+    Compile,
     Database,
     Dtype,
     Excludes,
@@ -50,6 +51,12 @@ def ingest(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
     ] = Dtype.auto,
+    compiled: Annotated[
+        Compile,
+        typer.Option(
+            "--compile", help="Fuse the model's blocks; auto does from 50,000 tokens on, with a C++ compiler."
+        ),
+    ] = Compile.auto,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -93,6 +100,7 @@ def ingest(
         context_length=context,
         batch_size=batch_size,
         dtype=dtype.value,
+        compile=compiled.value,
         max_tokens=max_tokens,
         seed=seed,
         store_gradients=store_gradients,

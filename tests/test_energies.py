@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,17 +229,77 @@ def test_padding_changes_nothing(architecture: str, load: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_logit_chunks_change_nothing(
-    size: int, load: Callable[..., Any], nll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("of", ["TILE_ROWS", "TILE_TOKENS"])
+def test_tiles_change_nothing(
+    of: str, size: int, load: Callable[..., Any], nll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many tokens' logits are held at once, energies and gradients are the same."""
+    """However much of the vocabulary, or however many tokens, are held at once: the same energies and gradients."""
     tokens, expected = nll("llama")
-    monkeypatch.setattr(unembedding, "LOGIT_CHUNK", size)
+    monkeypatch.setattr(unembedding, of, size)
     with TrueFloat64():
         found = read(*load("llama"), tokens, torch.tensor(LENGTHS), NegativeLogLikelihood())
     torch.testing.assert_close(found.values[None], expected.values[None], rtol=2e-7, atol=0)
     for layer in LAYERS:
         torch.testing.assert_close(found.gradients[layer], expected.gradients[layer], rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tile", [5, 64, 1_000])
+def test_reductions_of_the_vocabulary(
+    architecture: str, tile: int, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, likeliest tokens and expected rows are those of a softmax over all logits, wherever the largest comes."""
+    monkeypatch.setattr(unembedding, "TILE_ROWS", tile)
+    model, _ = load(architecture, torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    hidden = 30 * torch.randn(40, model.d_model, generator=generator, dtype=torch.float64)  # some of p is nearly 1
+    targets = torch.randint(model.vocabulary_size, (40,), generator=generator)
+    logits = model.unembedding(hidden)
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    found, top = unembedding.next_token_outcomes(model, hidden, targets)
+    torch.testing.assert_close(found, losses)
+    torch.testing.assert_close(unembedding.next_token_losses(model, hidden, targets), losses)
+    assert torch.equal(top, logits.argmax(-1))
+    expected = logits.softmax(-1) @ model.unembedding.weight
+    torch.testing.assert_close(unembedding.expected_rows(model, hidden), expected)
+    again, gradients = unembedding.next_token_nll(model, hidden, targets)
+    torch.testing.assert_close(again, losses)
+    torch.testing.assert_close(gradients, expected - model.unembedding.weight[targets])
+
+
+def test_drawn_labels_come_as_often_as_the_model_says(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frequencies of 50,000 draws, tile by tile, within five standard errors of p."""
+    monkeypatch.setattr(unembedding, "TILE_ROWS", 37)
+    model, _ = load("llama", torch.float64)
+    hidden = torch.randn(2, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    drawn = unembedding.DrawnTokens(hidden, 50_000, np.random.default_rng(0))
+    unembedding.reduced(model, hidden, [drawn])
+    for tokens, p in zip(drawn.tokens.T, model.unembedding(hidden).softmax(-1), strict=True):
+        share = torch.bincount(tokens, minlength=len(p)) / len(tokens)
+        assert ((share - p).abs() <= 5 * (p * (1 - p) / len(tokens)).sqrt() + 1e-12).all()
+
+
+def test_an_offset_of_all_logits_does_not_cost_bfloat16_its_precision(load: Callable[..., Any]) -> None:
+    """A row that all of the unembedding has in common moves a token's logits alike, GPT-2's by 100: no loss notices."""
+    exact, _ = load("gpt2", torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(200, exact.d_model, generator=generator, dtype=torch.float64)
+    offset = torch.ones(exact.d_model, dtype=torch.float64)
+    targets = torch.randint(exact.vocabulary_size, (200,), generator=generator)
+    hidden += (-100 / exact.d_model) * offset  # logits around −100, as GPT-2's are
+    with torch.no_grad():
+        weight = exact.unembedding.weight + offset
+        coarse = SimpleNamespace(
+            centred_unembedding=None, unembedding=SimpleNamespace(weight=weight.bfloat16(), bias=None)
+        )
+    for name in ("common_row", "centred_unembedding"):
+        setattr(coarse, name, getattr(LanguageModel, name).func(coarse))
+    found = unembedding.next_token_losses(coarse, hidden.bfloat16(), targets)  # type: ignore[arg-type]
+    logits = hidden.bfloat16().double() @ weight.bfloat16().double().T
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert (found - losses).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -26,6 +26,9 @@ from energy_lens.ingest.model.attention import (
 )
 from energy_lens.ingest.model.tokenizing import Tokenization
 
+#: Precisions whose rounding of logits shows in a loss.
+COARSE = (torch.bfloat16, torch.float16)
+
 
 @dataclass
 class LanguageModel:
@@ -48,6 +51,23 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.unembedding.weight.dtype
+
+    @cached_property
+    def common_row(self) -> Tensor:
+        """What `centred_unembedding` leaves out of every row of W_U [d_model]: zeros, where it leaves out nothing."""
+        W_U = self.unembedding.weight.detach()
+        mean: Tensor = W_U.float().mean(0) if W_U.dtype in COARSE else W_U.new_zeros(W_U.shape[1])
+        return mean
+
+    @cached_property
+    def centred_unembedding(self) -> Tensor:
+        """W_U [vocabulary, d_model] without its mean row where the precision is coarse: the same probabilities.
+
+        A row that all have in common moves all logits of a token alike, which softmax does not notice; rounding does:
+        bfloat16 keeps eight binary digits of a logit, offset and all.
+        """
+        W_U = self.unembedding.weight.detach()
+        return (W_U.float() - self.common_row).to(W_U.dtype) if W_U.dtype in COARSE else W_U
 
     def facts(self) -> dict[str, Any]:
         """Columns of the table `models`, without the sha256."""

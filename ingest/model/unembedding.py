@@ -2,13 +2,18 @@
 
   p = softmax(W_U·h + b)
 
-No graph is built over the vocabulary, which would cost more memory and time than the blocks: gradients are closed
-form, and logits exist for LOGIT_CHUNK tokens at a time.
+No graph is built over the vocabulary, which would cost more memory and time than the blocks: gradients are closed form.
+Nor are a token's logits ever there as a whole. The vocabulary comes in tiles, each of which is multiplied, reduced and
+multiplied back while a cache holds it; what was summed so far shrinks when a larger logit comes.
+
+Source of sums over a softmax in pieces: Milakov and Gimelshein 2018 (arXiv 1805.02867); with products, as here,
+FlashAttention, Dao et al. 2022 (arXiv 2205.14135).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,54 +21,58 @@ from torch import Tensor
 
 from energy_lens.ingest.model.language_model import LanguageModel
 
-#: Tokens whose logits are held at once: 128 x 49,152 in float32 is 25 MB, which stays near the cache.
-LOGIT_CHUNK = 128
+#: Rows of the vocabulary, and tokens, whose logits are held at once: 1,024 x 2,048 in float32 are 8 MB.
+TILE_ROWS, TILE_TOKENS = 2_048, 1_024
 
 
 def next_token_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """−log p[target] [n], nats, and its gradient by h, W_Uᵀ(p − onehot) [n, d_model], for h [n, d_model]."""
-    W_U = model.unembedding.weight
-    energies, gradients = _empty_losses(hidden), torch.empty_like(hidden)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        target = targets[chunk, None]
-        energies[chunk] = (normaliser - logits.gather(1, target))[:, 0]
-        p = logits.sub_(normaliser).exp_()
-        p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-        gradients[chunk] = p.to(W_U.dtype) @ W_U
-    return energies, gradients
+
+    def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        at_target, expected = Targets(hidden, targets), ExpectedRows(hidden)
+        normaliser, total = reduced(model, hidden, [at_target, expected])
+        rows = expected.sums / total - model.centred_unembedding[targets].to(expected.sums.dtype)
+        return normaliser - at_target.logits, rows.to(hidden.dtype)
+
+    losses, gradients = _in_pieces(read, hidden, targets)
+    return losses, gradients
 
 
 @torch.no_grad()
 def next_token_losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """−log p[target] [n], nats, for h [n, d_model]; without a gradient."""
-    losses = _empty_losses(hidden)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        losses[chunk] = (normaliser - logits.gather(1, targets[chunk, None]))[:, 0]
-    return losses
+
+    def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor]:
+        at_target = Targets(hidden, targets)
+        normaliser, _ = reduced(model, hidden, [at_target])
+        return (normaliser - at_target.logits,)
+
+    return _in_pieces(read, hidden, targets)[0]
 
 
 @torch.no_grad()
 def next_token_outcomes(model: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """−log p[target] [n], nats, and the likeliest next token [n] int64, for h [n, d_model]."""
-    losses, top = _empty_losses(hidden), torch.empty(len(hidden), dtype=torch.int64)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        losses[chunk] = (normaliser - logits.gather(1, targets[chunk, None]))[:, 0]
-        top[chunk] = logits.argmax(-1)
+
+    def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        at_target, likeliest = Targets(hidden, targets), Likeliest(hidden)
+        normaliser, _ = reduced(model, hidden, [at_target, likeliest])
+        return normaliser - at_target.logits, likeliest.tokens
+
+    losses, top = _in_pieces(read, hidden, targets)
     return losses, top
 
 
-def _empty_losses(hidden: Tensor) -> Tensor:
-    """[n] for losses of h [n, d_model]: at least float32, whatever the model's precision."""
-    return torch.empty(len(hidden), dtype=torch.float32 if hidden.dtype != torch.float64 else hidden.dtype)
+@torch.no_grad()
+def expected_rows(model: LanguageModel, hidden: Tensor) -> Tensor:
+    """Σ_v p_v·W_U[v] [n, d_model] for h [n, d_model]: the gradient by h of log Σ exp(W_U·h + b)."""
 
+    def read(hidden: Tensor) -> tuple[Tensor]:
+        expected = ExpectedRows(hidden)
+        _, total = reduced(model, hidden, [expected])
+        return ((expected.sums / total + model.common_row).to(hidden.dtype),)
 
-def _logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of every LOGIT_CHUNK rows of h [n, d_model]: which they are, logits [rows, vocabulary], log Σ exp [rows, 1]."""
-    for start in range(0, len(hidden), LOGIT_CHUNK):
-        chunk = slice(start, start + LOGIT_CHUNK)
-        logits = torch.nn.functional.linear(hidden[chunk], model.unembedding.weight, model.unembedding.bias)
-        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-        yield chunk, logits, logits.logsumexp(dim=-1, keepdim=True)
+    return _in_pieces(read, hidden)[0]
 
 
 @torch.no_grad()
@@ -72,49 +81,27 @@ def sign_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np
 
     E[u uᵀ] = diag p − ppᵀ, the curvature of the loss by the logits (`curvature`).
     """
-    W_U = model.unembedding.weight
-    draws = hidden.new_empty(n_draws, *hidden.shape)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        p = logits.sub_(normaliser).exp_()
-        root = p.sqrt()
-        for draw in draws:
-            u = root * _signs(p.shape, generator)
-            u.sub_(p * u.sum(-1, keepdim=True))
-            draw[chunk] = u.to(W_U.dtype) @ W_U
-    return draws
+
+    def read(hidden: Tensor) -> tuple[Tensor]:
+        expected, signed = ExpectedRows(hidden), SignedRows(hidden, n_draws, generator)
+        _, total = reduced(model, hidden, [expected, signed])
+        rows = (signed.sums - signed.of_signs * (expected.sums / total)) / total.sqrt()
+        return (rows.to(hidden.dtype).transpose(0, 1),)
+
+    return _in_pieces(read, hidden)[0].transpose(0, 1)
 
 
 @torch.no_grad()
 def label_draws(model: LanguageModel, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> Tensor:
     """The same with u = p − onehot(v), v a next token that is drawn from the model."""
-    W_U = model.unembedding.weight
-    draws = hidden.new_empty(n_draws, *hidden.shape)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        p = logits.sub_(normaliser).exp_()
-        cumulative = p.cumsum(-1)
-        expected = p.to(W_U.dtype) @ W_U
-        for draw in draws:
-            chance = torch.from_numpy(generator.random((len(p), 1))).to(p.dtype) * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, chance).clamp_max(p.shape[1] - 1)
-            draw[chunk] = expected - W_U[drawn[:, 0]]
-    return draws
 
+    def read(hidden: Tensor) -> tuple[Tensor]:
+        expected, drawn = ExpectedRows(hidden), DrawnTokens(hidden, n_draws, generator)
+        _, total = reduced(model, hidden, [expected, drawn])
+        rows = expected.sums / total - model.centred_unembedding[drawn.tokens].to(expected.sums.dtype)
+        return (rows.to(hidden.dtype).transpose(0, 1),)
 
-def _signs(shape: torch.Size, generator: np.random.Generator) -> Tensor:
-    """Independent −1 and 1 with equal chances, float32; of a random bit each, since bytes take eight times as long."""
-    n = shape.numel()
-    bits = np.unpackbits(np.frombuffer(generator.bytes(-(-n // 8)), dtype=np.uint8), count=n)
-    return torch.from_numpy(bits).float().mul_(2).sub_(1).view(shape)
-
-
-@torch.no_grad()
-def expected_rows(model: LanguageModel, hidden: Tensor) -> Tensor:
-    """Σ_v p_v·W_U[v] [n, d_model] for h [n, d_model]: the gradient by h of log Σ exp(W_U·h + b)."""
-    W_U = model.unembedding.weight
-    rows = torch.empty_like(hidden)
-    for chunk, logits, normaliser in _logit_chunks(model, hidden):
-        rows[chunk] = logits.sub_(normaliser).exp_().to(W_U.dtype) @ W_U
-    return rows
+    return _in_pieces(read, hidden)[0].transpose(0, 1)
 
 
 def divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -128,3 +115,144 @@ def divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor, Tensor]) -> Te
     (q_losses, q_hidden), (p_losses, p_hidden, p_gradients) = q, p
     away = (q_hidden - p_hidden).float()
     return q_losses.float() - p_losses.float() - (p_gradients.float() * away).sum(-1)
+
+
+# ------------------------------------------------------------------------------------------------ one pass
+
+
+class Reduction(Protocol):
+    """What is made of logits that come a tile at a time, with their weights exp(logit − largest so far)."""
+
+    def see(self, first: int, logits: Tensor) -> None:
+        """Logits [n, row] of the vocabulary from `first` on; they are overwritten afterwards."""
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        """rows of W_U [row, d_model]; weights [n, row]; by what sums so far are to be multiplied [n, 1]."""
+
+
+def reduced(model: LanguageModel, hidden: Tensor, reductions: Sequence[Reduction]) -> tuple[Tensor, Tensor]:
+    """Go through the vocabulary for h [n, d_model]: log Σ exp [n], and Σ exp over the largest's [n, 1]."""
+    W_U, bias = model.centred_unembedding, model.unembedding.bias
+    highest, total = _of(hidden, 1).fill_(-torch.inf), _of(hidden, 1)
+    for first in range(0, len(W_U), TILE_ROWS):
+        rows = W_U[first : first + TILE_ROWS]
+        logits = torch.nn.functional.linear(hidden, rows, None if bias is None else bias[first : first + TILE_ROWS])
+        logits = logits.to(total.dtype)
+        for reduction in reductions:
+            reduction.see(first, logits)
+        above = torch.maximum(highest, logits.amax(1, keepdim=True))
+        shrinking = (highest - above).exp_()
+        weights = logits.sub_(above).exp_()
+        total = total * shrinking + weights.sum(1, keepdim=True)
+        for reduction in reductions:
+            reduction.add(rows, weights, shrinking)
+        highest = above
+    return (highest + total.log())[:, 0], total
+
+
+def _of(hidden: Tensor, *shape: int) -> Tensor:
+    """Zeros [n, …] for h [n, d_model]: at least float32, whatever the model's precision."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    return torch.zeros(len(hidden), *shape, dtype=dtype)
+
+
+def _in_pieces(read: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What `read` makes of so many tokens at a time, joined; each input and output is [n, …]."""
+    pieces: Iterator[tuple[Tensor, ...]] = zip(*(tensor.split(TILE_TOKENS) for tensor in inputs), strict=True)
+    return tuple(torch.cat(parts) for parts in zip(*(read(*piece) for piece in pieces), strict=True))
+
+
+class Targets:
+    """The logit of one token each."""
+
+    def __init__(self, hidden: Tensor, targets: Tensor) -> None:
+        """targets: [n]."""
+        self._targets = targets
+        self.logits = _of(hidden)  #: [n]
+
+    def see(self, first: int, logits: Tensor) -> None:
+        here = ((self._targets >= first) & (self._targets < first + logits.shape[1])).nonzero()[:, 0]
+        self.logits[here] = logits[here, self._targets[here] - first]
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        pass
+
+
+class Likeliest:
+    """The token with the largest logit, of equal ones the first."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._largest = _of(hidden).fill_(-torch.inf)
+        self.tokens = torch.zeros(len(hidden), dtype=torch.int64)  #: [n]
+
+    def see(self, first: int, logits: Tensor) -> None:
+        largest, place = logits.max(1)
+        better = largest > self._largest
+        self._largest[better], self.tokens[better] = largest[better], place[better] + first
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        pass
+
+
+class ExpectedRows:
+    """Σ of the weights times the rows."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.sums = _of(hidden, hidden.shape[1])  #: [n, d_model]
+
+    def see(self, first: int, logits: Tensor) -> None:
+        pass
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        if self.sums.dtype == rows.dtype:
+            self.sums.mul_(shrinking).addmm_(weights, rows)
+        else:
+            self.sums.mul_(shrinking).add_(weights.to(rows.dtype) @ rows)
+
+
+class SignedRows:
+    """Σ of the weights' roots times rows with random signs, and of the roots times the signs themselves."""
+
+    def __init__(self, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> None:
+        self._generator = generator
+        self.sums = torch.stack([_of(hidden, hidden.shape[1])] * n_draws)  #: [draw, n, d_model]
+        self.of_signs = torch.stack([_of(hidden, 1)] * n_draws)  #: [draw, n, 1]
+
+    def see(self, first: int, logits: Tensor) -> None:
+        pass
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        roots, shrinking = weights.sqrt(), shrinking.sqrt()
+        for sums, of_signs in zip(self.sums, self.of_signs, strict=True):
+            signed = roots * _signs(roots.shape, self._generator)
+            sums.mul_(shrinking).add_(signed.to(rows.dtype) @ rows)
+            of_signs.mul_(shrinking).add_(signed.sum(1, keepdim=True))
+
+
+class DrawnTokens:
+    """Tokens drawn from p: a tile takes over with its share of the weights so far, and gives one of its own."""
+
+    def __init__(self, hidden: Tensor, n_draws: int, generator: np.random.Generator) -> None:
+        self._generator = generator
+        self._first, self._total = 0, _of(hidden, 1)
+        self.tokens = torch.zeros(n_draws, len(hidden), dtype=torch.int64)  #: [draw, n]
+
+    def see(self, first: int, logits: Tensor) -> None:
+        self._first = first
+
+    def add(self, rows: Tensor, weights: Tensor, shrinking: Tensor) -> None:
+        cumulative = weights.cumsum(1)
+        of_tile = cumulative[:, -1:].contiguous()
+        self._total = self._total * shrinking + of_tile
+        uniform = torch.from_numpy(self._generator.random((len(weights), len(self.tokens)))).to(weights.dtype)
+        # Below the tile's share of the total, what is left of the uniform number is uniform within the tile.
+        within = uniform * self._total
+        place = torch.searchsorted(cumulative, within).clamp_max(len(rows) - 1)
+        self.tokens = torch.where((within < of_tile).T, self._first + place.T, self.tokens)
+
+
+def _signs(shape: torch.Size, generator: np.random.Generator) -> Tensor:
+    """Independent −1 and 1 with equal chances, float32; of a random bit each, since bytes take eight times as long."""
+    n = shape.numel()
+    bits = np.unpackbits(np.frombuffer(generator.bytes(-(-n // 8)), dtype=np.uint8), count=n)
+    return torch.from_numpy(bits).float().mul_(2).sub_(1).view(shape)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from energy_lens.errors import require
+from energy_lens.ingest.model.compiling import CHOICES
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.rows import Columns
 
@@ -23,6 +24,7 @@ class IngestOptions:
     context_length: int = 128
     batch_size: int = 8
     dtype: str = "auto"
+    compile: str = "auto"  #: whether the model's blocks are fused: auto, on or off
     max_tokens: int | None = None  #: stop at the first group end at or after so many tokens of the run
     seed: int = 0
     store_gradients: bool = False
@@ -45,5 +47,6 @@ class IngestOptions:
             "--probes measure the curvature of nll, which is not among the energies; add it (--energies).",
         )
         require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require(self.compile in CHOICES, f"--compile is {self.compile!r}; choose {', '.join(CHOICES)}.")
         known = self.dtype in ("auto", *DTYPES)
         require(known, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")

@@ -15,6 +15,7 @@ from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
+from energy_lens.ingest.model.compiling import WORTH_TOKENS, compile_blocks, cpp_compiler
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, faster_dtype, locate, tokenizer_sha256
 from energy_lens.ingest.pipeline.calibration import calibrate
@@ -22,7 +23,7 @@ from energy_lens.ingest.pipeline.commits import MAX_PENDING_GROUPS, commit_pendi
 from energy_lens.ingest.pipeline.groups import GroupBuilder, GroupTables
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date, groups_left
-from energy_lens.ingest.reading import Instruments
+from energy_lens.ingest.reading import Instruments, Reader
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, choose_saes
 from energy_lens.ingest.statistics.directions import read_directions
@@ -210,6 +211,7 @@ def process(
         histogram_plan = read_histogram_plan(warehouse, run.run_id, instruments.saes, energies)
         directions = read_directions(warehouse, run.run_id, instruments.saes, instruments.seed)
     reader = instruments.reader()
+    fuse(options, run, reader, sum(group.n_tokens for group in groups))
     builder = GroupBuilder(
         run.run_id, options.context_length, reader, histogram_plan, directions, options.store_gradients
     )
@@ -220,6 +222,20 @@ def process(
             pending.append(builder.build(group, token_ids, on_tokens=progress.update))
             commit_pending(options.db, run.run_id, pending, wait=len(pending) >= MAX_PENDING_GROUPS)
         commit_pending(options.db, run.run_id, pending, wait=True)
+
+
+def fuse(options: IngestOptions, run: StoredRun, reader: Reader, n_tokens: int) -> None:
+    """Have the model's blocks compiled if that was asked for, or pays for so many tokens, and note it with the run."""
+    if options.compile == "off" or (options.compile == "auto" and n_tokens < WORTH_TOKENS):
+        return
+    if options.compile == "on" or cpp_compiler():
+        say("Compiling the model's blocks …")
+    shape = options.batch_size, options.context_length
+    if reason := compile_blocks(reader.model, shape, min(reader.saes)):
+        say(f"The model's blocks are not compiled: {reason}. The run goes on without, at four fifths of the speed.")
+        return
+    with Warehouse(options.db, writable=True) as warehouse:
+        warehouse.run("ingest/record_compiled", run=run.run_id)
 
 
 def committed_among(groups: Sequence[Group], db: Path, settings: RunSettings) -> list[Group]:

@@ -1,0 +1,85 @@
+"""A model's blocks in, the same blocks fused by torch.compile out, where that pays and a C++ compiler is at hand.
+
+A block's many small steps (norms, rotations, gates) read and write its residuals a dozen times; fused they do so once
+or twice, and the numbers agree to rounding. Compiling takes half a minute, or some seconds when the result is on disk
+from before, so that a short run is better off without.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import cache_folder
+from energy_lens.ingest.model.residuals import residual_stream
+from energy_lens.ingest.model.resolving import first_line
+
+#: What --compile can be.
+CHOICES = ("auto", "on", "off")
+
+#: Tokens from which on compiling saves more time than it takes.
+WORTH_TOKENS = 50_000
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch would call, if there is one."""
+    named = os.environ.get("CXX")
+    return next((found for name in ([named] if named else ["g++", "clang++"]) if (found := shutil.which(name))), None)
+
+
+def compile_blocks(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> str | None:
+    """Have the blocks fused for batches of that shape (contexts, tokens of each); others are read as before.
+
+    lowest_layer: above which gradients go back. Returns why nothing was changed, or None when the blocks are fused.
+    """
+    compiler = cpp_compiler()
+    if compiler is None:
+        return "there is no C++ compiler (g++ or clang++)"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    inductor.cpp.cxx = (None, compiler)
+    # One for blocks with a graph and one for those without, of every kind of block that a model alternates.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * model.n_layers)
+    before = [vars(block).get("forward") for block in model.blocks]
+    for block in model.blocks:
+        vars(block)["forward"] = _fused_for(shape, block.forward, model)
+    try:
+        _try_out(model, shape, lowest_layer)
+    except Exception as error:  # whatever a compiler, a cache or a model's code may come up with
+        for block, forward in zip(model.blocks, before, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
+        return f"torch.compile failed ({first_line(error)})"
+    return None
+
+
+def _fused_for(shape: tuple[int, int], eager: Callable[..., Any], model: LanguageModel) -> Callable[..., Any]:
+    fused = torch.compile(eager, dynamic=False)
+    config = model.module.config
+    attention = config._attn_implementation  # type: ignore[union-attr]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Who reads inside a block's attention wants its own code to run.
+        is_own = config._attn_implementation == attention  # type: ignore[union-attr]
+        return (fused if is_own and tuple(x.shape[:2]) == shape else eager)(x, *args, **kwargs)
+
+    return forward
+
+
+def _try_out(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> None:
+    """Run a batch forward and back, which compiles. Raises what compiling raises."""
+    tokens = (torch.arange(shape[0] * shape[1]) % min(1_000, model.vocabulary_size)).view(shape)
+    with torch.enable_grad(), residual_stream(model, [lowest_layer], graph=True) as residuals:
+        hidden = model.hidden(tokens)
+    if hidden.requires_grad:
+        torch.autograd.grad(hidden, residuals[lowest_layer], torch.ones_like(hidden))

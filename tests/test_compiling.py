@@ -1,0 +1,120 @@
+"""Fused blocks: the others' numbers, for batches of the run's shape; where they cannot be had, a sentence and no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from energy_lens import Warehouse
+from energy_lens.cli import main
+from energy_lens.errors import UsageError
+from energy_lens.ingest.model.compiling import compile_blocks, cpp_compiler
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.model.residuals import residual_stream
+from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+needs_compiler = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of one's own: nothing that was compiled before is used."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ELW_CACHE", str(folder))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        yield folder
+
+
+def pass_of(model: LanguageModel, shape: tuple[int, int]) -> list[torch.Tensor]:
+    """The final norm's output for some tokens, and a gradient of it at layer 1."""
+    tokens = (torch.arange(shape[0] * shape[1]) * 7 % 500).view(shape)
+    towards = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    with torch.enable_grad(), residual_stream(model, [1], graph=True) as residuals:
+        hidden = model.hidden(tokens)
+        (gradient,) = torch.autograd.grad((hidden @ towards).sum(), residuals[1])
+    return [hidden.detach(), gradient]
+
+
+@needs_compiler
+def test_fused_blocks_agree_to_rounding(cache: Path, tiny: Callable[..., Any]) -> None:
+    model = load_model(str(tiny("gpt2").folder))
+    shapes = [(4, 32), (3, 32), (4, 20)]  # that of the run, its last batch, contexts that are shorter
+    before = [pass_of(model, shape) for shape in shapes]
+    assert compile_blocks(model, shapes[0], lowest_layer=1) is None
+    for shape, eager in zip(shapes, before, strict=True):
+        for fused, expected in zip(pass_of(model, shape), eager, strict=True):
+            torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+#: Whether a run says that it was compiled, and numbers of it.
+Ingested = tuple[bool, dict[str, NDArray[np.float64]]]
+
+
+def ingested(model: Any, corpus: Path, db: Path, compiled: str) -> Ingested:
+    """A run with the attention energy, which reads inside the blocks."""
+    options = IngestOptions(
+        db=db, model=str(model.folder), saes=(model.saes,), energies=("nll", "attention"), context_length=32,
+        batch_size=4, dtype="float32", compile=compiled, max_tokens=3_000,
+    )  # fmt: skip
+    ingest([corpus], options)
+    queries = {
+        "energies": "SELECT value FROM energies ORDER BY energy, layer, token_id",
+        "Σg": "SELECT sum_g FROM feature_statistics ORDER BY energy, layer, gradient, category, half, feature",
+        "S": "SELECT sum_s FROM feature_statistics ORDER BY energy, layer, gradient, category, half, feature",
+    }
+    with Warehouse(db) as warehouse:
+        [(said,)] = warehouse.sql("SELECT is_compiled FROM runs").fetchall()
+        columns = {what: warehouse.sql(query).fetchall() for what, query in queries.items()}
+    return said, {what: np.array(found, dtype=float)[:, 0] for what, found in columns.items()}
+
+
+@pytest.fixture(scope="module")
+def not_fused(tiny: Callable[..., Any], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    """By --compile auto: so few tokens are not worth it."""
+    return ingested(tiny(), small_corpus, tmp_path_factory.mktemp("off") / "off.duckdb", "auto")
+
+
+@needs_compiler
+def test_a_compiled_run_is_the_other_to_rounding(
+    cache: Path, tiny: Callable[..., Any], small_corpus: Path, not_fused: Ingested, tmp_path: Path
+) -> None:
+    fused = ingested(tiny(), small_corpus, tmp_path / "on.duckdb", "on")
+    assert (not_fused[0], fused[0]) == (False, True)
+    for what, numbers in not_fused[1].items():
+        assert len(numbers) > 100
+        np.testing.assert_allclose(fused[1][what], numbers, rtol=1e-3, atol=1e-3 * np.nanstd(numbers), err_msg=what)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("nothing-of-that-name", "there is no C++ compiler"), ("false", "torch.compile failed")]
+)
+def test_a_run_that_cannot_be_compiled_says_so_and_goes_on(
+    compiler: str, reason: str, tiny: Callable[..., Any], small_corpus: Path, not_fused: Ingested, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    monkeypatch.setenv("ELW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", compiler)
+    tried = ingested(tiny(), small_corpus, tmp_path / "on.duckdb", "on")
+    told = capsys.readouterr().err
+    assert f"blocks are not compiled: {reason}" in told, told
+    assert not tried[0]
+    for what, numbers in not_fused[1].items():
+        np.testing.assert_array_equal(tried[1][what], numbers)
+
+
+def test_another_word_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--compile"):
+        IngestOptions(db=tmp_path / "x.duckdb", compile="yes")
+    assert main(["ingest", "x", "--compile", "yes"]) == 2
