@@ -22,7 +22,8 @@ from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DTYPES, load_model, locate
+from energy_lens.ingest.model.loading import locate
+from energy_lens.ingest.model.precision import load_in
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import stored_folder
 from energy_lens.ingest.sae.formats import load_sae
@@ -154,9 +155,9 @@ class CurrentRun:
         return {name: sources[name] for name in names}
 
     def load_model(self, dtype: str | None = None) -> LanguageModel:
-        """The run's model, in its precision or in another of DTYPES. Raises UsageError when it is another."""
+        """The run's model, in its precision or by another word of --dtype. Raises UsageError when it is another."""
         self.check_model()
-        return load_model(self.facts.model, DTYPES[dtype or self.facts.dtype])
+        return load_in(self.facts.model, dtype or self.facts.dtype, self.facts.context_length)
 
     def check_model(self) -> None:
         """Raises UsageError when the run's model is another now."""

@@ -33,7 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES, faster_dtype, load_model
+from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
+from energy_lens.ingest.model.precision import load_in
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
@@ -135,8 +136,8 @@ def _floats(text: str) -> list[float]:
 
 def harvest(arguments: argparse.Namespace) -> None:
     """Residuals of included tokens by layer and part, shuffled, one file a layer."""
-    dtype = DTYPES.get(arguments.dtype) or DTYPES[faster_dtype(DEFAULT_MODEL, (8, 128), max(arguments.layers))[0]]
-    model = load_model(DEFAULT_MODEL, dtype)
+    model = load_in(DEFAULT_MODEL, arguments.dtype, layer=max(arguments.layers))
+    dtype = model.dtype
     parts = split_documents(discover(arguments.paths))
     config = TrainingConfig(tokens=arguments.tokens)
     contexts = shuffled_contexts(

@@ -10,9 +10,9 @@ from energy_lens.cli.app import intervene_app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import (
     Database,
+    Dtype,
     ListingFormat,
     TextFormat,
-    TrainingDtype,
     leave_aside,
     numbers,
     refuse_before,
@@ -30,7 +30,9 @@ EditValue = Annotated[
 EditPlace = Annotated[
     str, typer.Option("--where", metavar="PLACE", help="active: where the feature is; all: all included tokens.")
 ]
-PassDtype = Annotated[TrainingDtype, typer.Option("--dtype", help="Precision of the passes.")]
+PassDtype = Annotated[
+    Dtype, typer.Option("--dtype", help="Precision of the passes; float32 resolves the least effects, auto is faster.")
+]
 ShownRows = Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Rows to show, 0 for all.")]
 
 #: Length of a continuation when no number is given.
@@ -95,7 +97,7 @@ def intervene_measure(
             "--shift", metavar="N", help="Also read attractors of later layers, at edited and N later tokens; slow."
         ),
     ] = 0,
-    dtype: PassDtype = TrainingDtype.float32,
+    dtype: PassDtype = Dtype.float32,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Patches in a forward pass.")] = 16,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="Of contexts, random features, directions and probes.")
@@ -157,7 +159,7 @@ def intervene_try(
     value: EditValue = None,
     where: EditPlace = "active",
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Length of the continuation.")] = TRY_TOKENS,
-    dtype: PassDtype = TrainingDtype.float32,
+    dtype: PassDtype = Dtype.float32,
     rows: ShownRows = 20,
     form: ListingFormat = TextFormat.table,
     db: Database = None,

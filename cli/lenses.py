@@ -13,6 +13,7 @@ from energy_lens.cli.listing import print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     CategoryColumn,
+    Dtype,
     Excludes,
     IdColumn,
     Layers,
@@ -21,7 +22,6 @@ from energy_lens.cli.options import (
     Paths,
     TextColumn,
     TextFormat,
-    TrainingDtype,
     layers_to_train,
 )
 from energy_lens.console import bar, say
@@ -40,8 +40,8 @@ def lens_train(
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the token order.")] = 0,
     dtype: Annotated[
-        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
-    ] = TrainingDtype.bfloat16,
+        Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
+    ] = Dtype.auto,
     half: Annotated[bool, typer.Option("--half", help="Store the maps in float16.")] = False,
     exclude: Excludes = None,
     text_column: TextColumn = None,
@@ -54,7 +54,7 @@ def lens_train(
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
-    from energy_lens.ingest.model.loading import load_model
+    from energy_lens.ingest.model.precision import load_in
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 
@@ -63,7 +63,7 @@ def lens_train(
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
-    language_model = load_model(model, getattr(torch, dtype.value))
+    language_model = load_in(model, dtype.value)
     with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 
         def show(what: str, share: float) -> None:

@@ -18,7 +18,6 @@ DEFAULT_MODEL = "smollm2-135m"
 Format = StrEnum("Format", "table csv json jsonl markdown parquet")
 TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
-TrainingDtype = StrEnum("TrainingDtype", "float32 bfloat16")
 Compile = StrEnum("Compile", "auto on off")
 SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
 

@@ -13,6 +13,7 @@ from energy_lens.cli.listing import TrainingBar, print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     CategoryColumn,
+    Dtype,
     Excludes,
     IdColumn,
     Layers,
@@ -23,7 +24,6 @@ from energy_lens.cli.options import (
     Saes,
     TextColumn,
     TextFormat,
-    TrainingDtype,
     layers_to_train,
     numbers,
 )
@@ -71,8 +71,8 @@ def sae_train(
     context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
     dtype: Annotated[
-        TrainingDtype, typer.Option("--dtype", help="Precision of the model's forward pass.")
-    ] = TrainingDtype.bfloat16,
+        Dtype, typer.Option("--dtype", help="Precision of the model's forward pass; auto takes the faster one.")
+    ] = Dtype.auto,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
     exclude: Excludes = None,
     text_column: TextColumn = None,
@@ -88,7 +88,7 @@ def sae_train(
     import torch
 
     from energy_lens.ingest.corpus import discover
-    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.model.precision import load_as_begun
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae.saving import save_sae
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
@@ -110,7 +110,7 @@ def sae_train(
         scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
     except OSError as error:
         raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
-    language_model = models.load_model(model, getattr(torch, dtype.value))
+    language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
     with TrainingBar() as bar:
         saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
     for sae, place in zip(saes, places, strict=True):
@@ -132,8 +132,8 @@ def sae_evaluate(
     context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
     dtype: Annotated[
-        TrainingDtype, typer.Option("--dtype", help="Precision of the model's passes.")
-    ] = TrainingDtype.float32,
+        Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
+    ] = Dtype.float32,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the sample.")] = 0,
     ce_tokens: Annotated[
         int,
@@ -162,7 +162,7 @@ def sae_evaluate(
     reconstruction, by zero and by the mean. By category, pooled (all) and as the mean over categories (macro).
     """
     from energy_lens.ingest.corpus import discover
-    from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.model.precision import load_in
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
     from energy_lens.ingest.sae.choosing import saes_to_evaluate
@@ -178,7 +178,7 @@ def sae_evaluate(
     chosen = numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
-    language_model = models.load_model(model, models.DTYPES[dtype.value])
+    language_model = load_in(model, dtype.value, context)
     if db is not None:
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
             used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]

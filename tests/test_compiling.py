@@ -1,4 +1,4 @@
-"""Fused blocks: the others' numbers, for batches of the run's shape; where they cannot be had, a sentence and no harm."""
+"""Fused blocks: the others' numbers, for batches of the run's shape; where they are not to be had, a sentence."""
 
 from __future__ import annotations
 

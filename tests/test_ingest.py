@@ -706,7 +706,7 @@ def test_auto_precision_is_chosen_once(options: IngestOptions, corpus: Path, mon
     chosen = ingest([corpus], short)
     assert chosen.dtype in loading.DTYPES
     assert value(options.db, "SELECT dtype FROM runs") == chosen.dtype
-    monkeypatch.setattr(pipeline, "faster_dtype", None)
+    monkeypatch.setattr(pipeline, "load_in", None)
     later = ingest([corpus], replace(short, max_tokens=None))
     assert (later.run_id, later.dtype) == (1, chosen.dtype)
     other = next(name for name in loading.DTYPES if name != chosen.dtype)

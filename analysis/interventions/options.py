@@ -8,7 +8,7 @@ from energy_lens.analysis.interventions.choosing import SCORES
 from energy_lens.analysis.interventions.controls import CONTROLS
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.errors import require
-from energy_lens.ingest.model.loading import DTYPES
+from energy_lens.ingest.model.precision import CHOICES
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class InterventionOptions:
         require(bool(self.controls), "--controls names no kind; leave controls out with --directions 0.")
         require(self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed.")
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed.")
-        require(self.dtype in DTYPES, f"--dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}.")
+        require(self.dtype in CHOICES, f"--dtype is {self.dtype!r}; choose {', '.join(CHOICES)}.")
         counts = {
             "--probes": self.probes, "--directions": self.directions, "--seed": self.seed, "--shift": self.shift,
             "--path": self.path_points,

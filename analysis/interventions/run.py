@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from energy_lens.analysis.interventions.measuring import measure_batch
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.console import bar
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import DTYPES
+from energy_lens.ingest.model.precision import name_of
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.version import __version__
@@ -77,10 +80,11 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
         landscapes = {}
         if options.shift:
             landscapes = {layer: Landscape.load(current, layer) for layer in current.facts.layers if layer > layers[0]}
+        options, model = _settled(current, options, request, layers)
         plans = [_plan(path, current, options, request, layer) for layer in layers]
         n_new_patches = dict.fromkeys(layers, 0)
         if any(not plan.is_finished for plan in plans):
-            model = current.load_model(options.dtype)
+            model = model or current.load_model(options.dtype)
             for plan in plans:
                 later = [landscape for layer, landscape in landscapes.items() if layer > plan.layer]
                 if not plan.is_finished:
@@ -89,6 +93,26 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
 
 
 # ------------------------------------------------------------------------------------------------ the plan
+
+
+def _settled(
+    current: CurrentRun, options: InterventionOptions, request: Request, layers: Sequence[int]
+) -> tuple[InterventionOptions, LanguageModel | None]:
+    """The options with a precision, where they leave it open or the model cannot run in it, and the model if loaded.
+
+    What was begun, in whatever precision auto chose then, is gone on with.
+    """
+    if options.dtype == "float32":
+        return options, None
+    choices = [replace(options, dtype=dtype) for dtype in (DTYPES if options.dtype == "auto" else [options.dtype])]
+    with Warehouse(current.path) as warehouse:
+        for choice in choices:
+            identities = [_settings_hash(choice, request.words_for(layer), layer) for layer in layers]
+            find = partial(warehouse.run, "interventions/find", run=current.run_id)
+            if any(find(identity=identity).fetchone() for identity in identities):
+                return choice, None
+    model = current.load_model(options.dtype)
+    return replace(options, dtype=name_of(model)), model
 
 
 def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request: Request, layer: int) -> Planned:

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ import torch
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.model.resolving import first_line, resolve
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -72,37 +70,32 @@ def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) ->
 class ModelOnDemand:
     """A model that is loaded when it is first asked for, and then kept: work that never asks loads none."""
 
-    def __init__(self, name: str, dtype: torch.dtype, check: Callable[[LanguageModel], None]) -> None:
-        """check: called once with the loaded model; raises UsageError when it is not one that can be used."""
+    def __init__(
+        self,
+        name: str,
+        dtype: torch.dtype,
+        check: Callable[[LanguageModel], None],
+        loaded: LanguageModel | None = None,
+    ) -> None:
+        """check: called once with the loaded model; raises UsageError when it is not one that can be used.
+
+        loaded: that model, where it is at hand.
+        """
         self._name, self._dtype, self._check = name, dtype, check
+        self._at_hand = loaded
         self._loaded: LanguageModel | None = None
 
     def load(self) -> LanguageModel:
         """The model. Raises what `load_model` and the check raise."""
         if self._loaded is None:
-            model = load_model(self._name, self._dtype)
+            model = self._at_hand or load_model(self._name, self._dtype)
             self._check(model)
             self._loaded = model
         return self._loaded
 
-
-def faster_dtype(name: str, shape: tuple[int, int], layer: int) -> tuple[str, float]:
-    """The precision of DTYPES in which a model reads faster here, and how many times as fast as in the slower one.
-
-    Each is timed for a second on token ids of that shape, (contexts, tokens of each), up to the given layer.
-    """
-    tokens = (torch.arange(shape[0] * shape[1]) % 1_000).view(shape)
-    seconds = {}
-    for dtype_name, dtype in DTYPES.items():
-        model = load_model(name, dtype)
-        layers = [min(layer, model.n_layers - 1)]
-        harvest_residuals(model, tokens, layers)
-        started, n = time.perf_counter(), 0
-        while time.perf_counter() - started < 1:
-            harvest_residuals(model, tokens, layers)
-            n += 1
-        seconds[dtype_name] = (time.perf_counter() - started) / n
-    return min(seconds, key=seconds.__getitem__), max(seconds.values()) / min(seconds.values())
+    def forget(self) -> None:
+        """Give its memory back: nobody reads with it any more."""
+        self._at_hand = self._loaded = None
 
 
 def locate(name: str) -> tuple[Path, str]:

@@ -12,12 +12,17 @@ from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import residual_stream
 
 
+class CannotRunError(ElwError):
+    """A model whose forward pass fails."""
+
+
 def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
     module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
     Raises ElwError when logits are not the unembedding of the final norm of the last block's output (a model that
-    scales, caps or projects them in between would get wrong energies without a word), or depend on later tokens.
+    scales, caps or projects them in between would get wrong energies without a word), or depend on later tokens;
+    CannotRunError when a forward pass fails, in this precision at least.
     """
     module.eval().requires_grad_(False)
     unembedding = module.get_output_embeddings()  # type: ignore[operator]
@@ -70,7 +75,7 @@ def _prove(model: LanguageModel) -> None:
         rebuilt_logits = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
         earlier = model.unembedding(model.hidden(changed))[:, :-1]
     except Exception as error:
-        raise ElwError(f"{model.name} cannot be run as a causal language model ({first_line(error)}).") from error
+        raise CannotRunError(f"{model.name} cannot be run as a causal language model ({first_line(error)}).") from error
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
     if not all(torch.allclose(logits, rebuilt, atol=tolerance, rtol=0) for rebuilt in rebuilt_logits):
         raise ElwError(

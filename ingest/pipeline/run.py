@@ -17,7 +17,8 @@ from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
 from energy_lens.ingest.model.compiling import WORTH_TOKENS, compile_blocks, cpp_compiler
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, faster_dtype, locate, tokenizer_sha256
+from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, locate, tokenizer_sha256
+from energy_lens.ingest.model.precision import load_in, name_of
 from energy_lens.ingest.pipeline.calibration import calibrate
 from energy_lens.ingest.pipeline.commits import MAX_PENDING_GROUPS, commit_pending
 from energy_lens.ingest.pipeline.groups import GroupBuilder, GroupTables
@@ -77,8 +78,9 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     energies = make_energies(options.energies, lambda: choose_translators(options.model, options.lens))
     saes = choose_saes(options.model, options.layers, options.saes)
     with ingest_lock(options.db):
-        settings, run = settle(options, energies, saes)
-        instruments = choose_instruments(options, settings.dtype, energies, saes)
+        settings, run, model = settle(options, energies, saes)
+        instruments = choose_instruments(options, settings.dtype, energies, saes, model)
+        del model
         source = TokenSource(instruments.model.load, documents, options.db.absolute().parent)
         notes = Notes()
         run = bring_up_to_date(options, settings, run, documents, instruments, source, notes)
@@ -94,20 +96,23 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
 
 def settle(
     options: IngestOptions, energies: Sequence[Energy], saes: Mapping[int, SparseAutoencoder]
-) -> tuple[RunSettings, StoredRun | None]:
-    """The final settings (precision and generation), and the stored run that has them, if there is one."""
+) -> tuple[RunSettings, StoredRun | None, LanguageModel | None]:
+    """The final settings (precision and generation), the stored run that has them, and the model if it was loaded."""
     wanted = wanted_settings(options, energies, saes)
     # Opening to write makes the file, or brings its schema up to date, before any time goes into the model.
     with Warehouse(options.db, writable=True) as warehouse:
         candidates = stored_runs(warehouse, wanted)
+    model = None
+    if wanted.dtype != "float32" and (options.new_run or not candidates):
+        model = load_in(options.model, wanted.dtype, options.context_length, max(saes))
+        if wanted.dtype != "auto" and name_of(model) != wanted.dtype:  # which the model cannot run in
+            with Warehouse(options.db, writable=True) as warehouse:
+                candidates = stored_runs(warehouse, replace(wanted, dtype=name_of(model)))
+        wanted = replace(wanted, dtype=name_of(model))
     if candidates and not options.new_run:
-        return max(candidates, key=lambda candidate: candidate[1].run_id)
+        return *max(candidates, key=lambda candidate: candidate[1].run_id), model
     generation = max((settings.generation + 1 for settings, _ in candidates), default=0)
-    dtype = wanted.dtype
-    if dtype == "auto":
-        dtype, ratio = faster_dtype(options.model, (options.batch_size, options.context_length), max(saes))
-        say(f"Precision: {dtype}, {ratio:.1f} times as fast here as the other choice of --dtype.")
-    return replace(wanted, dtype=dtype, generation=generation), None
+    return replace(wanted, generation=generation), None, model
 
 
 def wanted_settings(
@@ -140,16 +145,20 @@ def stored_runs(warehouse: Warehouse, wanted: RunSettings) -> list[tuple[RunSett
 
 
 def choose_instruments(
-    options: IngestOptions, dtype: str, energies: Sequence[Energy], saes: Mapping[int, SparseAutoencoder]
+    options: IngestOptions,
+    dtype: str,
+    energies: Sequence[Energy],
+    saes: Mapping[int, SparseAutoencoder],
+    loaded: LanguageModel | None = None,
 ) -> Instruments:
-    """What the run reads with; that the model fits SAEs and energies is checked when it is loaded."""
+    """What the run reads with; that the model fits SAEs and energies is checked when it is loaded, or first used."""
 
     def check(model: LanguageModel) -> None:
         check_saes(model, saes.values())
         for energy in energies:
             energy.check(model, list(saes))
 
-    model = ModelOnDemand(options.model, DTYPES[dtype], check)
+    model = ModelOnDemand(options.model, DTYPES[dtype], check, loaded)
     return Instruments(model, saes, energies, options.batch_size, options.probes, options.seed)
 
 
