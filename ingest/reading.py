@@ -15,6 +15,7 @@ from energy_lens.ingest.energies.base import Energy, discrete_gradient
 from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
+from energy_lens.ingest.model.flash import use_flash
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import ModelOnDemand
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
@@ -153,4 +154,6 @@ class Instruments:
 
     def reader(self) -> Reader:
         """A reader, with the model loaded. Every SAE needs a norm median."""
-        return Reader(self.model.load(), self.saes, self.energies, self.batch_size, self.n_probes, self.seed)
+        model = self.model.load()
+        use_flash(model)
+        return Reader(model, self.saes, self.energies, self.batch_size, self.n_probes, self.seed)

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.model import loading
+from energy_lens.ingest.model import loading, precision
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, commits, ingest
 from energy_lens.ingest.pipeline import run as pipeline
 from energy_lens.ingest.statistics.finish import FILLED
@@ -706,7 +706,7 @@ def test_auto_precision_is_chosen_once(options: IngestOptions, corpus: Path, mon
     chosen = ingest([corpus], short)
     assert chosen.dtype in loading.DTYPES
     assert value(options.db, "SELECT dtype FROM runs") == chosen.dtype
-    monkeypatch.setattr(pipeline, "load_in", None)
+    monkeypatch.setattr(precision, "_faster", None)
     later = ingest([corpus], replace(short, max_tokens=None))
     assert (later.run_id, later.dtype) == (1, chosen.dtype)
     other = next(name for name in loading.DTYPES if name != chosen.dtype)

@@ -1,21 +1,29 @@
-"""Finished groups in, committed transactions out; while a reader holds the file, a few of them wait."""
+"""Finished groups in, committed transactions out, in a thread of its own: DuckDB stores one while the next is made.
+
+While a reader holds the file, a finished group waits in memory, and no more than one is made beside it.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import deque
+import _thread
+import queue
+import threading
 from pathlib import Path
+from types import TracebackType
 
 from energy_lens.console import say
 from energy_lens.ingest.pipeline.groups import GroupTables
 from energy_lens.warehouse.database import LockedError, Warehouse
 from energy_lens.warehouse.physical_order import SORTED_BY
 
-#: Finished groups that wait in memory while another process holds the file.
+#: Groups that are held in memory at once: one that is made, and one that is stored or waits for the file.
 MAX_PENDING_GROUPS = 2
 
 #: Seconds: how long one attempt waits for the file, and how long after it the next one begins.
 ATTEMPT, PAUSE = 0.2, 0.5
+
+#: Seconds after which a wait looks for a signal, or an error of the other thread.
+GLANCE = 0.1
 
 
 def store_group(warehouse: Warehouse, run_id: int, tables: GroupTables) -> None:
@@ -27,22 +35,78 @@ def store_group(warehouse: Warehouse, run_id: int, tables: GroupTables) -> None:
         warehouse.run("ingest/touch_run", run=run_id)
 
 
-def commit_pending(db: Path, run_id: int, pending: deque[GroupTables], wait: bool) -> None:
-    """Commit waiting groups in order, each in a transaction of its own; those that are committed leave the queue.
+class Writer:
+    """Commits groups in the order in which they are given, each in a transaction of its own.
 
-    While another process holds the file they stay there, unless `wait`.
+    Leaving it waits until all are committed. Left by an exception, Ctrl-C included, it ends with the transaction under
+    way and those behind it that need not wait for the file. An error of a commit is raised where the next group is
+    announced, or on leaving.
     """
-    told = False
-    while pending:
+
+    def __init__(self, db: Path, run_id: int) -> None:
+        self._db, self._run_id = db, run_id
+        self._groups: queue.SimpleQueue[GroupTables | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(MAX_PENDING_GROUPS)
+        self._leaving = threading.Event()
+        self._done = threading.Event()
+        self._errors: list[BaseException] = []
+
+    def __enter__(self) -> Writer:
+        # Not a Thread: Ctrl-C inside its start() or join() leaves it stuck, or taken for finished (Python 3.11).
+        _thread.start_new_thread(self._work, ())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind is not None:
+            self._leaving.set()
+        self._groups.put(None)
         try:
-            with Warehouse(db, writable=True, wait_seconds=ATTEMPT) as warehouse:
-                while pending:
-                    store_group(warehouse, run_id, pending[0])
-                    pending.popleft()
-        except LockedError as error:
-            if not wait:
-                return
-            if not told:
-                say(f"Waiting to commit: {error}")
-            told = True
-            time.sleep(PAUSE)
+            self._wait_for_end()
+        except KeyboardInterrupt:
+            self._leaving.set()
+            self._wait_for_end()
+            raise
+        if kind is None and self._errors:
+            raise self._errors.pop()
+
+    def announce(self) -> None:
+        """Wait until another group may be made. Raises what a commit raised."""
+        has_room = False
+        while not has_room:
+            if self._errors:
+                raise self._errors.pop()
+            has_room = self._room.acquire(timeout=GLANCE)
+
+    def put(self, tables: GroupTables) -> None:
+        """Have a group committed that was announced before."""
+        self._groups.put(tables)
+
+    def _wait_for_end(self) -> None:
+        while not self._done.wait(GLANCE):  # a wait without end would miss a signal that comes just before it
+            pass
+
+    def _work(self) -> None:
+        try:
+            while (tables := self._groups.get()) is not None:
+                if not self._commit(tables):
+                    break
+                self._room.release()
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._done.set()
+
+    def _commit(self, tables: GroupTables) -> bool:
+        """Commit a group, as soon as the file is free; False when it was not, and nobody waits for it any more."""
+        told = False
+        while True:
+            try:
+                with Warehouse(self._db, writable=True, wait_seconds=ATTEMPT) as warehouse:
+                    store_group(warehouse, self._run_id, tables)
+                return True
+            except LockedError as error:
+                if not told:
+                    say(f"Waiting to commit: {error}")
+                told = True
+                if self._leaving.wait(PAUSE):
+                    return False

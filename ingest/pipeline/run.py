@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,8 +19,8 @@ from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, locate, tokenizer_sha256
 from energy_lens.ingest.model.precision import load_in, name_of
 from energy_lens.ingest.pipeline.calibration import calibrate
-from energy_lens.ingest.pipeline.commits import MAX_PENDING_GROUPS, commit_pending
-from energy_lens.ingest.pipeline.groups import GroupBuilder, GroupTables
+from energy_lens.ingest.pipeline.commits import Writer
+from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date, groups_left
 from energy_lens.ingest.reading import Instruments, Reader
@@ -188,6 +187,7 @@ def carry_out(
             say("Interrupted: finishing the statistics of what is committed …")
             committed = committed_among(left, options.db, settings)
     seconds = time.monotonic() - started
+    instruments.model.forget()  # a large run's finish takes memory of its own
     n_tokens = sum(group.n_tokens for group in committed)
     started = time.monotonic()
     if run.stats_groups != len(run.committed) + len(committed):
@@ -224,13 +224,12 @@ def process(
     builder = GroupBuilder(
         run.run_id, options.context_length, reader, histogram_plan, directions, options.store_gradients
     )
-    pending: deque[GroupTables] = deque()
-    with bar("Ingest", sum(group.n_tokens for group in groups), "token") as progress:
+    n_tokens = sum(group.n_tokens for group in groups)
+    with bar("Ingest", n_tokens, "token") as progress, Writer(options.db, run.run_id) as writer:
         for group in groups:
+            writer.announce()
             token_ids = source.contexts_of(run, [context for row in group.rows for context in row])
-            pending.append(builder.build(group, token_ids, on_tokens=progress.update))
-            commit_pending(options.db, run.run_id, pending, wait=len(pending) >= MAX_PENDING_GROUPS)
-        commit_pending(options.db, run.run_id, pending, wait=True)
+            writer.put(builder.build(group, token_ids, on_tokens=progress.update))
 
 
 def fuse(options: IngestOptions, run: StoredRun, reader: Reader, n_tokens: int) -> None:
