@@ -54,7 +54,8 @@ def ingest(
     compiled: Annotated[
         Compile,
         typer.Option(
-            "--compile", help="Fuse the model's blocks; auto does from 50,000 tokens on, with a C++ compiler."
+            "--compile",
+            help="Fuse the model's blocks by a C++ compiler; auto: from 50,000 tokens on, or 10,000 if done before.",
         ),
     ] = Compile.auto,
     max_tokens: Annotated[

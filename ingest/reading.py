@@ -21,6 +21,9 @@ from energy_lens.ingest.model.loading import ModelOnDemand
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.plan import Context
 
+#: Batches whose contexts are sorted by length, and whose readings are held meanwhile: about those of a group.
+SORTED_BATCHES = 6
+
 
 @dataclass
 class LayerReading:
@@ -78,9 +81,22 @@ class Reader:
         self._special_ids = special_ids(self.model)
 
     def read(self, contexts: Sequence[tuple[Context, NDArray[np.int32]]]) -> Iterator[ContextReading]:
-        """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass."""
-        for start in range(0, len(contexts), self.batch_size):
-            yield from self._read_batch(contexts[start : start + self.batch_size])
+        """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass.
+
+        Contexts of about equal length share one, as far as SORTED_BATCHES of them allow: what is padded is run too.
+        """
+        size = self.batch_size * SORTED_BATCHES
+        for start in range(0, len(contexts), size):
+            together = contexts[start : start + size]
+            by_length = sorted(range(len(together)), key=lambda i: -len(together[i][1]))
+            readings: dict[int, ContextReading] = {}
+            next_one = 0
+            for first in range(0, len(together), self.batch_size):
+                places = by_length[first : first + self.batch_size]
+                readings.update(zip(places, self._read_batch([together[i] for i in places]), strict=True))
+                while next_one in readings:
+                    yield readings.pop(next_one)
+                    next_one += 1
 
     def _read_batch(self, batch: Sequence[tuple[Context, NDArray[np.int32]]]) -> list[ContextReading]:
         tokens, lengths = padded([ids for _, ids in batch])

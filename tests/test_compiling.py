@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from energy_lens import Warehouse
 from energy_lens.cli import main
 from energy_lens.errors import UsageError
+from energy_lens.ingest.model import compiling
 from energy_lens.ingest.model.compiling import compile_blocks, cpp_compiler
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
@@ -91,6 +92,21 @@ def test_a_compiled_run_is_the_other_to_rounding(
     for what, numbers in not_fused[1].items():
         assert len(numbers) > 100
         np.testing.assert_allclose(fused[1][what], numbers, rtol=1e-3, atol=1e-3 * np.nanstd(numbers), err_msg=what)
+
+
+@needs_compiler
+def test_auto_weighs_what_compiling_takes(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From fewer tokens on where these blocks were compiled before, in batches of that shape and precision."""
+    monkeypatch.setenv("ELW_CACHE", str(tmp_path))
+    model, how = load_model(str(tiny().folder)), ((4, 32), 1)
+    weighed = [compiling.WORTH_TOKENS_AGAIN - 1, compiling.WORTH_TOKENS_AGAIN, compiling.WORTH_TOKENS]
+    assert [compiling.pays(model, *how, n) for n in weighed] == [False, False, True]
+    monkeypatch.setattr(compiling, "_try_out", lambda *_: None)
+    assert compile_blocks(model, *how) is None
+    assert [compiling.pays(model, *how, n) for n in weighed] == [False, True, True]
+    assert not compiling.pays(model, (4, 33), 1, weighed[1])
 
 
 @pytest.mark.parametrize(

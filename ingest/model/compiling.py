@@ -2,14 +2,18 @@
 
 A block's many small steps (norms, rotations, gates) read and write its residuals a dozen times; fused they do so once
 or twice, and the numbers agree to rounding. Compiling takes half a minute, or some seconds when the result is on disk
-from before, so that a short run is better off without.
+from before, so that a short run is better off without; a mark in the cache tells which of the two it will be.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +27,20 @@ from energy_lens.ingest.model.resolving import first_line
 #: What --compile can be.
 CHOICES = ("auto", "on", "off")
 
-#: Tokens from which on compiling saves more time than it takes.
-WORTH_TOKENS = 50_000
+#: Tokens from which on compiling saves more time than it takes, and from which on where it was done before.
+WORTH_TOKENS, WORTH_TOKENS_AGAIN = 50_000, 10_000
 
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch would call, if there is one."""
     named = os.environ.get("CXX")
     return next((found for name in ([named] if named else ["g++", "clang++"]) if (found := shutil.which(name))), None)
+
+
+def pays(model: LanguageModel, shape: tuple[int, int], lowest_layer: int, n_tokens: int) -> bool:
+    """Whether compiling saves more time than it takes, for so many tokens in batches of that shape."""
+    was_done = n_tokens >= WORTH_TOKENS_AGAIN and _mark(model, shape, lowest_layer).exists()
+    return was_done or n_tokens >= WORTH_TOKENS
 
 
 def compile_blocks(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> str | None:
@@ -60,7 +70,21 @@ def compile_blocks(model: LanguageModel, shape: tuple[int, int], lowest_layer: i
             else:
                 vars(block)["forward"] = forward
         return f"torch.compile failed ({first_line(error)})"
+    with contextlib.suppress(OSError):
+        mark = _mark(model, shape, lowest_layer)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     return None
+
+
+def _mark(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> Path:
+    """A file that is there when these very blocks were compiled before."""
+    facts = [
+        torch.__version__, torch.backends.cpu.get_cpu_capability(), cpp_compiler(), model.sha256, str(model.dtype),
+        model.module.config._attn_implementation,  # type: ignore[union-attr]
+        *shape, lowest_layer,
+    ]  # fmt: skip
+    return cache_folder() / "compiled" / "marks" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _fused_for(shape: tuple[int, int], eager: Callable[..., Any], model: LanguageModel) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
-from energy_lens.ingest.model.compiling import WORTH_TOKENS, compile_blocks, cpp_compiler
+from energy_lens.ingest.model.compiling import compile_blocks, pays
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, locate, tokenizer_sha256
 from energy_lens.ingest.model.precision import load_in, name_of
@@ -234,12 +234,11 @@ def process(
 
 def fuse(options: IngestOptions, run: StoredRun, reader: Reader, n_tokens: int) -> None:
     """Have the model's blocks compiled if that was asked for, or pays for so many tokens, and note it with the run."""
-    if options.compile == "off" or (options.compile == "auto" and n_tokens < WORTH_TOKENS):
+    how = reader.model, (options.batch_size, options.context_length), min(reader.saes)
+    if options.compile == "off" or (options.compile == "auto" and not pays(*how, n_tokens)):
         return
-    if options.compile == "on" or cpp_compiler():
-        say("Compiling the model's blocks …")
-    shape = options.batch_size, options.context_length
-    if reason := compile_blocks(reader.model, shape, min(reader.saes)):
+    say("Compiling the model's blocks …")
+    if reason := compile_blocks(*how):
         say(f"The model's blocks are not compiled: {reason}. The run goes on without, at four fifths of the speed.")
         return
     with Warehouse(options.db, writable=True) as warehouse:
