@@ -21,6 +21,7 @@ from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
+from energy_lens.ingest.model.bos import set_bos
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import locate
 from energy_lens.ingest.model.precision import load_in
@@ -157,7 +158,14 @@ class CurrentRun:
     def load_model(self, dtype: str | None = None) -> LanguageModel:
         """The run's model, in its precision or by another word of --dtype. Raises UsageError when it is another."""
         self.check_model()
-        return load_in(self.facts.model, dtype or self.facts.dtype, self.facts.context_length)
+        model = load_in(self.facts.model, dtype or self.facts.dtype, self.facts.context_length)
+        set_bos(model, self.has_bos)
+        return model
+
+    @property
+    def has_bos(self) -> bool:
+        """Whether the run's contexts begin with BOS."""
+        return bool(self.settings.get("bos", False))
 
     def check_model(self) -> None:
         """Raises UsageError when the run's model is another now."""

@@ -157,7 +157,7 @@ def conclusion(arms: Sequence[Arm]) -> list[str]:
 
 def _read_texts(model: LanguageModel, saes: Sequence[SparseAutoencoder]) -> list[list[LayerReading]]:
     """Readings of each text, by SAE; a text is one context."""
-    ids = [np.array(model.tokenize(text), dtype=np.int32) for text in TEXTS]
+    ids = [model.as_context(np.array(model.tokenize(text), dtype=np.int32)) for text in TEXTS]
     if missing := [sae.layer for sae in saes if sae.norm_median is None]:
         medians = norm_medians(model, ids, missing)
         saes = [replace(sae, norm_median=medians.get(sae.layer, sae.norm_median)) for sae in saes]

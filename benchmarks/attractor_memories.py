@@ -33,7 +33,7 @@ from torch import Tensor
 from energy_lens.analysis.attractors.landscape import start_of
 from energy_lens.analysis.attractors.network import Memories, Settled, calibrated_beta, merge, random_rows
 from energy_lens.analysis.attractors.run import CALIBRATION_TOKENS
-from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.inclusion import included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -116,7 +116,7 @@ def included_residuals(
 ) -> dict[int, Tensor]:
     """x [n, d_model] by layer: the included tokens of the documents."""
     kept: dict[int, list[Tensor]] = {layer: [] for layer in saes}
-    special = special_ids(model)
+    special = special_tokens(model)
     for tokens, lengths in side_by_side(cut_contexts(model, documents, CONTEXT), BATCH * CONTEXT):
         for layer, x in harvest_residuals(model, tokens, list(saes)).items():
             median = saes[layer].norm_median

@@ -100,12 +100,15 @@ def efas_replay_draft(
 
     from energy_lens.analysis.replay import conclusion, replay
     from energy_lens.ingest.model import loading as models
+    from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.sae.choosing import choose_saes
     from energy_lens.warehouse.output import Rows
 
     chosen = numbers(layers, "--layers") if layers is not None else None
     saes = choose_saes(model, chosen, sae or ())
-    arms = replay(models.load_model(model), list(saes.values()), seed, repetitions)
+    language_model = models.load_model(model)
+    settle_bos(language_model, "auto", saes.values())
+    arms = replay(language_model, list(saes.values()), seed, repetitions)
     figures = ["tested", "alignments", "mean_r", "p95_r", "max_r", "survive_t", "survive_permutation"]
     spreads = ["mean_r", "p95_r", "max_r", "survive_permutation"]
     columns = [("arm", "varchar"), ("repetitions", "integer"), *((name, "double") for name in figures)]

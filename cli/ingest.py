@@ -10,6 +10,8 @@ import typer
 from energy_lens.cli.app import app
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    Bos,
+    BosChoice,
     CategoryColumn,
     Compile,
     Database,
@@ -51,6 +53,7 @@ def ingest(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
     ] = Dtype.auto,
+    bos: BosChoice = Bos.auto,
     compiled: Annotated[
         Compile,
         typer.Option(
@@ -101,6 +104,7 @@ def ingest(
         context_length=context,
         batch_size=batch_size,
         dtype=dtype.value,
+        bos=bos.value,
         compile=compiled.value,
         max_tokens=max_tokens,
         seed=seed,

@@ -12,6 +12,8 @@ from energy_lens.cli.app import lens_app
 from energy_lens.cli.listing import print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    Bos,
+    BosChoice,
     CategoryColumn,
     Dtype,
     Excludes,
@@ -39,6 +41,7 @@ def lens_train(
     layers: Layers = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the token order.")] = 0,
+    bos: BosChoice = Bos.auto,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
     ] = Dtype.auto,
@@ -54,6 +57,7 @@ def lens_train(
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
+    from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
@@ -64,6 +68,7 @@ def lens_train(
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     language_model = load_in(model, dtype.value)
+    settle_bos(language_model, bos.value)
     with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 
         def show(what: str, share: float) -> None:

@@ -19,6 +19,7 @@ Format = StrEnum("Format", "table csv json jsonl markdown parquet")
 TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
 Compile = StrEnum("Compile", "auto on off")
+Bos = StrEnum("Bos", "auto yes no")
 SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
 
 Database = Annotated[
@@ -71,6 +72,13 @@ Saes = Annotated[
 Excludes = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
+]
+
+BosChoice = Annotated[
+    Bos,
+    typer.Option(
+        "--bos", help="Whether BOS stands before every context; auto: as SAEs were trained, else as the tokenizer does."
+    ),
 ]
 
 

@@ -12,6 +12,8 @@ from energy_lens.cli.app import sae_app
 from energy_lens.cli.listing import TrainingBar, print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    Bos,
+    BosChoice,
     CategoryColumn,
     Dtype,
     Excludes,
@@ -70,6 +72,7 @@ def sae_train(
     ] = None,
     context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
+    bos: BosChoice = Bos.auto,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's forward pass; auto takes the faster one.")
     ] = Dtype.auto,
@@ -88,6 +91,7 @@ def sae_train(
     import torch
 
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_as_begun
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae.saving import save_sae
@@ -111,6 +115,7 @@ def sae_train(
     except OSError as error:
         raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
     language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
+    settle_bos(language_model, bos.value)
     with TrainingBar() as bar:
         saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
     for sae, place in zip(saes, places, strict=True):
@@ -131,6 +136,7 @@ def sae_evaluate(
     ] = 50_000,
     context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
+    bos: BosChoice = Bos.auto,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
     ] = Dtype.float32,
@@ -162,6 +168,7 @@ def sae_evaluate(
     reconstruction, by zero and by the mean. By category, pooled (all) and as the mean over categories (macro).
     """
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
@@ -179,6 +186,7 @@ def sae_evaluate(
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
     language_model = load_in(model, dtype.value, context)
+    settle_bos(language_model, bos.value, saes)
     if db is not None:
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
             used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]

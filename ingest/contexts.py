@@ -14,6 +14,7 @@ from torch import Tensor
 from energy_lens.console import bar
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import ChangedError, Document, texts
+from energy_lens.ingest.inclusion import SpecialTokens
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sources import GoneError, source_at
 from energy_lens.ingest.token_file import TokenFile
@@ -83,7 +84,9 @@ class TokenSource:
         """Token ids of a context of the document with that hash, which is at hand or was added."""
         if sha256 not in self._file():
             self.add([self._documents[sha256]])
-        return self._file().read(sha256, context.first_token, context.n_tokens)
+        model = self._load_model()
+        n_text = context.n_tokens - (model.bos is not None)
+        return model.as_context(self._file().read(sha256, context.first_token, n_text))
 
     def add_planned(self, run: StoredRun, contexts: Iterable[Context]) -> None:
         """Tokenise the documents of contexts of a run. Raises UsageError when a text is no longer there."""
@@ -151,12 +154,13 @@ def planned_alone(
     source.add(documents)
     planned = []
     for i, document in enumerate(documents):
-        windows = enumerate(cut(source.n_tokens(document), length))
+        windows = enumerate(cut(source.n_tokens(document), length, bos=model.bos is not None))
         contexts = tuple(Context(0, i, place, first, n) for place, (first, n) in windows)
         planned.append(PlannedDocument(i, document.category, "", document.sha256, contexts))
     return source, planned
 
 
-def special_ids(model: LanguageModel) -> Tensor:
-    """[n] int64: the ids of tokens that are no text."""
-    return torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
+def special_tokens(model: LanguageModel) -> SpecialTokens:
+    """The tokens of a model that are no text, and whether one of them begins every context."""
+    ids = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
+    return SpecialTokens(ids, bos_leads=model.bos is not None)

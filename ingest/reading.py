@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.contexts import padded, special_ids
+from energy_lens.ingest.contexts import padded, special_tokens
 from energy_lens.ingest.energies.base import Energy, discrete_gradient
 from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
@@ -78,7 +78,7 @@ class Reader:
     seed: int = 0  #: of their signs
 
     def __post_init__(self) -> None:
-        self._special_ids = special_ids(self.model)
+        self._special = special_tokens(self.model)
 
     def read(self, contexts: Sequence[tuple[Context, NDArray[np.int32]]]) -> Iterator[ContextReading]:
         """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass.
@@ -107,7 +107,7 @@ class Reader:
             median = self.saes[layer].norm_median
             assert median is not None
             norms[layer] = layer_norms
-            reasons[layer] = exclusion_reasons(layer_norms, median, lengths, tokens, self._special_ids)
+            reasons[layer] = exclusion_reasons(layer_norms, median, lengths, tokens, self._special)
             return torch.from_numpy(reasons[layer] == INCLUDED)
 
         forward = run_forward(self.model, self.saes, tokens, lengths, included)

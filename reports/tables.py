@@ -115,7 +115,7 @@ def run_facts(answers: Mapping[str, Answer]) -> list[tuple[str, Cell]]:
         ("Weights", f"sha256 {run['model_sha256'][:16]}"),
         ("Hooked layers", listing(run["layers"])),
         ("Energies", Foreign(listing([f"{energy} ({units})" for energy, units in _energies(run)]))),
-        ("Contexts", f"{run['context_length']} tokens"),
+        ("Contexts", f"{run['context_length']} tokens{', the first of them BOS' if run['has_bos'] else ''}"),
         ("Precision", Foreign(run["dtype"])),
         ("Seed", str(run["seed"])),
         ("Documents", count(run["n_documents"])),
@@ -138,6 +138,8 @@ def commands(answers: Mapping[str, Answer]) -> list[str]:
         f"--dtype {run['dtype']}",
         f"--seed {run['seed']}",
     ]
+    if run["has_bos"]:
+        ingest.append("--bos yes")
     if run["ingested_tokens"] < run["planned_tokens"]:
         ingest.append(f"--max-tokens {run['ingested_tokens']}")
     return [" ".join(ingest), "elw report --db FILE --output report/"]
@@ -187,6 +189,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _counted("Included", "n_included"),
                 _share("Share", "share_included"),
                 _counted("First token", "n_first_token"),
+                _counted("BOS", "n_bos"),
                 _counted("Massive norm", "n_massive_norm"),
                 _counted("Special token", "n_special_token"),
                 _counted("No next token", "n_no_next_token"),

@@ -46,7 +46,7 @@ SHOWN = {
     "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),
     "Dropped tails": ("dropped_tokens",), "Tokens": ("n_tokens",), "Included": ("n_included",),
     "Share": ("share_included", "share_of_features"),
-    "First token": ("n_first_token",), "Massive norm": ("n_massive_norm",),
+    "First token": ("n_first_token",), "BOS": ("n_bos",), "Massive norm": ("n_massive_norm",),
     "Special token": ("n_special_token",), "No next token": ("n_no_next_token",), "Counted by the test": ("n_counted",),
     "Tested": ("n_tested",), "q_specific < 0.05": ("n_specific", "n_significant"),
     "All layers at once": ("n_specific_at_once",), "Their |score|, median": ("median_specific",),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model import residuals
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -541,7 +541,7 @@ def test_trained_tokens_are_the_included_ones_of_an_ingest(
         stored = torch.tensor([norm for of_layer, norm in rows if of_layer == layer])
         assert len(own) == len(stored)
         torch.testing.assert_close(own.sort().values, stored.sort().values, rtol=1e-2, atol=0)
-    special = special_ids(model)
+    special = special_tokens(model)
     assert sum(trainable_tokens(ids, special) for ids in contexts) == len(own), "no norm is massive here"
 
 

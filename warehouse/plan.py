@@ -41,8 +41,8 @@ class Context:
     context_id: int
     document_id: int
     context_index: int  #: place within the document
-    first_token: int  #: offset in the document's tokens
-    n_tokens: int
+    first_token: int  #: of its text, as an offset in the document's tokens
+    n_tokens: int  #: with BOS, where the run has it
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,16 @@ class Group:
         return sum(context.n_tokens for row in self.rows for context in row)
 
 
-def cut(n_tokens: int, length: int) -> list[tuple[int, int]]:
-    """(first token, tokens) of each context of a document of n_tokens."""
-    windows = [(first, min(length, n_tokens - first)) for first in range(0, n_tokens, length)]
-    if windows and windows[-1][1] < (min(MIN_TAIL, length) if len(windows) > 1 else MIN_DOCUMENT):
+def cut(n_tokens: int, length: int, bos: bool = False) -> list[tuple[int, int]]:
+    """(first token of the text, tokens) of each context of a document of n_tokens.
+
+    bos: whether a BOS token stands before the text of each context, and counts among its tokens.
+    """
+    room = length - bos
+    windows = [(first, min(room, n_tokens - first)) for first in range(0, n_tokens, room)]
+    if windows and windows[-1][1] < (min(MIN_TAIL, room) if len(windows) > 1 else MIN_DOCUMENT):
         windows.pop()
-    return windows
+    return [(first, n + bos) for first, n in windows]
 
 
 def sample_contexts(documents: Sequence[PlannedDocument], n_tokens: float, seed: int) -> list[Context]:

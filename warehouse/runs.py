@@ -46,11 +46,15 @@ class RunSettings:
     min_tail: int = MIN_TAIL
     min_document: int = MIN_DOCUMENT
     statistics_version: int = STATISTICS_VERSION
+    bos: bool = False  #: whether every context begins with BOS
     generation: int = 0  #: raised by --new-run, to start afresh with equal settings
 
     def as_json(self) -> str:
-        """Canonical JSON: equal settings give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Canonical JSON: equal settings give equal text; what came later is left out at its first value."""
+        settings = asdict(self)
+        if not self.bos:
+            del settings["bos"]
+        return json.dumps(settings, sort_keys=True)
 
     @property
     def identity(self) -> str:
@@ -175,7 +179,7 @@ def create_run(
         vocabulary_size=model["vocabulary_size"], n_layers=model["n_layers"], d_model=model["d_model"],
         context_length=settings.context_length, segment_contexts=segment_contexts, layers=sorted(settings.saes),
         energies=list(settings.energies), energy_units=[energy["units"] for energy in energies],
-        dtype=settings.dtype, seed=settings.seed, store_gradients=settings.store_gradients,
+        dtype=settings.dtype, seed=settings.seed, store_gradients=settings.store_gradients, has_bos=settings.bos,
     )  # fmt: skip
     warehouse.run("ingest/create_model", model_sha256=settings.model_sha256, **model)
     rows = [{"run_id": run_id, "position": position, **energy} for position, energy in enumerate(energies)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.analysis.interventions.edits import Edit, Outcome, Patches
-from energy_lens.ingest.contexts import padded, special_ids
+from energy_lens.ingest.contexts import padded, special_tokens
 from energy_lens.ingest.energies.curvature import Draws, label_draws, probe_generator, read_probes, sign_draws
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
@@ -54,7 +54,7 @@ class Baseline:
         assert sae.norm_median is not None
         self.model, self.sae, self.later = model, sae, tuple(later)
         self.tokens, self.lengths = padded(contexts)
-        excluded = special_ids(model)
+        excluded = special_tokens(model)
 
         def included(_layer: int, norms: Tensor) -> Tensor:
             reasons = exclusion_reasons(norms, sae.norm_median or 0.0, self.lengths, self.tokens, excluded)

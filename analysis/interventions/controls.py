@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.ingest.contexts import padded, special_ids
+from energy_lens.ingest.contexts import padded, special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals
@@ -74,7 +74,7 @@ def residual_deviations(
 ) -> Tensor:
     """x less its mean over the included tokens of contexts, [token, d_model] float32, at the SAE's layer."""
     assert sae.norm_median is not None
-    excluded, kept = special_ids(model), []
+    excluded, kept = special_tokens(model), []
     for start in range(0, len(contexts), batch_size):
         tokens, lengths = padded(contexts[start : start + batch_size])
         x = harvest_residuals(model, tokens, [sae.layer])[sae.layer].float()

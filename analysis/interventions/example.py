@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.errors import require
-from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
@@ -85,7 +86,7 @@ def try_on_text(path: Path | None, text: str, feature: FeatureName, edit: Edit, 
     sae = current.sae(feature.layer)
     check_feature(sae, feature.feature)
     model = current.load_model(dtype)
-    ids = model.tokenize(text)
+    ids = model.as_context(np.array(model.tokenize(text), dtype=np.int32)).tolist()
     window = getattr(model.module.config, "max_position_embeddings", None)
     require(
         len(ids) >= 2, f"The text has {len(ids)} tokens; at least 2 are needed, since the first one is never edited."
@@ -139,7 +140,7 @@ def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edi
     All tokens of a pass must be text: there is no padding.
     """
     seen: list[Edited] = []
-    excluded = special_ids(model)
+    excluded = special_tokens(model)
     tokens: list[Tensor] = []
 
     def remember(_module: nn.Module, arguments: Any, keywords: Any) -> None:

@@ -43,6 +43,7 @@ class LanguageModel:
     unembedding: nn.Linear  #: W_U [vocabulary, d_model], with a bias in some architectures
     d_model: int
     vocabulary_size: int
+    bos: int | None = None  #: the id that every context begins with (`bos`); None: contexts are text alone
 
     @property
     def n_layers(self) -> int:
@@ -90,6 +91,10 @@ class LanguageModel:
     def tokenize(self, text: str) -> list[int]:
         """Token ids without added special tokens."""
         return [id_ for _, ids in self.token_ids([[text]]) for id_ in ids.tolist()]
+
+    def as_context(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Token ids of a text [n] as the model reads them: behind BOS, where contexts begin with it [n or n + 1]."""
+        return ids if self.bos is None else np.concatenate([np.array([self.bos], dtype=np.int32), ids])
 
     def token_ids(self, texts: Iterable[Iterable[str]]) -> Iterator[tuple[int, NDArray[np.int32]]]:
         """(place of the text, some of its ids) for texts given in pieces: the ids of `tokenize`, part by part in order.

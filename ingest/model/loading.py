@@ -67,6 +67,17 @@ def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) ->
     return _from_pretrained(name, path, dtype, sha256)
 
 
+def load_tokenizer(name: str, folder: Path) -> Any:
+    """The tokenizer of a model whose folder was located. Raises ElwError for one that transformers does not know."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet_transformers():
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise ElwError(f"The tokenizer of {name} could not be loaded ({first_line(error)}): save it anew.") from error
+
+
 class ModelOnDemand:
     """A model that is loaded when it is first asked for, and then kept: work that never asks loads none."""
 

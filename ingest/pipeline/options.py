@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from energy_lens.errors import require
-from energy_lens.ingest.model.compiling import CHOICES
+from energy_lens.ingest.model import bos, compiling
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.rows import Columns
 
@@ -24,6 +24,7 @@ class IngestOptions:
     context_length: int = 128
     batch_size: int = 8
     dtype: str = "auto"
+    bos: str = "auto"  #: whether a BOS token stands before every context: auto, yes or no
     compile: str = "auto"  #: whether the model's blocks are fused: auto, on or off
     max_tokens: int | None = None  #: stop at the first group end at or after so many tokens of the run
     seed: int = 0
@@ -47,6 +48,8 @@ class IngestOptions:
             "--probes measure the curvature of nll, which is not among the energies; add it (--energies).",
         )
         require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
-        require(self.compile in CHOICES, f"--compile is {self.compile!r}; choose {', '.join(CHOICES)}.")
+        words = (("--bos", self.bos, bos.CHOICES), ("--compile", self.compile, compiling.CHOICES))
+        for option, word, choices in words:
+            require(word in choices, f"{option} is {word!r}; choose {', '.join(choices)}.")
         known = self.dtype in ("auto", *DTYPES)
         require(known, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")

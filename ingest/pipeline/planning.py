@@ -14,6 +14,7 @@ from energy_lens.console import say
 from energy_lens.errors import UsageError
 from energy_lens.ingest.contexts import TokenSource, check_planned
 from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.model.bos import bos_note
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.reading import Instruments
@@ -154,6 +155,8 @@ def write_plan(
     plan = lay_plan(run, new, source, settings)
     if run is None and not plan.groups:
         raise UsageError("The corpus is too short: no document has 3 tokens. Give more text.")
+    if run is None and (note := bos_note(model)):
+        notes.add([note])
     notes.add(plan_notes(plan, settings.min_tail, appended=run is not None))
     if run is None and "nll" in settings.energies and not settings.probes:
         say("Roles will rest on first order. --probes 3 predicts ablations far better, for three more backward passes.")
@@ -184,7 +187,7 @@ def lay_plan(run: StoredRun | None, new: Sequence[Document], source: TokenSource
     details: dict[int, dict[str, Any]] = {}
     for document_id, document in enumerate(new, next_document):
         n_tokens = source.n_tokens(document)
-        windows = cut(n_tokens, settings.context_length)
+        windows = cut(n_tokens, settings.context_length, settings.bos)
         contexts = tuple(Context(next_context + i, document_id, i, first, n) for i, (first, n) in enumerate(windows))
         next_context += len(contexts)
         half = halves[document.sha256]
@@ -192,7 +195,7 @@ def lay_plan(run: StoredRun | None, new: Sequence[Document], source: TokenSource
         details[document_id] = {
             "path": document.path, "source": document.source.location, "aliases": document.aliases,
             "n_bytes": document.n_bytes, "n_tokens": n_tokens,
-            "n_dropped_tokens": n_tokens - sum(n for _, n in windows),
+            "n_dropped_tokens": n_tokens - sum(n - settings.bos for _, n in windows),
         }  # fmt: skip
     segment = run.segment_contexts if run else segment_length(next_context)
     groups = plan_groups(planned, segment, settings.seed, len(run.groups) if run else 0)

@@ -14,9 +14,10 @@ from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
+from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
 from energy_lens.ingest.model.compiling import compile_blocks, pays
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, locate, tokenizer_sha256
+from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, load_tokenizer, locate, tokenizer_sha256
 from energy_lens.ingest.model.precision import load_in, name_of
 from energy_lens.ingest.pipeline.calibration import calibrate
 from energy_lens.ingest.pipeline.commits import Writer
@@ -78,7 +79,7 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     saes = choose_saes(options.model, options.layers, options.saes)
     with ingest_lock(options.db):
         settings, run, model = settle(options, energies, saes)
-        instruments = choose_instruments(options, settings.dtype, energies, saes, model)
+        instruments = choose_instruments(options, settings, energies, saes, model)
         del model
         source = TokenSource(instruments.model.load, documents, options.db.absolute().parent)
         notes = Notes()
@@ -119,6 +120,7 @@ def wanted_settings(
 ) -> RunSettings:
     """What the options ask for; dtype may still be auto, and the generation is 0."""
     folder, model_sha256 = locate(options.model)
+    bos = wants_bos(options.bos, saes.values(), lambda: adds_bos(load_tokenizer(options.model, folder)))
     return RunSettings(
         model_sha256=model_sha256,
         tokenizer_sha256=tokenizer_sha256(folder),
@@ -129,6 +131,7 @@ def wanted_settings(
         seed=options.seed,
         store_gradients=options.store_gradients,
         probes=options.probes,
+        bos=bos,
     )
 
 
@@ -145,7 +148,7 @@ def stored_runs(warehouse: Warehouse, wanted: RunSettings) -> list[tuple[RunSett
 
 def choose_instruments(
     options: IngestOptions,
-    dtype: str,
+    settings: RunSettings,
     energies: Sequence[Energy],
     saes: Mapping[int, SparseAutoencoder],
     loaded: LanguageModel | None = None,
@@ -153,11 +156,12 @@ def choose_instruments(
     """What the run reads with; that the model fits SAEs and energies is checked when it is loaded, or first used."""
 
     def check(model: LanguageModel) -> None:
+        set_bos(model, settings.bos)
         check_saes(model, saes.values())
         for energy in energies:
             energy.check(model, list(saes))
 
-    model = ModelOnDemand(options.model, DTYPES[dtype], check, loaded)
+    model = ModelOnDemand(options.model, DTYPES[settings.dtype], check, loaded)
     return Instruments(model, saes, energies, options.batch_size, options.probes, options.seed)
 
 

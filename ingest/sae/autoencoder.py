@@ -61,6 +61,7 @@ class SparseAutoencoder:
     norm_median: float | None = None  #: median ‖x‖ over training tokens; None: calibrate before use
     quartiles: Tensor | None = None  #: [d_sae, 3] of each feature's active values; NaN where it hardly fired
     mean: Tensor | None = None  #: [d_model] mean x over included training tokens: what mean-ablation puts in
+    bos: bool | None = None  #: whether it was trained with BOS before each context; None: it does not say
     model_name: str = ""
     sha256: str = ""  #: of the weights file and of what the config says about using it
     source: str = ""  #: where it was loaded from

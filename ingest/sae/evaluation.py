@@ -28,9 +28,9 @@ from torch import Tensor
 
 from energy_lens.console import bar
 from energy_lens.errors import ElwError, UsageError, require
-from energy_lens.ingest.contexts import padded, planned_alone, special_ids
+from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
-from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, exclusion_reasons
+from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, SpecialTokens, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians, residual_stream
 from energy_lens.ingest.model.unembedding import next_token_losses
@@ -85,6 +85,7 @@ def evaluate(
         "tokens": sum(int(batch.lengths.sum()) for batch in batches),
         "documents": len({document for batch in batches for document in batch.documents}),
         "context_length": options.context_length,
+        "bos": model.bos is not None,
         "seed": options.seed,
         "dtype": str(model.dtype).removeprefix("torch."),
         "model_sha256": model.sha256,
@@ -106,7 +107,7 @@ class _ContextBatch:
     documents: list[int]  #: of each context
     tokens: Tensor  #: [context, position] int64, padded on the right
     lengths: Tensor  #: [context]
-    special: Tensor  #: [n] ids that are no text
+    special: SpecialTokens
     ce: bool  #: whether losses are measured on it
 
     @property
@@ -173,7 +174,7 @@ def _cut(model: LanguageModel, documents: Sequence[Document], options: Evaluatio
         raise UsageError("The text is too short to evaluate on: no document has 3 tokens. Give more text.")
     ce_tokens = (options.ce_tokens or math.inf) if options.ce else 0
     n_with_losses = len(sample_contexts(planned, ce_tokens, options.seed))
-    special = special_ids(model)
+    special = special_tokens(model)
     parts: dict[tuple[bool, str], list[Context]] = {}
     for i, context in enumerate(sample):
         parts.setdefault((i < n_with_losses, planned[context.document_id].category), []).append(context)

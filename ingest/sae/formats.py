@@ -64,6 +64,7 @@ class _Description:
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     finetuned: bool = False  #: whether activations are multiplied by a tensor scaling_factor before decoding
+    bos: bool | None = None
     model_name: str = ""
     elw_metadata: Mapping[str, Any] | None = None  #: metadata.elw
 
@@ -104,6 +105,7 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
         norm_median=_norm_median(metadata.pop("norm_median", None), path),
         quartiles=statistics.get("activation_quartiles"),
         mean=statistics.get("mean"),
+        bos=described.bos,
         model_name=described.model_name,
         sha256=_identity(weights_path, described, activation_scale),
         source=str(folder),
@@ -209,11 +211,6 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
         )
     metadata = _object(config.get("metadata") or {}, "metadata", path)
     hook_layer = _layer_of_hook(metadata.get("hook_name"), path, layer)
-    if metadata.get("prepend_bos"):
-        raise UsageError(
-            f"{path}: prepend_bos is true (before SAELens v6 also if it is left out); false is expected: an SAE "
-            "trained without a BOS token before each context, as the contexts of a warehouse have none."
-        )
     return _Description(
         architecture=architecture,
         d_in=d_in,
@@ -224,6 +221,7 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
         apply_b_dec_to_input=_boolean(config, "apply_b_dec_to_input", True, path),
         rescale_acts_by_decoder_norm=rescale,
         finetuned=_boolean(config, "finetuning_scaling_factor", False, path),
+        bos=None if metadata.get("prepend_bos") is None else _boolean(metadata, "prepend_bos", False, path),
         model_name=str(metadata.get("model_name") or ""),
         elw_metadata=_object(metadata.get("elw") or {}, "metadata.elw", path),
     )

@@ -41,7 +41,11 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
         "apply_b_dec_to_input": True,
         "normalize_activations": sae.normalisation,
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": SAELENS_VERSION, "prepend_bos": False, **_metadata(sae)},
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            **({} if sae.bos is None else {"prepend_bos": sae.bos}),
+            **_metadata(sae),
+        },
     }
     _write(folder, WEIGHTS, weights, sae, config, dtype)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
@@ -58,13 +58,13 @@ class ActivationStore:
         Raises UsageError when the folder holds the residuals of other contexts, layers or another model.
         """
         self.folder, self.layers = folder, list(layers)
-        self._model, self._special = model, special_ids(model)
+        self._model, self._special = model, special_tokens(model)
         length = max(map(len, contexts))
         self._places = model_batch * length  # in a forward pass, padding with them
         self._rounds = parts_of(contexts, round_contexts * length)
         described = [
             STORE_VERSION, model.sha256, str(model.dtype), self.layers, round_contexts, MASSIVE_NORM_RATIO,
-            self._special.tolist(), list(map(len, contexts)),
+            self._special.ids.tolist(), list(map(len, contexts)), *(["bos"] if self._special.bos_leads else []),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(described).encode())
         for ids in contexts:

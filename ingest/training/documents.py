@@ -12,8 +12,9 @@ from torch import Tensor
 
 from energy_lens.console import say
 from energy_lens.errors import UsageError
-from energy_lens.ingest.contexts import padded, planned_alone, special_ids
+from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.inclusion import SpecialTokens
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context
 
@@ -61,10 +62,10 @@ def shuffled_contexts(
     remedy: what helps then.
     """
     contexts, read, left_out = _cut(model, documents, length)
-    special = special_ids(model)
+    special = special_tokens(model)
     trainable = np.array([trainable_tokens(read(context), special) for context in contexts], dtype=np.int64)
     if (available := int(trainable.sum())) < 2 * step_tokens:
-        total = sum(context.n_tokens for context in contexts) + left_out
+        total = sum(context.n_tokens - (model.bos is not None) for context in contexts) + left_out
         raise UsageError(
             f"{len(documents):,} training documents of {total:,} tokens hold {available:,} to train on, without the "
             f"first and last of each context, special ones and short ends; two steps take {2 * step_tokens:,}: "
@@ -82,12 +83,12 @@ def shuffled_contexts(
     return [read(contexts[i]) for i in order[:needed]]
 
 
-def trainable_tokens(ids: Ids, special: Tensor) -> int:
-    """Tokens of a context that can be trained on: all but the first, the last and special ones.
+def trainable_tokens(ids: Ids, special: SpecialTokens) -> int:
+    """Tokens of a context that can be trained on: all but the first (or its BOS), the last and special ones.
 
-    special: [n] ids that are no text. A token of massive norm falls out too, which only the model can tell.
+    A token of massive norm falls out too, which only the model can tell.
     """
-    return int(np.isin(ids[1:-1], special.numpy(), invert=True).sum())
+    return int(np.isin(ids[1:-1], special.ids.numpy(), invert=True).sum())
 
 
 def _cut(
@@ -101,7 +102,8 @@ def _cut(
     def read(context: Context) -> Ids:
         return source.context(context, documents[context.document_id].sha256)
 
-    return contexts, read, n_tokens - sum(context.n_tokens for context in contexts)
+    n_read = sum(context.n_tokens - (model.bos is not None) for context in contexts)
+    return contexts, read, n_tokens - n_read
 
 
 # ------------------------------------------------------------------------------------------------ contexts together

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import UsageError, require
-from energy_lens.ingest.contexts import special_ids
+from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_everywhere
@@ -130,7 +130,7 @@ def _read(
     model: LanguageModel, contexts: Sequence[Ids], layers: Sequence[int], medians: Mapping[int, float], n_places: int
 ) -> _TokenBatch:
     """Residuals of contexts at the tokens that are included at every layer, each of which has a next one."""
-    top, special = model.n_layers - 1, special_ids(model)
+    top, special = model.n_layers - 1, special_tokens(model)
     residuals: dict[int, list[Tensor]] = {layer: [] for layer in [*layers, top]}
     next_tokens = []
     for tokens, lengths in side_by_side(contexts, n_places):

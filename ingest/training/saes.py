@@ -248,6 +248,7 @@ def train_saes(
     settings = {name: value for name, value in asdict(config).items() if name != "ks"}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
     for sae, trainer in zip(saes, training.trainers, strict=True):
+        sae.bos = model.bos is not None
         sae.metadata |= {
             "training": {**settings, "k": trainer.k, "tokens": sum(map(store.n_tokens, range(len(store))))},
             "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},

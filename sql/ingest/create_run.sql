@@ -19,6 +19,7 @@ SELECT
     $dtype AS dtype,
     $seed AS seed,
     $store_gradients AS store_gradients,
+    $has_bos AS has_bos,
     $settings AS settings,
     $version AS elw_version,
     0 AS stats_groups,

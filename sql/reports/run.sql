@@ -8,6 +8,7 @@ SELECT
     r.d_model,
     r.vocabulary_size,
     r.context_length,
+    r.has_bos,
     r.layers,
     r.energies,
     r.energy_units,

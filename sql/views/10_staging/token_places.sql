@@ -13,10 +13,10 @@ SELECT
     d.path,
     d.category,
     d.half,
-    c.first_token + t.position AS document_position
+    CASE WHEN NOT r.has_bos OR t.position > 0 THEN c.first_token + t.position - r.has_bos::INTEGER END AS document_position
 FROM tokens AS t
 JOIN runs AS r USING (run_id)
 JOIN contexts AS c ON c.run_id = t.run_id AND c.context_id = t.token_id // r.context_length
 JOIN documents AS d ON d.run_id = t.run_id AND d.document_id = c.document_id;
 COMMENT ON VIEW token_places IS 'Tokens of every run with their context and document.';
-COMMENT ON COLUMN token_places.document_position IS 'Place within the document''s tokens, from 0.';
+COMMENT ON COLUMN token_places.document_position IS 'Place within the document''s tokens, from 0; NULL for BOS.';
