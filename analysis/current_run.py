@@ -22,6 +22,7 @@ from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.model.bos import set_bos
+from energy_lens.ingest.model.configuration import configuration_sha256
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import locate
 from energy_lens.ingest.model.precision import load_in
@@ -169,8 +170,9 @@ class CurrentRun:
 
     def check_model(self) -> None:
         """Raises UsageError when the run's model is another now."""
-        _, sha256 = locate(self.facts.model)
-        if sha256 != self.facts.model_sha256:
+        folder, sha256 = locate(self.facts.model)
+        configuration = self.settings.get("configuration_sha256")
+        if sha256 != self.facts.model_sha256 or configuration not in (None, configuration_sha256(folder)):
             raise UsageError(
                 f"{self.facts.model} is another model now than the one of run {self.run_id}: bring that one back, or "
                 "ingest anew."

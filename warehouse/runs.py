@@ -47,13 +47,17 @@ class RunSettings:
     min_document: int = MIN_DOCUMENT
     statistics_version: int = STATISTICS_VERSION
     bos: bool = False  #: whether every context begins with BOS
+    configuration_sha256: str = (
+        ""  #: of the model's configuration; empty: the weights' hash covers it, or it is not known
+    )
     generation: int = 0  #: raised by --new-run, to start afresh with equal settings
 
     def as_json(self) -> str:
         """Canonical JSON: equal settings give equal text; what came later is left out at its first value."""
         settings = asdict(self)
-        if not self.bos:
-            del settings["bos"]
+        for name in ("bos", "configuration_sha256"):
+            if not settings[name]:
+                del settings[name]
         return json.dumps(settings, sort_keys=True)
 
     @property

@@ -87,13 +87,12 @@ def try_on_text(path: Path | None, text: str, feature: FeatureName, edit: Edit, 
     check_feature(sae, feature.feature)
     model = current.load_model(dtype)
     ids = model.as_context(np.array(model.tokenize(text), dtype=np.int32)).tolist()
-    window = getattr(model.module.config, "max_position_embeddings", None)
     require(
         len(ids) >= 2, f"The text has {len(ids)} tokens; at least 2 are needed, since the first one is never edited."
     )
     require(
-        window is None or len(ids) + n_tokens <= window,
-        f"The text has {len(ids)} tokens, and {model.name} reads {window} with the continuation.",
+        model.window is None or len(ids) + n_tokens <= model.window,
+        f"The text has {len(ids)} tokens, and {model.name} reads {model.window} with the continuation.",
     )
     tokens = torch.tensor([ids])
     with torch.no_grad():

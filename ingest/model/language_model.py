@@ -70,6 +70,13 @@ class LanguageModel:
         W_U = self.unembedding.weight.detach()
         return (W_U.float() - self.common_row).to(W_U.dtype) if W_U.dtype in COARSE else W_U
 
+    @property
+    def window(self) -> int | None:
+        """The most tokens that it reads at once; None where its configuration does not say."""
+        config = getattr(self.module.config, "text_config", None) or self.module.config
+        said = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        return next((n for n in said if isinstance(n, int) and n > 0), None)
+
     def facts(self) -> dict[str, Any]:
         """Columns of the table `models`, without the sha256."""
         return {

@@ -145,6 +145,17 @@ def locate(name: str) -> tuple[Path, str]:
     return _snapshot(name)
 
 
+def resolved(name: str) -> str:
+    """A model's name; of a file or folder the path that holds from everywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in PACKAGED_MODELS and os.path.exists(path) else name
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model is a folder with a configuration of its own: one here, or one of the hub; no GGUF file."""
+    return name not in PACKAGED_MODELS and not os.path.isfile(Path(name).expanduser())
+
+
 def tokenizer_sha256(folder: Path) -> str:
     """The sha256 of a model folder's tokenizer files."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "vocab.txt")

@@ -16,8 +16,17 @@ from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
 from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
 from energy_lens.ingest.model.compiling import compile_blocks, pays
+from energy_lens.ingest.model.configuration import check_window, configuration_sha256
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DTYPES, ModelOnDemand, load_tokenizer, locate, tokenizer_sha256
+from energy_lens.ingest.model.loading import (
+    DTYPES,
+    ModelOnDemand,
+    is_folder,
+    load_tokenizer,
+    locate,
+    resolved,
+    tokenizer_sha256,
+)
 from energy_lens.ingest.model.precision import load_in, name_of
 from energy_lens.ingest.pipeline.calibration import calibrate
 from energy_lens.ingest.pipeline.commits import Writer
@@ -74,6 +83,7 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     work fails; whatever groups were committed before stay, and the same call goes on from there.
     Ctrl-C finishes the statistics of what is committed and returns a summary marked `interrupted`.
     """
+    options = replace(options, model=resolved(options.model))
     documents = {document.sha256: document for document in discover(paths, options.exclude, options.columns)}
     energies = make_energies(options.energies, lambda: choose_translators(options.model, options.lens))
     saes = choose_saes(options.model, options.layers, options.saes)
@@ -132,17 +142,24 @@ def wanted_settings(
         store_gradients=options.store_gradients,
         probes=options.probes,
         bos=bos,
+        # A GGUF file holds its configuration, so that its hash is that of both.
+        configuration_sha256=configuration_sha256(folder) if is_folder(options.model) else "",
     )
 
 
 def stored_runs(warehouse: Warehouse, wanted: RunSettings) -> list[tuple[RunSettings, StoredRun]]:
-    """The latest run with the wanted settings; where dtype is auto, the latest in each precision."""
+    """The latest run with the wanted settings; where dtype is auto, the latest in each precision.
+
+    A run that an older version began does not know the model's configuration, and is gone on with.
+    """
     runs = []
     for dtype in list(DTYPES) if wanted.dtype == "auto" else [wanted.dtype]:
-        generation = latest_generation(warehouse, replace(wanted, dtype=dtype))
-        settings = replace(wanted, dtype=dtype, generation=generation)
-        if run := find_run(warehouse, settings.identity):
-            runs.append((settings, run))
+        for configuration in dict.fromkeys([wanted.configuration_sha256, ""]):
+            settings = replace(wanted, dtype=dtype, configuration_sha256=configuration)
+            settings = replace(settings, generation=latest_generation(warehouse, settings))
+            if run := find_run(warehouse, settings.identity):
+                runs.append((settings, run))
+                break
     return runs
 
 
@@ -157,6 +174,7 @@ def choose_instruments(
 
     def check(model: LanguageModel) -> None:
         set_bos(model, settings.bos)
+        check_window(options.model, model.window, settings.context_length)
         check_saes(model, saes.values())
         for energy in energies:
             energy.check(model, list(saes))

@@ -44,7 +44,8 @@ def _of_folders(folders: Sequence[Path]) -> dict[int, SparseAutoencoder]:
             raise UsageError(
                 f"{folder} and {by_layer[sae.layer].source} are both for layer {sae.layer}: give one SAE a layer."
             )
-        by_layer[sae.layer] = sae
+        # A run that names it is to find it from wherever it is asked.
+        by_layer[sae.layer] = replace(sae, source=str(folder.resolve()))
     return by_layer
 
 

@@ -31,6 +31,7 @@ from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, SpecialTokens, exclusion_reasons
+from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians, residual_stream
 from energy_lens.ingest.model.unembedding import next_token_losses
@@ -71,6 +72,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     check_saes(model, saes)
+    check_window(model.name, model.window, options.context_length)
     unseen, seen_by_sae = _unseen(saes, documents)
     batches = _cut(model, unseen, options)
     meters = [_Meter(sae) for sae in saes]

@@ -48,6 +48,11 @@ RESID_PRE = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_pre")
 BLOCK = re.compile(r"(?:[A-Za-z_]+\.)*(?:layers|h|blocks)\.([0-9]{1,4})")
 INSIDE_BLOCK = re.compile(BLOCK.pattern + r"\..+")
 
+#: What TransformerLens may do to a model's weights when it loads them.
+CHANGES_WEIGHTS = (
+    "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
+)  # fmt: skip
+
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -210,6 +215,7 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
             f"{path}: rescale_acts_by_decoder_norm is true and the architecture {architecture!r}; only 'topk' has it."
         )
     metadata = _object(config.get("metadata") or {}, "metadata", path)
+    _check_model_as_loaded(metadata, path)
     hook_layer = _layer_of_hook(metadata.get("hook_name"), path, layer)
     return _Description(
         architecture=architecture,
@@ -250,6 +256,7 @@ def _from_flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "model_name": flat.get("model_name"),
         "hook_name": flat.get("hook_name"),
         "prepend_bos": flat.get("prepend_bos", True),
+        "model_from_pretrained_kwargs": flat.get("model_from_pretrained_kwargs"),
     }
     return v6
 
@@ -289,18 +296,29 @@ def _layer_of_hook(hook_name: Any, path: Path, layer: int | None) -> int:
     if hook_name is None and layer is not None:
         return layer
     name = str(hook_name)
-    if match := RESID_POST.fullmatch(name):
+    if (match := RESID_POST.fullmatch(name)) or (match := BLOCK.fullmatch(name)):
         block = int(match[1])
     elif (match := RESID_PRE.fullmatch(name)) and int(match[1]) > 0:
         block = int(match[1]) - 1
     else:
         raise UsageError(
             f"{path}: hook_name is {_shown(name)}; a block's output is expected: blocks.N.hook_resid_post, or "
-            "blocks.N.hook_resid_pre with N >= 1."
+            "blocks.N.hook_resid_pre with N >= 1, or the block's name, such as model.layers.N."
         )
     if layer not in (None, block):
         raise UsageError(f"{path}: hook_name is {_shown(name)}, the output of block {block}; layer {layer} was given.")
     return block
+
+
+def _check_model_as_loaded(metadata: Mapping[str, Any], path: Path) -> None:
+    """Raises UsageError for an SAE of a model whose weights TransformerLens changed: its residuals are others."""
+    arguments = metadata.get("model_from_pretrained_kwargs") or {}
+    changed = [key for key in CHANGES_WEIGHTS if _object(arguments, "model_from_pretrained_kwargs", path).get(key)]
+    if changed:
+        raise UsageError(
+            f"{path}: the SAE was trained on a model loaded with {changed[0]}, whose residuals are not those of the model "
+            "as it was published; one without is expected."
+        )
 
 
 def _layer_of_folder(folder: Path, layer: int | None) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from energy_lens.errors import UsageError
 from energy_lens.ingest.contexts import planned_alone
 from energy_lens.ingest.corpus import Document, discover
+from energy_lens.ingest.model.bos import settle_bos
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
@@ -50,6 +51,7 @@ def import_sae(
     documents = discover(calibrate) if calibrate else []
     model = load_model(model_name)
     check_saes(model, [sae])
+    settle_bos(model, "auto", [sae])
     if documents:
         texts = list(_sample(model, documents))
         if not texts:

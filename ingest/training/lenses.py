@@ -27,6 +27,7 @@ from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_everywhere
+from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
 from energy_lens.ingest.model.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
@@ -86,6 +87,7 @@ def fit_translators(
     Raises UsageError for layers that the model lacks, the last one among them, and for a corpus that is too short.
     """
     model.check_layers(layers)
+    check_window(model.name, model.window, options.context_length)
     if model.n_layers - 1 in layers:
         raise UsageError(f"Layer {model.n_layers - 1} is the last one of {model.name}, which needs no lens (--layers).")
     layers = sorted(set(layers))

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.corpus import Document
+from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
@@ -231,6 +232,7 @@ def train_saes(
     Raises UsageError for layers that the model lacks, a corpus that is too short, or a folder of another training.
     """
     model.check_layers(layers)
+    check_window(model.name, model.window, config.context_length)
     layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
     contexts = shuffled_contexts(
