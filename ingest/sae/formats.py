@@ -316,8 +316,8 @@ def _check_model_as_loaded(metadata: Mapping[str, Any], path: Path) -> None:
     changed = [key for key in CHANGES_WEIGHTS if _object(arguments, "model_from_pretrained_kwargs", path).get(key)]
     if changed:
         raise UsageError(
-            f"{path}: the SAE was trained on a model loaded with {changed[0]}, whose residuals are not those of the model "
-            "as it was published; one without is expected."
+            f"{path}: the SAE was trained on a model loaded with {changed[0]}, whose residuals are not those of the "
+            "model as it was published; one without is expected."
         )
 
 
