@@ -161,6 +161,8 @@ def planned_alone(
 
 
 def special_tokens(model: LanguageModel) -> SpecialTokens:
-    """The tokens of a model that are no text, and whether one of them begins every context."""
-    ids = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
+    """The tokens that a model's tokenizer marks as no text, and whether one of them begins every context."""
+    added = getattr(model.tokenizer, "added_tokens_decoder", {})
+    marked = {id_ for id_, token in added.items() if getattr(token, "special", False)}
+    ids = torch.tensor(sorted(marked | set(model.tokenizer.all_special_ids)), dtype=torch.int64)
     return SpecialTokens(ids, bos_leads=model.bos is not None)

@@ -93,12 +93,16 @@ _COMMENT = re.compile(
 
 _LONE_LETTER = re.compile(r"(?<![^\W_])(?<!['’])[^\W\d_](?![^\W_])(?!['’]\w)")
 
+#: Bytes of a character that is split between tokens (`ingest.model.token_texts`).
+_BYTE_CODES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+
 #: Letters that are words alone.
 _LETTER_WORDS = frozenset("aAIO")
 
 
 def token_classes(texts: Sequence[str]) -> list[str]:
     """The class of each token of a context, of CLASSES."""
+    texts = [_BYTE_CODES.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
     text = "".join(texts)
     labels = _character_classes(text)
     result, start = [], 0

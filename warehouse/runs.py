@@ -47,9 +47,8 @@ class RunSettings:
     min_document: int = MIN_DOCUMENT
     statistics_version: int = STATISTICS_VERSION
     bos: bool = False  #: whether every context begins with BOS
-    configuration_sha256: str = (
-        ""  #: of the model's configuration; empty: the weights' hash covers it, or it is not known
-    )
+    #: Of the model; empty where its weights' file holds the configuration, or a run is older.
+    configuration_sha256: str = ""
     generation: int = 0  #: raised by --new-run, to start afresh with equal settings
 
     def as_json(self) -> str:

@@ -23,6 +23,7 @@ from energy_lens.errors import require
 from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.token_texts import TokenTexts
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.features import FeatureName
 from energy_lens.warehouse.output import Rows
@@ -111,7 +112,8 @@ def try_on_text(path: Path | None, text: str, feature: FeatureName, edit: Edit, 
 def _changes(model: LanguageModel, plain: Tensor, changed: Tensor) -> list[tuple[str, float, float]]:
     """Next tokens whose probability changed, with p before and after, each [vocabulary]; most changed first."""
     order = (changed - plain).abs().topk(min(MOST_CHANGED, len(plain))).indices.tolist()
-    texts = [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in order]
+    known = TokenTexts(model.tokenizer)
+    texts = [known[token] for token in order]
     pairs = [(float(plain[token]), float(changed[token])) for token in order]
     return [(word, p, q) for word, (p, q) in zip(texts, pairs, strict=True) if abs(q - p) >= LEAST_CHANGE]
 

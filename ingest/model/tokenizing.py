@@ -1,5 +1,8 @@
 """Texts in, token ids out: a long text in windows, whose joints do not change the ids of the whole.
 
+A text that contains the name of a special token, as one on language models may, is text like any other: what such a
+name means to a model stays with whoever writes prompts.
+
 The tokenizers library takes about 0.2 GB for each MB of one text, so a long text is read in windows that overlap. Two
 neighbours are joined where both read the same over some words on either side, ids, places and word boundaries alike:
 
@@ -93,11 +96,14 @@ class Tokenization:
         """(place of the text, some of its ids) for texts in pieces of any length; each text in order, at least once."""
         if not getattr(self._tokenizer, "is_fast", False):
             for place, pieces in enumerate(texts):
-                ids = self._tokenizer("".join(pieces), add_special_tokens=False, verbose=False).input_ids
+                ids = self._tokenizer(
+                    "".join(pieces), add_special_tokens=False, verbose=False, split_special_tokens=True
+                ).input_ids
                 yield place, np.array(ids, dtype=np.int32)
             return
         # Through its own call, so that no truncation, padding or such is left on from elsewhere.
         self._tokenizer("", add_special_tokens=False, verbose=False)
+        self._tokenizer.backend_tokenizer.encode_special_tokens = True
         joiner: _Joiner | None = None
         for batch in _batches(self._windows(pieces) for pieces in texts):
             encodings = self._encode([window for _, window in batch])

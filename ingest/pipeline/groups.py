@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.model.token_texts import TokenTexts
 from energy_lens.ingest.pipeline.rows import (
     Columns,
     activation_rows,
@@ -58,7 +59,7 @@ class GroupBuilder:
         self.directions = directions
         self.store_gradients = store_gradients
         self.energies = [energy.name for energy in reader.energies]
-        self._token_texts: dict[int, str] = {}
+        self._texts = TokenTexts(reader.model.tokenizer)
 
     def build(
         self,
@@ -104,16 +105,9 @@ class GroupBuilder:
     def _add_context_rows(self, parts: dict[str, list[Columns]], reading: ContextReading) -> None:
         """Rows of a context that belong to no SAE."""
         ids = token_ids(reading, self.context_length)
-        texts = [self._text(int(vocabulary_id)) for vocabulary_id in reading.tokens]
-        parts["tokens"].append(token_rows(reading, ids, texts))
+        texts = [self._texts[vocabulary_id] for vocabulary_id in reading.tokens.tolist()]
+        parts["tokens"].append(token_rows(reading, ids, texts, self.reader.model.bos is not None))
         parts["energies"] += energy_rows(reading, ids)
-
-    def _text(self, vocabulary_id: int) -> str:
-        text = self._token_texts.get(vocabulary_id)
-        if text is None:
-            text = self.reader.model.tokenizer.decode([vocabulary_id], clean_up_tokenization_spaces=False)
-            self._token_texts[vocabulary_id] = text
-        return text
 
 
 class GroupSums:

@@ -36,14 +36,17 @@ def token_ids(reading: ContextReading, context_length: int) -> NDArray[np.int64]
     return np.int64(reading.context.context_id) * context_length + np.arange(len(reading.tokens))
 
 
-def token_rows(reading: ContextReading, ids: NDArray[np.int64], texts: Sequence[str]) -> Columns:
-    """Rows of `tokens`. ids: of the tokens [n]; texts: of each token."""
+def token_rows(
+    reading: ContextReading, ids: NDArray[np.int64], texts: Sequence[str], begins_with_bos: bool = False
+) -> Columns:
+    """Rows of `tokens`. ids: of the tokens [n]; texts: of each token, which a leading BOS is no part of."""
+    classes = ["other", *token_classes(texts[1:])] if begins_with_bos else token_classes(texts)
     return {
         "token_id": ids,
         "position": np.arange(len(ids), dtype=np.int16),
         "vocabulary_id": reading.tokens.astype(np.int32),
         "text": np.array(texts, dtype=object),
-        "class": np.array(token_classes(texts), dtype=object),
+        "class": np.array(classes, dtype=object),
     }
 
 

@@ -28,9 +28,9 @@ around AS (
 )
 SELECT
     s.activation,
-    coalesce(around.before, '') AS before,
+    coalesce(joined_text(around.before), '') AS before,
     p.text AS token,
-    coalesce(around.after, '') AS after,
+    coalesce(joined_text(around.after), '') AS after,
     p.path,
     p.category,
     p.document_position,
