@@ -421,7 +421,7 @@ def test_the_identity_follows_whatever_changes_activations(tmp_path: Path) -> No
         ({"normalize_activations": "layer_norm", "d_in": 1}, "d_in is 1"),
         ({"rescale_acts_by_decoder_norm": True}, "only 'topk'"),
         ({"activation_fn": "tanh-relu"}, "'tanh-relu'"),
-        ({"metadata": {"prepend_bos": True}}, "prepend_bos is true"),
+        ({"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}}, "center_writing_weights"),
         ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "N >= 1"),
         ({"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}, "'blocks.3.hook_mlp_out'"),
         ({"d_sae": 10**13}, "(12, 10000000000000)"),
@@ -433,11 +433,25 @@ def test_refused_saelens_files(changes: dict[str, Any], found: str, tmp_path: Pa
     assert found in refusal(put(tmp_path / "sae", saelens_config("standard", **changes), tensors_of("standard")))
 
 
+@pytest.mark.parametrize("said", [True, False, ...])
+def test_older_files_that_say_nothing_were_trained_with_bos(said: Any, tmp_path: Path) -> None:
+    """As SAELens had it by default."""
+    sae = load_sae(put(tmp_path / "sae", flat_config(prepend_bos=said), tensors_of("standard")))
+    assert sae.bos == (said is not False)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.3", "transformer.h.3", "gpt_neox.layers.3", "layers.3", "model.language_model.layers.3"]
+)
+def test_a_block_by_its_name_in_hugging_face(name: str, tmp_path: Path) -> None:
+    config = saelens_config("standard", metadata={"hook_name": name})
+    assert load_sae(put(tmp_path / "sae", config, tensors_of("standard"))).layer == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"prepend_bos": True}, "prepend_bos"),
-        ({"prepend_bos": ...}, "before SAELens v6 also if it is left out"),
+        ({"model_from_pretrained_kwargs": {"center_unembed": True}}, "center_unembed"),
         ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'"),
         ({"activation_fn_str": "topk"}, "k is None"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "postact_fn": "identity"}}, "postact_fn"),
