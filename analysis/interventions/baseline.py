@@ -115,7 +115,7 @@ class Baseline:
         before, h, slopes = self.losses[context], self.hidden[context], self.loss_gradients[context]
         kl = torch.zeros(looked_at.shape)
         kl[looked_at] = divergence(
-            (losses[looked_at], hidden[looked_at]), (before[looked_at], h[looked_at], slopes[looked_at])
+            self.model, (losses[looked_at], hidden[looked_at]), (before[looked_at], h[looked_at], slopes[looked_at])
         )
         # The difference of two equal distributions may come out a rounding error below 0.
         return Outcome(

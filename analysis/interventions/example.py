@@ -180,14 +180,14 @@ def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edi
 
 def _next_probabilities(model: LanguageModel, tokens: Tensor) -> Tensor:
     """p(next token) [vocabulary] after tokens [1, position]."""
-    return model.unembedding(model.hidden(tokens)[0, -1]).float().softmax(-1)  # type: ignore[no-any-return]
+    return model.logits(model.hidden(tokens)[0, -1]).float().softmax(-1)
 
 
 def _continuation(model: LanguageModel, tokens: Tensor, n_tokens: int) -> str:
     """The likeliest next token, n_tokens times; the whole text is read anew each time, so that edits are too."""
     start = tokens.shape[1]
     for _ in range(n_tokens):
-        likeliest = model.unembedding(model.hidden(tokens)[:, -1:]).argmax(-1)
+        likeliest = model.logits(model.hidden(tokens)[:, -1:]).argmax(-1)
         tokens = torch.cat([tokens, likeliest], dim=1)
     text: str = model.tokenizer.decode(tokens[0, start:], clean_up_tokenization_spaces=False)
     return text

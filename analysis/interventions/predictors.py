@@ -162,7 +162,7 @@ def predict_by_hessian(baseline: Baseline, patches: Patches) -> Tensor:
     with torch.enable_grad():
         x = baseline.x[context].detach().requires_grad_(True)
         hidden = baseline.hidden_above(x, context)
-        logits = baseline.model.unembedding(hidden[has_next])
+        logits = baseline.model.logits(hidden[has_next])
         loss = torch.nn.functional.cross_entropy(
             logits.float(), baseline.next_tokens[context][has_next], reduction="sum"
         )

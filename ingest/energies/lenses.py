@@ -51,6 +51,7 @@ class LogitLens(Energy):
             (gradient,) = torch.autograd.grad(hidden, x, at_hidden)
             values[layer][read] = energies.float()
             divergences[layer][read] = divergence(
+                forward.model,
                 (energies, hidden.detach()),
                 (forward.output.values[read], forward.hidden[read].detach(), forward.output.gradients[read]),
             )

@@ -43,6 +43,8 @@ class LanguageModel:
     unembedding: nn.Linear  #: W_U [vocabulary, d_model], with a bias in some architectures
     d_model: int
     vocabulary_size: int
+    logit_scale: float = 1.0  #: c in logits = c·(W_U·h + b), then capped (`logits`)
+    logit_cap: float | None = None  #: to which logits are bent by tanh; None: they are not
     bos: int | None = None  #: the id that every context begins with (`bos`); None: contexts are text alone
 
     @property
@@ -53,11 +55,30 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         return self.unembedding.weight.dtype
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are a linear function of the final norm's output."""
+        return self.logit_cap is None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocabulary] for h [n, d_model]: W_U·h + b, scaled and capped as the model does it."""
+        return self.bent(self.unembedding(hidden))
+
+    def bent(self, products: Tensor) -> Tensor:
+        """Logits from W_U·h + b, of any shape."""
+        scaled = products * self.logit_scale if self.logit_scale != 1 else products
+        return scaled if self.logit_cap is None else self.logit_cap * (scaled / self.logit_cap).tanh()
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of logits by W_U·h + b, from the logits themselves."""
+        return self.logit_scale if self.logit_cap is None else (1 - (logits / self.logit_cap) ** 2) * self.logit_scale
+
     @cached_property
     def common_row(self) -> Tensor:
         """What `centred_unembedding` leaves out of every row of W_U [d_model]: zeros, where it leaves out nothing."""
         W_U = self.unembedding.weight.detach()
-        mean: Tensor = W_U.float().mean(0) if W_U.dtype in COARSE else W_U.new_zeros(W_U.shape[1])
+        is_left_out = W_U.dtype in COARSE and self.is_linear
+        mean: Tensor = W_U.float().mean(0) if is_left_out else W_U.new_zeros(W_U.shape[1])
         return mean
 
     @cached_property
@@ -68,7 +89,7 @@ class LanguageModel:
         bfloat16 keeps eight binary digits of a logit, offset and all.
         """
         W_U = self.unembedding.weight.detach()
-        return (W_U.float() - self.common_row).to(W_U.dtype) if W_U.dtype in COARSE else W_U
+        return (W_U.float() - self.common_row).to(W_U.dtype) if W_U.dtype in COARSE and self.is_linear else W_U
 
     @property
     def window(self) -> int | None:

@@ -20,8 +20,8 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
     module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
-    Raises ElwError when logits are not the unembedding of the final norm of the last block's output (a model that
-    scales, caps or projects them in between would get wrong energies without a word), or depend on later tokens;
+    Raises ElwError when logits are not the unembedding of the final norm of the last block's output, scaled and capped
+    (a model that projects them in between would get wrong energies without a word), or depend on later tokens;
     CannotRunError when a forward pass fails, in this precision at least.
     """
     module.eval().requires_grad_(False)
@@ -34,10 +34,24 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
     if not norms:
         raise ElwError(f"{name} has no final norm beside its blocks: its residual stream could not be resolved.")
     model = LanguageModel(
-        name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size)
-    )
+        name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size),
+        *_head(module),
+    )  # fmt: skip
     _prove(model)
     return model
+
+
+def _head(module: nn.Module) -> tuple[float, float | None]:
+    """By what a model's logits are multiplied, and to what they are capped, as its configuration calls it.
+
+    Cohere has logit_scale, Granite divides by logits_scaling, Gemma 2 caps at final_logit_softcapping; what else there
+    may be is found out by the proof.
+    """
+    config: Any = module.config
+    config = getattr(config, "text_config", None) or config
+    scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return scale, None if cap is None else float(cap)
 
 
 def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
@@ -64,7 +78,7 @@ def _is_norm(module: nn.Module, d_model: int) -> bool:
 
 @torch.no_grad()
 def _prove(model: LanguageModel) -> None:
-    """logits == W_U·norm_f(x after the last block), and no token reaches back, within the weights' precision."""
+    """logits == those of norm_f(x after the last block), and no token reaches back, within the weights' precision."""
     tokens = torch.arange(1, min(9, model.vocabulary_size))[None]
     changed = tokens.clone()
     changed[:, -1] = 0
@@ -72,15 +86,15 @@ def _prove(model: LanguageModel) -> None:
         with residual_stream(model, [model.n_layers - 1]) as residuals:
             logits = model.module(input_ids=tokens, use_cache=False).logits
         normed = model.final_norm(residuals[model.n_layers - 1])
-        rebuilt_logits = [model.unembedding(normed), model.unembedding(model.hidden(tokens))]
-        earlier = model.unembedding(model.hidden(changed))[:, :-1]
+        rebuilt_logits = [model.logits(normed), model.logits(model.hidden(tokens))]
+        earlier = model.logits(model.hidden(changed))[:, :-1]
     except Exception as error:
         raise CannotRunError(f"{model.name} cannot be run as a causal language model ({first_line(error)}).") from error
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
     if not all(torch.allclose(logits, rebuilt, atol=tolerance, rtol=0) for rebuilt in rebuilt_logits):
         raise ElwError(
-            f"{model.name} does more than norm and unembed after its last block (scaled or capped logits, or a "
-            "projection): its energies would be wrong, so it is refused."
+            f"{model.name} does more than norm, unembed, scale and cap after its last block (a projection, perhaps): "
+            "its energies would be wrong, so it is refused."
         )
     if not torch.allclose(logits[:, :-1], earlier, atol=tolerance, rtol=0):
         raise ElwError(f"{model.name} is not causal (a token changes what is said before it): it is refused.")

@@ -235,7 +235,7 @@ def _held_out_figures(
             for lens, read in (("logit_lens", x), ("tuned_lens", translator(x))):
                 hidden = model.final_norm(read)
                 lens_losses = next_token_losses(model, hidden, batch.next_tokens)
-                kl = divergence((lens_losses, hidden), (losses, batch.hidden, gradients))
+                kl = divergence(model, (lens_losses, hidden), (losses, batch.hidden, gradients))
                 sums[layer, lens][0] += float(lens_losses.double().sum())
                 sums[layer, lens][1] += float(kl.double().sum())
     if not n:
