@@ -1,4 +1,4 @@
-"""Models that scale or cap their logits: losses, gradients, divergences and draws are those of the logits as they are."""
+"""Models that scale or cap their logits: losses, gradients, divergences and draws are those of their own logits."""
 
 from __future__ import annotations
 
@@ -148,3 +148,22 @@ def test_an_unknown_end_is_refused(tiny: Callable[..., Any], tmp_path: Path, mon
     monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
     with pytest.raises(ElwError, match="does more than norm, unembed, scale and cap"):
         load_model(str(tiny().folder))
+
+
+def test_a_text_model_that_sits_inside_one_that_sees(tmp_path: Path) -> None:
+    """As Gemma 3's larger checkpoints are: blocks, window and attention are those of the part that reads."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    text = {**SHAPE, "head_dim": 8, "sliding_window": 16, "initializer_range": 0.5}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    _tokenizer().save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert (model.n_layers, model.d_model, model.window) == (2, TINY_WIDTH, 128)
+    hidden = model.hidden(torch.arange(20)[None])
+    inputs = model.attention_inputs(torch.arange(20)[None], 0, hidden)
+    assert inputs.queries.shape == (1, 4, 20, 8)

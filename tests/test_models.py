@@ -148,25 +148,6 @@ def test_decoders_of_the_same_shape_are_resolved(config: str, settings: dict[str
     torch.testing.assert_close(harvest_residuals(model, tokens, [1])[1], expected[2])
 
 
-@pytest.mark.parametrize(
-    ("config", "settings"),
-    [
-        ("GraniteConfig", {"logits_scaling": 8.0}),
-        ("CohereConfig", {"logit_scale": 0.5}),
-        ("Gemma2Config", {"final_logit_softcapping": 0.5, "head_dim": 8}),
-    ],
-)
-def test_a_model_that_scales_or_caps_its_logits_is_refused(config: str, settings: dict[str, Any]) -> None:
-    """Its energies would be those of another distribution."""
-    import transformers
-
-    heads = {"num_key_value_heads": 4, "intermediate_size": 64, "initializer_range": 0.2}
-    module = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**SIZES, **heads, **settings))
-    with pytest.raises(ElwError, match="scaled or capped") as caught:
-        resolve("scaled", module, None, "")
-    assert not isinstance(caught.value, UsageError)
-
-
 def test_a_model_without_a_head_or_final_norm_is_refused() -> None:
     """A bare GPT-2 has no unembedding, BERT no final norm after its blocks."""
     from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2Model

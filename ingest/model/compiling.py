@@ -81,7 +81,7 @@ def _mark(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> Pa
     """A file that is there when these very blocks were compiled before."""
     facts = [
         torch.__version__, torch.backends.cpu.get_cpu_capability(), cpp_compiler(), model.sha256, str(model.dtype),
-        model.module.config._attn_implementation,  # type: ignore[union-attr]
+        model.config._attn_implementation,
         *shape, lowest_layer,
     ]  # fmt: skip
     return cache_folder() / "compiled" / "marks" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -89,12 +89,12 @@ def _mark(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> Pa
 
 def _fused_for(shape: tuple[int, int], eager: Callable[..., Any], model: LanguageModel) -> Callable[..., Any]:
     fused = torch.compile(eager, dynamic=False)
-    config = model.module.config
-    attention = config._attn_implementation  # type: ignore[union-attr]
+    config = model.config
+    attention = config._attn_implementation
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Who reads inside a block's attention wants its own code to run.
-        is_own = config._attn_implementation == attention  # type: ignore[union-attr]
+        is_own = config._attn_implementation == attention
         return (fused if is_own and tuple(x.shape[:2]) == shape else eager)(x, *args, **kwargs)
 
     return forward

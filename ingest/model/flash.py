@@ -21,7 +21,7 @@ def use_flash(model: LanguageModel) -> bool:
     module = model.module
     if model.dtype != torch.float32 or not getattr(module, "_supports_sdpa", False):
         return False
-    before = module.config._attn_implementation  # type: ignore[union-attr]
+    before = model.config._attn_implementation
     if before == "sdpa":
         return True
     generator = torch.Generator().manual_seed(0)

@@ -92,10 +92,14 @@ class LanguageModel:
         return (W_U.float() - self.common_row).to(W_U.dtype) if W_U.dtype in COARSE and self.is_linear else W_U
 
     @property
+    def config(self) -> Any:
+        """The configuration of the model that reads text, which may sit inside one that also sees."""
+        return text_config(self.module)
+
+    @property
     def window(self) -> int | None:
         """The most tokens that it reads at once; None where its configuration does not say."""
-        config = getattr(self.module.config, "text_config", None) or self.module.config
-        said = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        said = [getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions")]
         return next((n for n in said if isinstance(n, int) and n > 0), None)
 
     def facts(self) -> dict[str, Any]:
@@ -170,9 +174,9 @@ class LanguageModel:
         """
         register_attention_reader()
         entered_above = self._entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
-        config = self.module.config
-        before = config._attn_implementation  # type: ignore[union-attr]
-        config._attn_implementation = ATTENTION_READER  # type: ignore[union-attr]
+        config = self.config
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION_READER
         try:
             with entered_above:
                 self.hidden(tokens)
@@ -184,7 +188,7 @@ class LanguageModel:
                 ) from None
             return reached.inputs
         finally:
-            config._attn_implementation = before  # type: ignore[union-attr]
+            config._attn_implementation = before
         raise UsageError(
             f"The queries and keys of {self.name} cannot be read ({type(self.module).__name__}): "
             "leave out the attention energy (--energies)."
@@ -201,6 +205,12 @@ class LanguageModel:
         finally:
             handle.remove()
         return isinstance(outputs[0], tuple)
+
+
+def text_config(module: nn.Module) -> Any:
+    """The part of a Hugging Face module's configuration that is about its language model."""
+    config: Any = module.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 @contextlib.contextmanager

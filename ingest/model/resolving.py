@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from energy_lens.errors import ElwError
-from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel, text_config
 from energy_lens.ingest.model.residuals import residual_stream
 
 
@@ -47,15 +47,14 @@ def _head(module: nn.Module) -> tuple[float, float | None]:
     Cohere has logit_scale, Granite divides by logits_scaling, Gemma 2 caps at final_logit_softcapping; what else there
     may be is found out by the proof.
     """
-    config: Any = module.config
-    config = getattr(config, "text_config", None) or config
+    config = text_config(module)
     scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
     cap = getattr(config, "final_logit_softcapping", None)
     return scale, None if cap is None else float(cap)
 
 
 def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    n_layers = getattr(module.config, "num_hidden_layers", None)
+    n_layers = getattr(text_config(module), "num_hidden_layers", None)
     candidates = [
         (parent, child)
         for parent in module.modules()
