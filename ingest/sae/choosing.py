@@ -17,6 +17,7 @@ from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, PACKAGED_MODELS, cache_folder
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import CONFIG, WEIGHTS, load_sae, pickled
+from energy_lens.ingest.sae.gemma_scope import PARAMS
 from energy_lens.ingest.shipped import FOLDER
 
 
@@ -99,9 +100,9 @@ def sae_folders(path: Path) -> list[Path]:
 
     Raises UsageError when there is none.
     """
-    if (path / CONFIG).exists() or not path.is_dir():
+    if any((path / name).exists() for name in (CONFIG, PARAMS)) or not path.is_dir():
         return [path]
-    folders = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    folders = sorted({config.parent for name in (CONFIG, PARAMS) for config in path.glob(f"*/{name}")})
     if not folders:
         raise UsageError(
             f"{path} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "

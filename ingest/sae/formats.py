@@ -4,6 +4,7 @@ SAELens v6  `cfg.json` and `sae_weights.safetensors`: standard, topk, jumprelu, 
             that (norm median, activation quartiles, mean, quality figures) lies beside it in `cfg.json` under
             `metadata.elw` and in `elw_statistics.safetensors`, where other loaders ignore it.
 before v6   the same files with a flat `cfg.json`; read only.
+Gemma Scope `params.npz` (`gemma_scope`); read only.
 sparsify    `cfg.json` and `sae.safetensors`, in a folder named after the module that it reads; topk only.
 
 Constant factors (a gate's magnitude, decoder norms, a scale of the input, a bias that is not subtracted) are folded
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
+from energy_lens.ingest.sae.gemma_scope import PARAMS, load_gemma_scope
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -86,6 +88,10 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
     """
     if activation_scale is not None and not 0 < activation_scale < math.inf:
         raise UsageError(f"{folder}: the activation scale is {activation_scale}; a positive number is expected.")
+    if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
+        if activation_scale is not None:
+            raise UsageError(f"{folder} is of Gemma Scope, whose input is not scaled: leave the activation scale out.")
+        return load_gemma_scope(folder, layer)
     config = _read_config(folder)
     path = folder / CONFIG
     sparsify = "d_sae" not in config and ("expansion_factor" in config or "num_latents" in config)
