@@ -506,8 +506,13 @@ def test_the_identity_follows_the_weights(copied: Path, tiny: Callable[..., Any]
 # ------------------------------------------------------------------------------------------------ GGUF
 
 
-def write_gguf(path: Path, model: LanguageModel, leave_out: str = "") -> Path:
-    """A tiny Llama as a GGUF file in float32, rotary rows permuted as llama.cpp does."""
+def write_gguf(
+    path: Path,
+    model: LanguageModel,
+    leave_out: str = "",
+    further: Callable[[Any], None] = lambda _writer: None,
+) -> Path:
+    """A tiny Llama as a GGUF file in float32, rotary rows permuted as llama.cpp does. further: what else it says."""
     import gguf
 
     config = model.module.config
@@ -529,6 +534,7 @@ def write_gguf(path: Path, model: LanguageModel, leave_out: str = "") -> Path:
     writer.add_token_types([3] + [1] * (len(bpe["vocab"]) - 1))
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
+    further(writer)
     parts = {
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -602,6 +608,26 @@ def test_a_gguf_file_that_lacks_weights(load: Callable[[str], LanguageModel], tm
     """A missing tensor is not made up."""
     path = write_gguf(tmp_path / "gap.gguf", load("llama"), leave_out="blk.2.ffn_up")
     assert "up_proj" in refusal(ElwError, path)
+    assert list((cache / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("further", "named"),
+    [
+        (lambda writer: writer.add_rope_scaling_factor(4.0), "llama.rope.scaling.factor = 4"),
+        (lambda writer: writer.add_float32("llama.final_logit_softcapping", 30.0), "final_logit_softcapping = 30"),
+        (lambda writer: writer.add_attn_logit_softcapping(50.0), "attn_logit_softcapping = 50"),
+        (lambda writer: writer.add_sliding_window(64), "attention.sliding_window = 64"),
+        (lambda writer: writer.add_logit_scale(0.5), "llama.logit_scale = 0.5"),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.array([1, 2, 4, 8], np.float32)), "rope_freqs"),
+    ],
+)
+def test_what_a_gguf_file_says_is_read_or_refused_by_name(
+    further: Callable[[Any], None], named: str, load: Callable[[str], LanguageModel], tmp_path: Path, cache: Path
+) -> None:
+    """transformers would leave it out without a word."""
+    path = write_gguf(tmp_path / "more.gguf", load("llama"), further=further)
+    assert named in refusal(ElwError, path)
     assert list((cache / "models").iterdir()) == []
 
 

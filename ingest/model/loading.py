@@ -25,6 +25,7 @@ import torch
 
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.resolving import first_line, resolve
 
@@ -295,6 +296,7 @@ def _convert(gguf: Path, folder: Path) -> None:
                 "architecture that transformers cannot read from GGUF."
             ) from error
         _check_complete(str(gguf), loading)
+        check_metadata(gguf, module.config)
         # The weights are plain floats now; transformers still thinks of them as quantised and would refuse.
         module.hf_quantizer = None
         module.is_quantized = False
