@@ -57,8 +57,8 @@ def check_metadata(path: Path, config: Any) -> None:
         read += list(entries.get("logits_scaling", ()))  # llama.cpp keeps Granite's divisor under that name
         if not any(math.isclose(value, scale, rel_tol=1e-4) for value in read):
             raise ElwError(
-                f"{path} says {architecture}.logit_scale = {scale:g}, which transformers does not read: the model would "
-                "be another one. Give it as a folder of safetensors."
+                f"{path} says {architecture}.logit_scale = {scale:g}, which transformers does not read: the model "
+                "would be another one. Give it as a folder of safetensors."
             )
     kinds = [value for name, value in _words(config.to_dict()) if name in ("rope_type", "type")]
     for tensor in reader.tensors:
