@@ -146,7 +146,7 @@ class Bench:
                 copy = self.scratch / f"patches_{precision}_{layer}.duckdb"
                 shutil.copy(self.warehouse, copy)
                 others[f"patches {layer} {precision}"] = contender(
-                    "intervene", db=str(copy), layers=[layer], features=["top:4", "random:4"], contexts=24,
+                    "intervene", db=str(copy), layers=[layer], features=["top:25", "random:25"], contexts=8,
                     dtype=precision, controls=["isotropic", "covariance", "decoder"],
                 )  # fmt: skip
             others[f"training {precision}"] = contender(
