@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from energy_lens.console import say
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -88,7 +87,7 @@ class _TooSlow(Exception):
 
 def _seconds(model: LanguageModel, context_length: int, layer: int, most: float = float("inf")) -> float | None:
     """What a pass takes after a first one; None as soon as one takes longer than `most`."""
-    tokens = _tokens(model, TIMED_CONTEXTS, context_length)
+    tokens = model.any_tokens(TIMED_CONTEXTS, context_length)
     found: list[float] = []
     begun = time.perf_counter()
     try:
@@ -116,7 +115,3 @@ def _left_after(model: LanguageModel, seconds: float) -> Iterator[None]:
         for block in model.blocks:
             hooks.callback(block.register_forward_hook(check).remove)
         yield
-
-
-def _tokens(model: LanguageModel, n_contexts: int, length: int) -> Tensor:
-    return (torch.arange(n_contexts * length) % min(1_000, model.vocabulary_size)).view(n_contexts, length)

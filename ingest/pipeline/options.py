@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from energy_lens.errors import require
-from energy_lens.ingest.model.compiling import CHOICES
+from energy_lens.ingest.model import compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.rows import Columns
 
@@ -47,6 +47,6 @@ class IngestOptions:
             "--probes measure the curvature of nll, which is not among the energies; add it (--energies).",
         )
         require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
-        require(self.compile in CHOICES, f"--compile is {self.compile!r}; choose {', '.join(CHOICES)}.")
-        known = self.dtype in ("auto", *DTYPES)
-        require(known, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")
+        known = ", ".join(compiling.CHOICES)
+        require(self.compile in compiling.CHOICES, f"--compile is {self.compile!r}; choose {known}.")
+        require(self.dtype in precision.CHOICES, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")
