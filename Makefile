@@ -37,7 +37,7 @@ test: lint types
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/ingest.py
+	$(VENV)/bin/python benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info $(DEMO_DB)* report

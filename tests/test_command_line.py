@@ -390,6 +390,7 @@ def test_trained_saes_are_saved_by_layer(
 
     monkeypatch.setattr(sae_training, "train_saes", train)
     words = ["sae", "train", str(small_corpus), "--model", str(model.folder), "--layers", "1,2", "--exclude", "code/*"]
+    words += ["--dtype", "bfloat16"]
     assert main([*words, "--output", str(tmp_path / "half"), "--half", "--features", "64", "--k", "4"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [str(tmp_path / "half" / f"layer_{layer}") for layer in (1, 2)]

@@ -845,8 +845,12 @@ def insert_run(warehouse: Warehouse, run_id: int) -> None:
     """A run that stands for nothing, current."""
     warehouse.sql(
         """
-        INSERT INTO runs VALUES ($run, $run::VARCHAR, true, now()::TIMESTAMP, now()::TIMESTAMP, 'scratch', '', '', 512,
-            4, 32, 32, 4, [3], ['nll'], 'float32', 0, false, '{}', '0', 0, 0, ['nats'])
+        INSERT INTO runs BY NAME SELECT
+            $run AS run_id, $run::VARCHAR AS identity, true AS is_current, now()::TIMESTAMP AS created_at,
+            now()::TIMESTAMP AS updated_at, 'scratch' AS model, '' AS model_sha256, '' AS tokenizer_sha256,
+            512 AS vocabulary_size, 4 AS n_layers, 32 AS d_model, 32 AS context_length, 4 AS segment_contexts,
+            [3] AS layers, ['nll'] AS energies, ['nats'] AS energy_units, 'float32' AS dtype, 0 AS seed,
+            false AS store_gradients, '{}' AS settings, '0' AS elw_version, 0 AS stats_groups, 0 AS stats_tokens
         """,
         run=run_id,
     )

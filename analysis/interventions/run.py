@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +107,7 @@ def _settled(
     with Warehouse(current.path) as warehouse:
         for choice in choices:
             identities = [_settings_hash(choice, request.words_for(layer), layer) for layer in layers]
-            find = partial(warehouse.run, "interventions/find", run=current.run_id)
-            if any(find(identity=identity).fetchone() for identity in identities):
+            if any(_found(warehouse, current.run_id, identity) for identity in identities):
                 return choice, None
     model = current.load_model(options.dtype)
     return replace(options, dtype=name_of(model)), model
@@ -122,7 +120,7 @@ def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request
     sample = current.sample(options.contexts, options.seed)
     batches = [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
     with Warehouse(path, writable=True) as warehouse:
-        known = warehouse.run("interventions/find", run=current.run_id, identity=identity).fetchone()
+        known = _found(warehouse, current.run_id, identity)
         if known is not None:
             return Planned(current.run_id, known[0], layer, known[1])
         n_others = options.directions if "decoder" in options.control_kinds else 0
@@ -132,6 +130,12 @@ def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request
             plan = Planned(current.run_id, id_, layer, is_finished=False)
             _store_plan(warehouse, plan, options, identity, words, chosen, batches)
     return plan
+
+
+def _found(warehouse: Warehouse, run_id: int, identity: str) -> tuple[int, bool] | None:
+    """The id of an intervention of that identity, and whether it is finished; None when there is none."""
+    found: tuple[int, bool] | None = warehouse.run("interventions/find", run=run_id, identity=identity).fetchone()
+    return found
 
 
 def _settings_hash(options: InterventionOptions, words: Sequence[str], layer: int) -> str:

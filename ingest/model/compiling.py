@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel, forwards_of, give_back
 from energy_lens.ingest.model.loading import cache_folder
 from energy_lens.ingest.model.residuals import residual_stream
 from energy_lens.ingest.model.resolving import first_line
@@ -58,17 +58,13 @@ def compile_blocks(model: LanguageModel, shape: tuple[int, int], lowest_layer: i
     inductor.cpp.cxx = (None, compiler)
     # One for blocks with a graph and one for those without, of every kind of block that a model alternates.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * model.n_layers)
-    before = [vars(block).get("forward") for block in model.blocks]
+    before = forwards_of(model.blocks)
     for block in model.blocks:
         vars(block)["forward"] = _fused_for(shape, block.forward, model)
     try:
         _try_out(model, shape, lowest_layer)
     except Exception as error:  # whatever a compiler, a cache or a model's code may come up with
-        for block, forward in zip(model.blocks, before, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = forward
+        give_back(model.blocks, before)
         return f"torch.compile failed ({first_line(error)})"
     with contextlib.suppress(OSError):
         mark = _mark(model, shape, lowest_layer)
@@ -102,8 +98,7 @@ def _fused_for(shape: tuple[int, int], eager: Callable[..., Any], model: Languag
 
 def _try_out(model: LanguageModel, shape: tuple[int, int], lowest_layer: int) -> None:
     """Run a batch forward and back, which compiles. Raises what compiling raises."""
-    tokens = (torch.arange(shape[0] * shape[1]) % min(1_000, model.vocabulary_size)).view(shape)
     with torch.enable_grad(), residual_stream(model, [lowest_layer], graph=True) as residuals:
-        hidden = model.hidden(tokens)
+        hidden = model.hidden(model.any_tokens(*shape))
     if hidden.requires_grad:
         torch.autograd.grad(hidden, residuals[lowest_layer], torch.ones_like(hidden))

@@ -120,6 +120,10 @@ class LanguageModel:
                     f"{self.name} has no layer {layer}: its layers are 0 to {self.n_layers - 1} (--layers)."
                 )
 
+    def any_tokens(self, n_contexts: int, length: int) -> Tensor:
+        """Token ids [context, position] of no meaning, for a pass whose numbers do not matter."""
+        return (torch.arange(n_contexts * length) % min(1_000, self.vocabulary_size)).view(n_contexts, length)
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids without added special tokens."""
         return [id_ for _, ids in self.token_ids([[text]]) for id_ in ids.tolist()]
@@ -216,14 +220,24 @@ def text_config(module: nn.Module) -> Any:
 @contextlib.contextmanager
 def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
     """Inside, calling any of the blocks gives `output`, whatever goes in."""
-    forwards = [vars(block).get("forward") for block in blocks]
+    forwards = forwards_of(blocks)
     try:
         for block in blocks:
             vars(block)["forward"] = lambda *_, **__: output
         yield
     finally:
-        for block, forward in zip(blocks, forwards, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)  # the class's own again
-            else:
-                vars(block)["forward"] = forward
+        give_back(blocks, forwards)
+
+
+def forwards_of(blocks: Iterable[nn.Module]) -> list[Any]:
+    """What stands for the forward of each block instead of its class's own; None where nothing does."""
+    return [vars(block).get("forward") for block in blocks]
+
+
+def give_back(blocks: Iterable[nn.Module], forwards: Iterable[Any]) -> None:
+    """Undo what was put in place of blocks' forwards since they were taken down."""
+    for block, forward in zip(blocks, forwards, strict=True):
+        if forward is None:
+            vars(block).pop("forward", None)  # the class's own again
+        else:
+            vars(block)["forward"] = forward

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from energy_lens.console import say
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -25,8 +24,8 @@ from energy_lens.warehouse.files import whole
 #: What --dtype can be where a model runs.
 CHOICES = ("auto", *DTYPES)
 
-#: Contexts that are read to time a precision, and for how many seconds at least.
-TIMED_CONTEXTS, TIMED_SECONDS = 2, 0.5
+#: Contexts that are read to time a precision, how often, after a first time, and for how many seconds at least.
+TIMED_CONTEXTS, TIMED_PASSES, TIMED_SECONDS = 2, 3, 0.5
 
 #: How many times as long as in float32 a pass may take before it is left: by then it will not turn out faster.
 HOPELESS = 2
@@ -88,12 +87,12 @@ class _TooSlow(Exception):
 
 def _seconds(model: LanguageModel, context_length: int, layer: int, most: float = float("inf")) -> float | None:
     """What a pass takes after a first one; None as soon as one takes longer than `most`."""
-    tokens = _tokens(model, TIMED_CONTEXTS, context_length)
+    tokens = model.any_tokens(TIMED_CONTEXTS, context_length)
     found: list[float] = []
     begun = time.perf_counter()
     try:
-        # The first pass also sets up the library's kernels.
-        while len(found) < 2 or time.perf_counter() - begun < TIMED_SECONDS:
+        # The first pass also sets up the library's kernels; of several the fastest counts, since any may be held up.
+        while len(found) <= TIMED_PASSES or time.perf_counter() - begun < TIMED_SECONDS:
             with _left_after(model, most if found else 2 * most):
                 started = time.perf_counter()
                 harvest_residuals(model, tokens, [layer])
@@ -116,7 +115,3 @@ def _left_after(model: LanguageModel, seconds: float) -> Iterator[None]:
         for block in model.blocks:
             hooks.callback(block.register_forward_hook(check).remove)
         yield
-
-
-def _tokens(model: LanguageModel, n_contexts: int, length: int) -> Tensor:
-    return (torch.arange(n_contexts * length) % min(1_000, model.vocabulary_size)).view(n_contexts, length)

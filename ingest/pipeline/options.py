@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from energy_lens.errors import require
-from energy_lens.ingest.model import bos, compiling
+from energy_lens.ingest.model import bos, compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.rows import Columns
 
@@ -51,5 +51,4 @@ class IngestOptions:
         words = (("--bos", self.bos, bos.CHOICES), ("--compile", self.compile, compiling.CHOICES))
         for option, word, choices in words:
             require(word in choices, f"{option} is {word!r}; choose {', '.join(choices)}.")
-        known = self.dtype in ("auto", *DTYPES)
-        require(known, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")
+        require(self.dtype in precision.CHOICES, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")

@@ -242,11 +242,11 @@ def process(
         histogram_plan = read_histogram_plan(warehouse, run.run_id, instruments.saes, energies)
         directions = read_directions(warehouse, run.run_id, instruments.saes, instruments.seed)
     reader = instruments.reader()
-    fuse(options, run, reader, sum(group.n_tokens for group in groups))
+    n_tokens = sum(group.n_tokens for group in groups)
+    fuse(options, run, reader, n_tokens)
     builder = GroupBuilder(
         run.run_id, options.context_length, reader, histogram_plan, directions, options.store_gradients
     )
-    n_tokens = sum(group.n_tokens for group in groups)
     with bar("Ingest", n_tokens, "token") as progress, Writer(options.db, run.run_id) as writer:
         for group in groups:
             writer.announce()
