@@ -99,7 +99,7 @@ class CurrentRun:
         self.chosen([layer], list(self._saes), "layer")
         stored = self._saes[layer]
         try:
-            sae = load_sae(stored_folder(stored.source, layer))
+            sae = load_sae(stored_folder(stored.source, layer), layer=layer)
         except ElwError as error:
             raise UsageError(
                 f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "

@@ -159,7 +159,7 @@ def _read_texts(model: LanguageModel, saes: Sequence[SparseAutoencoder]) -> list
     """Readings of each text, by SAE; a text is one context."""
     ids = [model.as_context(np.array(model.tokenize(text), dtype=np.int32)) for text in TEXTS]
     if missing := [sae.layer for sae in saes if sae.norm_median is None]:
-        medians = norm_medians(model, ids, missing)
+        medians = norm_medians(model, ids, {sae.layer: sae.site for sae in saes if sae.layer in missing})
         saes = [replace(sae, norm_median=medians.get(sae.layer, sae.norm_median)) for sae in saes]
     reader = Reader(model, {sae.layer: sae for sae in saes}, make_energies(("nll", "hopfield")), len(TEXTS))
     contexts = [(Context(i, i, 0, 0, len(tokens)), tokens) for i, tokens in enumerate(ids)]

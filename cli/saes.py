@@ -71,6 +71,9 @@ def sae_train(
         float | None, typer.Option("--learning-rate", metavar="X", help="Adam's, at its highest.")
     ] = None,
     context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
+    hook_point: Annotated[
+        str, typer.Option("--hook-point", metavar="NAME", help="Where in each block, such as resid_mid or mlp_out.")
+    ] = "resid_post",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and token order.")] = 0,
     bos: BosChoice = Bos.auto,
     dtype: Annotated[
@@ -101,7 +104,7 @@ def sae_train(
     settings = {
         "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
-        "learning_rate": learning_rate, "context_length": context,
+        "learning_rate": learning_rate, "context_length": context, "point": hook_point,
     }  # fmt: skip
     config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
@@ -294,11 +297,18 @@ def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.tabl
             f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, or "
             "register one with elw sae import."
         )
-    columns = [("layer", "integer"), ("source", "varchar"), ("architecture", "varchar"), ("features", "integer")]
+    columns = [
+        ("layer", "integer"),
+        ("hook", "varchar"),
+        ("source", "varchar"),
+        ("architecture", "varchar"),
+        ("features", "integer"),
+    ]
     columns += [("k", "integer"), ("norm_median", "double"), *((name, "double") for name in figures)]
     rows = [
         (
             sae.layer,
+            sae.hook_name if not sae.is_transcoder else f"{sae.hook_name} > {sae.site_out.hook_name}",
             source,
             sae.architecture,
             sae.d_sae,

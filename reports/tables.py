@@ -150,6 +150,11 @@ def model_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", "~", ".")) else model
 
 
+def _hook(row: Row) -> Foreign:
+    """What an SAE reads, and what a transcoder makes up of it."""
+    return Foreign(" > ".join(name for name in (row["hook_name"], row["hook_name_out"]) if name))
+
+
 def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
     """Every table of the report, by the name its templates use."""
     return {
@@ -157,6 +162,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             answers["saes"],
             [
                 _LAYER,
+                Column("Hook", _hook, is_text=True),
                 _counted("Features", "d_sae"),
                 _counted("k", "k"),
                 _decimal("FVU", "fvu"),

@@ -250,7 +250,7 @@ def test_files_from_before_v6(architecture: str, normalisation: Any, tmp_path: P
     own = topk if architecture == "topk" else {"architecture": architecture}
     changes = {"hook_name": ..., "hook_point": "blocks.4.hook_resid_pre", "normalize_activations": normalisation}
     sae = load_sae(put(tmp_path / "sae", flat_config(**own, **changes), weights))
-    assert (sae.layer, sae.architecture, sae.model_name) == (3, architecture, "gpt2")
+    assert (sae.hook_name, sae.architecture, sae.model_name) == ("blocks.4.hook_resid_pre", architecture, "gpt2")
     assert_equals(sae, residuals(), formula(architecture, weights, residuals(), normalisation or "none"))
 
 
@@ -422,8 +422,8 @@ def test_the_identity_follows_whatever_changes_activations(tmp_path: Path) -> No
         ({"rescale_acts_by_decoder_norm": True}, "only 'topk'"),
         ({"activation_fn": "tanh-relu"}, "'tanh-relu'"),
         ({"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}}, "center_writing_weights"),
-        ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "N >= 1"),
-        ({"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}, "'blocks.3.hook_mlp_out'"),
+        ({"metadata": {"hook_name": "blocks.3.attn.hook_q"}}, "'blocks.3.attn.hook_q'"),
+        ({"metadata": {"hook_name": "blocks.3.mlp.hook_in"}}, "a transcoder may read there"),
         ({"d_sae": 10**13}, "(12, 10000000000000)"),
         ({"d_in": 10**13}, "shape"),
     ],
@@ -456,7 +456,7 @@ def test_a_block_by_its_name_in_hugging_face(name: str, tmp_path: Path) -> None:
         ({"activation_fn_str": "topk"}, "k is None"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "postact_fn": "identity"}}, "postact_fn"),
         ({"normalize_activations": True}, "--activation-scale"),
-        ({"hook_name": "blocks.3.attn.hook_z"}, "hook_z"),
+        ({"hook_name": "blocks.3.attn.hook_q"}, "hook_q"),
         ({"finetuning_scaling_factor": "yes"}, "'yes'"),
     ],
 )

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energy_lens.analysis.attractors.landscape import Landscape, basin_shift
+from energy_lens.analysis.attractors.landscape import Landscape, basin_shift, written
 from energy_lens.analysis.attractors.network import Settled
 from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.errors import UsageError, require
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals, residual_stream
+from energy_lens.ingest.model.sites import harvest, hidden_from, needs_below
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.output import Kind, Rows
@@ -93,9 +93,10 @@ class DosedTokens:
 
     model: LanguageModel
     landscape: Landscape  #: of the later layer
-    layer: int  #: of the feature
+    sae: SparseAutoencoder  #: of the feature
     tokens: Tensor  #: vocabulary ids [n, position]
-    x: Tensor  #: residuals at `layer` [n, position, d_model]
+    x: Tensor  #: what is where the SAE writes [n, position, d_model]
+    below: Tensor | None  #: what goes into that block, where it is needed (`sites`)
     position: Tensor  #: of each token [n]
     unit: Tensor  #: what the feature adds to x there [n, d_model]
     activation: Tensor  #: of the feature there [n]
@@ -113,23 +114,25 @@ class DosedTokens:
         """token_ids: of tokens at which the feature is active."""
         length = current.facts.context_length
         tokens, _ = padded([ids for _, ids in current.contexts((token_ids // length).tolist())])
-        x = harvest_residuals(model, tokens, [sae.layer])[sae.layer]
+        below = {"below": sae.site_out.before_block} if needs_below(sae.site_out) else {}
+        found = harvest(model, tokens, {"read": sae.site, "written": sae.site_out, **below})
         position = torch.from_numpy(token_ids % length)
-        at = x[torch.arange(len(x)), position].float()
+        at = found["read"][torch.arange(len(tokens)), position].float()
         values, indices = sae.encode(at)
         a = (values * (indices == feature)).sum(1)
         scale = sae.token_scales(at)
         unit = sae.W_dec[feature] * (a if scale is None else a * scale)[:, None]
-        return cls(model, landscape, sae.layer, tokens, x, position, unit, a)
+        return cls(model, landscape, sae, tokens, found["written"], found.get("below"), position, unit, a)
 
     def settle_at(self, factor: Tensor) -> Settled:
         """Fixed points at the later layer of each token with its feature scaled by factor [n]."""
         row = torch.arange(len(self.x))
         moved = self.x.clone()
         moved[row, self.position] += ((factor - 1)[:, None] * self.unit).to(self.x.dtype)
-        with torch.no_grad(), residual_stream(self.model, [self.landscape.layer]) as residuals:
-            self.model.hidden_above(self.tokens, self.layer, moved)
-        return self.landscape.settle(residuals[self.landscape.layer][row, self.position])
+        later = {self.landscape.layer: self.landscape.sae}
+        with torch.no_grad(), written(self.model, later) as read:
+            hidden_from(self.model, self.tokens, self.sae.site_out, moved, self.below)
+        return self.landscape.settle(read()[self.landscape.layer][row, self.position])
 
 
 def _doses(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from energy_lens.analysis.attractors.network import MERGED, Attractors, Memories, Settled
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.errors import UsageError
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.sites import Site, harvest, tensors_at
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.warehouse.database import Warehouse
 
@@ -40,7 +44,7 @@ class Landscape:
         return cls(layer, sae, Memories.of(rows, beta), Attractors(vectors, nothing, nothing))
 
     def settle(self, x: Tensor) -> Settled:
-        """Where residuals [n, d_model] fall to."""
+        """Where what the layer's features make up (`written`), [n, d_model], falls to."""
         return self.memories.settle(start_of(self.sae, x.float()))
 
 
@@ -73,8 +77,33 @@ def firing_rows(warehouse: Warehouse, run_id: int, sae: SparseAutoencoder) -> tu
     return rows[alive], firing[alive.numpy()]
 
 
+@contextlib.contextmanager
+def written(model: LanguageModel, saes: Mapping[int, SparseAutoencoder]) -> Iterator[Callable[[], dict[int, Tensor]]]:
+    """Inside, a pass is listened to; what is yielded then gives what each SAE's features are to make up, by layer.
+
+    That is [batch, position, d_model] where the SAE writes: its residuals, or a transcoder's output without what a
+    skip connection adds.
+    """
+    with tensors_at(model, _places(saes)) as found:
+        yield lambda: _made_up(saes, found)
+
+
+def harvest_written(model: LanguageModel, saes: Mapping[int, SparseAutoencoder], tokens: Tensor) -> dict[int, Tensor]:
+    """The same of a pass over token ids [batch, position], which ends above the last layer."""
+    return _made_up(saes, harvest(model, tokens, _places(saes)))
+
+
+def _places(saes: Mapping[int, SparseAutoencoder]) -> dict[tuple[str, int], Site]:
+    sites = {("read", layer): sae.site for layer, sae in saes.items()}
+    return sites | {("written", layer): sae.site_out for layer, sae in saes.items()}
+
+
+def _made_up(saes: Mapping[int, SparseAutoencoder], found: Mapping[tuple[str, int], Tensor]) -> dict[int, Tensor]:
+    return {layer: sae.unskipped(found["written", layer], found["read", layer]) for layer, sae in saes.items()}
+
+
 def start_of(sae: SparseAutoencoder, x: Tensor) -> Tensor:
-    """z0 [n, d_model] for residuals x [n, d_model]."""
+    """z0 [n, d_model] for what an SAE's features make up, x [n, d_model] (`written`)."""
     return torch.nn.functional.normalize(sae.centred(x), dim=1)
 
 

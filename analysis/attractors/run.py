@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.analysis.attractors.labels import label_basins
-from energy_lens.analysis.attractors.landscape import firing_rows, start_of
+from energy_lens.analysis.attractors.landscape import firing_rows, harvest_written, start_of
 from energy_lens.analysis.attractors.network import (
     Attractors,
     Memories,
@@ -35,7 +35,6 @@ from energy_lens.console import bar
 from energy_lens.errors import require
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.output import Kind, Rows
@@ -147,7 +146,7 @@ def _starting_points(
         for first in range(0, len(context_ids), BATCH_CONTEXTS):
             batch = context_ids[first : first + BATCH_CONTEXTS]
             tokens, _ = padded([vocabulary_ids for _, vocabulary_ids in contexts[first : first + BATCH_CONTEXTS]])
-            residuals = harvest_residuals(model, tokens, list(saes))
+            residuals = harvest_written(model, saes, tokens)
             for layer, sae in saes.items():
                 ids = token_ids[layer][np.isin(token_ids[layer] // length, batch)]
                 row = np.searchsorted(batch, ids // length)

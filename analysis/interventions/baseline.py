@@ -2,9 +2,9 @@
 
   x_t ← x_t + δ_t·direction     (`edits`)
 
-Blocks up to the hooked one are not run again. Measured, over every token s of the context that has a next one:
-ΔE_s = E_s(patched) − E_s in nats, KL(p_s‖p'_s), and whether the likeliest next token is another. Tokens before the
-first edited one cannot change and are not looked at.
+x is what is at the place where the SAE writes; blocks below are not run again. Measured, over every token s of the
+context that has a next one: ΔE_s = E_s(patched) − E_s in nats, KL(p_s‖p'_s), and whether the likeliest next token is
+another. Tokens before the first edited one cannot change and are not looked at.
 
 The unpatched pass also keeps what predictions of patches are made of: ∂E/∂x, and probes of the curvature, which need
 its graph (`predictors`).
@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.analysis.attractors.landscape import written
 from energy_lens.analysis.interventions.edits import Edit, Outcome, Patches
 from energy_lens.ingest.contexts import padded, special_tokens
 from energy_lens.ingest.energies.curvature import Draws, label_draws, probe_generator, read_probes, sign_draws
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import residual_stream
+from energy_lens.ingest.model.sites import hidden_from, needs_below
 from energy_lens.ingest.model.unembedding import divergence, next_token_nll, next_token_outcomes
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
@@ -44,15 +45,16 @@ class Baseline:
         ids: Sequence[int],
         n_probes: int = 0,
         seed: int = 0,
-        later: Sequence[int] = (),
+        later: Mapping[int, SparseAutoencoder] | None = None,
     ) -> None:
         """Run the contexts.
 
         contexts: vocabulary ids; ids: of the contexts, which with the seed choose their probes' draws.
-        n_probes: probes of each kind. later: layers above whose residuals are kept, of the contexts and of patches.
+        n_probes: probes of each kind. later: SAEs of layers above; what their features make up is kept, of the
+            contexts and of patches.
         """
         assert sae.norm_median is not None
-        self.model, self.sae, self.later = model, sae, tuple(later)
+        self.model, self.sae, self.later = model, sae, later or {}
         self.tokens, self.lengths = padded(contexts)
         excluded = special_tokens(model)
 
@@ -60,7 +62,9 @@ class Baseline:
             reasons = exclusion_reasons(norms, sae.norm_median or 0.0, self.lengths, self.tokens, excluded)
             return torch.from_numpy(reasons == INCLUDED)
 
-        forward = run_forward(model, {sae.layer: sae}, self.tokens, self.lengths, included)
+        below = [sae.site_out.before_block] if needs_below(sae.site_out) else []
+        forward = run_forward(model, {sae.layer: sae}, self.tokens, self.lengths, included, below)
+        self._below = forward.others.get(sae.site_out.before_block)
         self.has_next, self.next_tokens = forward.has_next, forward.next_tokens
         self.included = forward.included[sae.layer]
         self.activations = forward.activations[sae.layer]
@@ -129,14 +133,16 @@ class Baseline:
 
     def hidden_above(self, x: Tensor, context: Tensor) -> Tensor:
         """The final norm's output [n, position, d_model] for residuals x of contexts [n]."""
-        return self.model.hidden_above(self.tokens[context], self.sae.layer, x)
+        below = None if self._below is None else self._below[context]
+        return hidden_from(self.model, self.tokens[context], self.sae.site_out, x, below)
 
     def _hidden_and_later(self, x: Tensor, context: Tensor) -> tuple[Tensor, Mapping[int, Tensor]]:
-        """The final norm's output, and the residuals of the later layers that were asked for."""
+        """The final norm's output, and what the features of the later layers make up (`landscape.written`)."""
         if not self.later:
             return self.hidden_above(x, context), {}
-        with residual_stream(self.model, self.later) as residuals:
-            return self.hidden_above(x, context), residuals
+        with written(self.model, self.later) as read:
+            hidden = self.hidden_above(x, context)
+        return hidden, read()
 
     def gradient_at(self, x: Tensor, context: Tensor) -> Tensor:
         """∂E/∂x [n, position, d_model] float32 at residuals of contexts."""

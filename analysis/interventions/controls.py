@@ -23,7 +23,7 @@ from torch import Tensor
 from energy_lens.ingest.contexts import padded, special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals
+from energy_lens.ingest.model.sites import harvest
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
 #: Kinds of control directions, in the order of their numbers.
@@ -77,8 +77,9 @@ def residual_deviations(
     excluded, kept = special_tokens(model), []
     for start in range(0, len(contexts), batch_size):
         tokens, lengths = padded(contexts[start : start + batch_size])
-        x = harvest_residuals(model, tokens, [sae.layer])[sae.layer].float()
-        reasons = exclusion_reasons(x.norm(dim=-1), sae.norm_median, lengths, tokens, excluded)
+        found = harvest(model, tokens, {"read": sae.site, "written": sae.site_out})
+        x = found["written"].float()
+        reasons = exclusion_reasons(found["read"].float().norm(dim=-1), sae.norm_median, lengths, tokens, excluded)
         kept.append(x[torch.from_numpy(reasons == INCLUDED)])
     residuals = torch.cat(kept)
     return residuals - residuals.mean(0)

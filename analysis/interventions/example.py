@@ -23,6 +23,7 @@ from energy_lens.errors import require
 from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.sites import replaced, tensors_at
 from energy_lens.ingest.model.token_texts import TokenTexts
 from energy_lens.ingest.sae.autoencoder import SparseActivations, SparseAutoencoder
 from energy_lens.warehouse.features import FeatureName
@@ -147,8 +148,8 @@ def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edi
     def remember(_module: nn.Module, arguments: Any, keywords: Any) -> None:
         tokens[:] = [keywords["input_ids"] if "input_ids" in keywords else arguments[0]]
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        x = output[0] if isinstance(output, tuple) else output
+    def moved(y: Tensor) -> Tensor:
+        x = read["x"] if sae.is_transcoder else y
         flat = x.float().flatten(0, 1)
         n = x.shape[1]
         # One more position than there is: the last token of a text has a next one, the one that is asked for.
@@ -164,18 +165,14 @@ def edited(model: LanguageModel, sae: SparseAutoencoder, feature: int, edit: Edi
         if scales is not None:
             change = change * scales.view(change.shape)
         seen.append(Edited(activations, a, where))
-        moved = x + (change[..., None] * sae.W_dec[feature]).to(x.dtype)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return y + (change[..., None] * sae.W_dec[feature]).to(y.dtype)
 
-    handles = [
-        model.module.base_model.register_forward_pre_hook(remember, with_kwargs=True),  # type: ignore[union-attr]
-        model.blocks[sae.layer].register_forward_hook(hook),
-    ]
-    try:
+    handle = model.module.base_model.register_forward_pre_hook(remember, with_kwargs=True)  # type: ignore[union-attr]
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(handle.remove)
+        read = hooks.enter_context(tensors_at(model, {"x": sae.site} if sae.is_transcoder else {}))
+        hooks.enter_context(replaced(model, sae.site_out, moved))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _next_probabilities(model: LanguageModel, tokens: Tensor) -> Tensor:

@@ -209,8 +209,8 @@ def _carry_out(
         with bar(f"Layer {plan.layer}", sum(len(ids) for _, ids in pending), "context") as progress:
             for batch, ids in pending:
                 contexts = [tokens for _, tokens in current.contexts(ids)]
-                layers = [landscape.layer for landscape in later]
-                baseline = Baseline(model, sae, contexts, ids, options.probes, options.seed, layers)
+                above = {landscape.layer: landscape.sae for landscape in later}
+                baseline = Baseline(model, sae, contexts, ids, options.probes, options.seed, above)
                 frames = measure_batch(baseline, ids, features, later, bins, controls, options)
                 _store_batch(path, plan, batch, frames)
                 n_new_patches += len(frames.get("interventions", ()))

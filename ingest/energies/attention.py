@@ -26,6 +26,7 @@ class AttentionEnergy(Energy):
     units = "nats"
     version = 1
     at_layers = True
+    of_block_outputs = True  # what goes into the next block
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
         if (last := model.n_layers - 1) in layers:
@@ -39,9 +40,11 @@ class AttentionEnergy(Energy):
         gradients = {}
         within = torch.arange(forward.tokens.shape[1])[None] < forward.lengths[:, None]
         for layer, residual in forward.residuals.items():
+            below = forward.saes[layer].site_out.output_of
+            assert below is not None
             with torch.enable_grad():
                 x = residual.detach().requires_grad_(True)
-                scores = attention_scores(forward.model.attention_inputs(forward.tokens, layer, x))
+                scores = attention_scores(forward.model.attention_inputs(forward.tokens, below, x))
                 energies = torch.where(within, -scores.logsumexp(-1).sum(1), 0)
                 (gradient,) = torch.autograd.grad(energies.sum(), x)
             values[layer] = energies.detach().float()

@@ -7,15 +7,17 @@ package's own are a file each beside this one; one from outside takes the same p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
 
 class Reading(NamedTuple):
@@ -38,6 +40,12 @@ class Energy(ABC):
     is_loss: bool = False
     #: whether features are aligned with E by construction: shown apart, and counted among no findings
     is_control: bool = False
+    #: places at which E is defined, of sites.POINTS; None: wherever an SAE writes
+    points: tuple[str, ...] | None = None
+    #: whether E is defined on what goes from block to block alone
+    of_block_outputs: bool = False
+    #: whether E is a function of a layer's activations, which a transcoder reads elsewhere than where it writes
+    of_activations: bool = False
     source: str | None = None  #: the word of --energies that made it; set by `registry.make_energies`
 
     @property
@@ -51,6 +59,22 @@ class Energy(ABC):
             "energy": self.name, "units": self.units, "at_layers": self.at_layers, "is_loss": self.is_loss,
             "is_control": self.is_control, "identity": str(self.identity), "source": self.source,
         }  # fmt: skip
+
+    def check_sites(self, saes: Iterable[SparseAutoencoder]) -> None:
+        """Raises UsageError for an SAE at whose place the energy is not defined."""
+        for sae in saes:
+            between = self.of_block_outputs and sae.site_out.output_of is None
+            if between or (self.points is not None and sae.site_out.point not in self.points):
+                where = "between blocks" if between else f"at {', '.join(self.points or ())}"
+                raise UsageError(
+                    f"{self.name} is not defined at {sae.site_out.hook_name}, only {where}: leave "
+                    "it out (--energies), or that layer (--layers)."
+                )
+            if self.of_activations and sae.is_transcoder:
+                raise UsageError(
+                    f"{self.name} is a function of what the SAE of layer {sae.layer} reads, and a transcoder writes "
+                    "elsewhere: leave it out (--energies nll)."
+                )
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:  # noqa: B027 - nothing to refuse
         """Raises UsageError where the energy is not defined for a model at these layers; by default it always is."""

@@ -20,6 +20,7 @@ class Hopfield(Energy):
     version = 1
     at_layers = True
     is_control = True
+    of_activations = True
 
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}
@@ -27,6 +28,6 @@ class Hopfield(Energy):
         shape = forward.tokens.shape
         for layer, activations in forward.activations.items():
             values[layer] = -0.5 * activations.values.square().sum(-1).view(shape)
-            x = forward.residuals[layer].detach().float().flatten(0, 1)
+            x = forward.inputs[layer].float().flatten(0, 1)
             gradients[layer] = -forward.saes[layer].encoder_gradient(x, activations).view(*shape, -1)
         return Reading(values, gradients)

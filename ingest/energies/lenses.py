@@ -18,6 +18,7 @@ from energy_lens.ingest.energies.base import Energy, Reading
 from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.energies.translators import Translators
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.sites import RESIDUAL, Site
 from energy_lens.ingest.model.unembedding import divergence, next_token_nll
 
 
@@ -33,6 +34,7 @@ class LogitLens(Energy):
     version = 1
     at_layers = True
     is_loss = True
+    points: tuple[str, ...] | None = RESIDUAL
 
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}
@@ -45,7 +47,7 @@ class LogitLens(Energy):
             gradients[layer] = torch.zeros(residual.shape)
             with torch.enable_grad():
                 x = residual.detach()[read].requires_grad_(True)
-                hidden = forward.model.final_norm(self.translated(layer, x))
+                hidden = forward.model.final_norm(self.translated(forward.saes[layer].site_out, x))
             with torch.no_grad():
                 energies, at_hidden = next_token_nll(forward.model, hidden, forward.next_tokens[read])
             (gradient,) = torch.autograd.grad(hidden, x, at_hidden)
@@ -58,8 +60,8 @@ class LogitLens(Energy):
             gradients[layer][read] = gradient.float()
         return Reading(values, gradients, divergences)
 
-    def translated(self, layer: int, x: Tensor) -> Tensor:
-        """What the model's last steps read in place of residuals x [n, d_model] of a layer: x itself."""
+    def translated(self, site: Site, x: Tensor) -> Tensor:
+        """What the model's last steps read in place of residuals x [n, d_model] at a place: x itself."""
         return x
 
 
@@ -68,6 +70,7 @@ class TunedLens(LogitLens):
 
     name = "tuned_lens"
     version = 1
+    of_block_outputs = True  # of which its maps are
 
     def __init__(self, translators: Translators) -> None:
         self.translators = translators
@@ -79,5 +82,6 @@ class TunedLens(LogitLens):
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
         self.translators.check(model, layers)
 
-    def translated(self, layer: int, x: Tensor) -> Tensor:
-        return self.translators.of(layer)(x)
+    def translated(self, site: Site, x: Tensor) -> Tensor:
+        assert site.output_of is not None
+        return self.translators.of(site.output_of)(x)

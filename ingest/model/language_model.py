@@ -162,10 +162,10 @@ class LanguageModel:
         The blocks up to that one are not run; masks and positions for those above are the model's own doing. Exact
         where blocks hand on nothing but the residual stream.
         """
-        with self._entered_above(layer, x):
+        with self.entered_above(layer, x):
             return self.hidden(tokens)
 
-    def _entered_above(self, layer: int, x: Tensor) -> contextlib.AbstractContextManager[None]:
+    def entered_above(self, layer: int, x: Tensor) -> contextlib.AbstractContextManager[None]:
         """Inside, a pass begins above block `layer`, with x as that block's output."""
         return _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x)
 
@@ -177,7 +177,7 @@ class LanguageModel:
         more to its scores than queries and keys.
         """
         register_attention_reader()
-        entered_above = self._entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
+        entered_above = self.entered_above(layer, x)  # first of all, for it may run the model to look at its blocks
         config = self.config
         before = config._attn_implementation
         config._attn_implementation = ATTENTION_READER

@@ -229,5 +229,7 @@ def measured_medians(
         hashes = {document.document_id: document.sha256 for document in planned}
         sample = sample_contexts(planned, NORM_MEDIAN_TOKENS, instruments.seed)
         token_ids = (source.context(context, hashes[context.document_id]) for context in sample)
-        medians |= norm_medians(instruments.model.load(), token_ids, missing)
+        medians |= norm_medians(
+            instruments.model.load(), token_ids, {layer: instruments.saes[layer].site for layer in missing}
+        )
     return medians

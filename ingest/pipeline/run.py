@@ -87,6 +87,8 @@ def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary
     documents = {document.sha256: document for document in discover(paths, options.exclude, options.columns)}
     energies = make_energies(options.energies, lambda: choose_translators(options.model, options.lens))
     saes = choose_saes(options.model, options.layers, options.saes)
+    for energy in energies:
+        energy.check_sites(saes.values())
     with ingest_lock(options.db):
         settings, run, model = settle(options, energies, saes)
         instruments = choose_instruments(options, settings, energies, saes, model)
@@ -177,7 +179,8 @@ def choose_instruments(
         check_window(options.model, model.window, settings.context_length)
         check_saes(model, saes.values())
         for energy in energies:
-            energy.check(model, list(saes))
+            outputs = [sae.layer if (block := sae.site_out.output_of) is None else block for sae in saes.values()]
+            energy.check(model, outputs)
 
     model = ModelOnDemand(options.model, DTYPES[settings.dtype], check, loaded)
     return Instruments(model, saes, energies, options.batch_size, options.probes, options.seed)
@@ -259,8 +262,14 @@ def fuse(options: IngestOptions, run: StoredRun, reader: Reader, n_tokens: int) 
     how = reader.model, (options.batch_size, options.context_length), min(reader.saes)
     if options.compile == "off" or (options.compile == "auto" and not pays(*how, n_tokens)):
         return
-    say("Compiling the model's blocks …")
-    if reason := compile_blocks(*how):
+    inside = [sae for sae in reader.saes.values() for site in (sae.site, sae.site_out) if not site.is_block_output]
+    reason: str | None
+    if inside:
+        reason = f"the SAE of layer {inside[0].layer} looks into one, at {inside[0].hook_name}"
+    else:
+        say("Compiling the model's blocks …")
+        reason = compile_blocks(*how)
+    if reason:
         say(f"The model's blocks are not compiled: {reason}. The run goes on without, at four fifths of the speed.")
         return
     with Warehouse(options.db, writable=True) as warehouse:

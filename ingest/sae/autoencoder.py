@@ -7,6 +7,9 @@
         relu(h) where h > θ                      (jumprelu, gated)
   x̂   = a·W_dec + b_dec, and the normalisation undone
 
+A transcoder reads at one place and writes at another one of the same block: z = x there, and the output y is made up,
+ŷ = a·W_dec + b_dec (+ W_skip·x). All that is done with features is done to y.
+
 A gated SAE has two thresholds on one projection: with W = W_gate·exp(r_mag), it is a JumpReLU SAE whose threshold is
 b_mag − exp(r_mag)·b_gate (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2). Files are read by `formats`, which
 folds every constant factor into the weights, and written by `saving`.
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from energy_lens.ingest.model.sites import RESID_POST, Site
 from energy_lens.warehouse.quality import STORED_FIGURES
 
 #: Activation rules; topk has k, jumprelu and gated have a threshold.
@@ -47,11 +51,11 @@ class SparseActivations(NamedTuple):
 
 @dataclass
 class SparseAutoencoder:
-    """An SAE of a block's output, its formula as above; W_enc is kept once, feature by feature."""
+    """An SAE of a place in a block, or a transcoder, its formula as above; W_enc is kept once, feature by feature."""
 
     layer: int
     k: int | None  #: active features a token at most; None unless topk
-    W_enc: Tensor  #: [d_model, d_sae]
+    W_enc: Tensor  #: [d_in, d_sae]; d_in is d_model but for a transcoder
     b_enc: Tensor  #: [d_sae]
     W_dec: Tensor  #: [d_sae, d_model]; row j is d_j: one unit of feature j adds s_t·d_j to x (`token_scales`)
     b_dec: Tensor  #: [d_model]
@@ -61,6 +65,9 @@ class SparseAutoencoder:
     norm_median: float | None = None  #: median ‖x‖ over training tokens; None: calibrate before use
     quartiles: Tensor | None = None  #: [d_sae, 3] of each feature's active values; NaN where it hardly fired
     mean: Tensor | None = None  #: [d_model] mean x over included training tokens: what mean-ablation puts in
+    point: str = RESID_POST  #: where in the block it reads, one of sites.POINTS
+    point_out: str | None = None  #: where a transcoder writes; None: it is an SAE
+    W_skip: Tensor | None = None  #: [d_model, d_in], of a transcoder that has one
     bos: bool | None = None  #: whether it was trained with BOS before each context; None: it does not say
     model_name: str = ""
     sha256: str = ""  #: of the weights file and of what the config says about using it
@@ -75,6 +82,10 @@ class SparseAutoencoder:
             raise ValueError(f"k is {self.k} and the architecture {self.architecture}: k belongs to topk")
         if (self.threshold is None) == (self.architecture in ("jumprelu", "gated")):
             raise ValueError("A threshold belongs to jumprelu and gated SAEs, and only to them")
+        if not self.is_transcoder and self.W_skip is not None:
+            raise ValueError("A skip connection belongs to transcoders, and only to them")
+        if self.is_transcoder and self.normalisation != "none":
+            raise ValueError("A transcoder's input is not normalised")
         # Stored feature by feature: both the product x·W_enc and the rows that a gradient gathers are then fast.
         self.W_enc = self.W_enc.T.contiguous().T
 
@@ -83,21 +94,41 @@ class SparseAutoencoder:
         return self.W_dec.shape[1]
 
     @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
     @property
+    def is_transcoder(self) -> bool:
+        return self.point_out is not None
+
+    @property
+    def site(self) -> Site:
+        """What it reads."""
+        return Site(self.layer, self.point)
+
+    @property
+    def site_out(self) -> Site:
+        """What it makes up: where its features act, and where their gradient is taken."""
+        return Site(self.layer, self.point_out or self.point)
+
+    @property
     def hook_name(self) -> str:
-        return f"blocks.{self.layer}.hook_resid_post"
+        return self.site.hook_name
 
     @property
     def encoder_rows(self) -> Tensor:
-        """[d_sae, d_model] W_enc transposed, a view; row j is the direction that feature j reads."""
+        """[d_sae, d_in] W_enc transposed, a view; row j is the direction that feature j reads."""
         return self.W_enc.T
 
     @cached_property
     def _encoder_bias(self) -> Tensor:
-        """[d_sae] b_enc − b_dec·W_enc, so that x need not be centred first."""
+        """[d_sae] b_enc − b_dec·W_enc, so that x need not be centred first; a transcoder's x is not."""
+        if self.is_transcoder:
+            return self.b_enc
         # The copy is for the moment: a product summed in another order would change stored runs in their last digits.
         return self.b_enc - self.b_dec @ self.W_enc.contiguous()
 
@@ -109,7 +140,7 @@ class SparseAutoencoder:
     # -- encoding
 
     def encode(self, x: Tensor, included: Tensor | None = None) -> SparseActivations:
-        """Activations of residuals x [n, d_model]: K = k for topk, else the most active features of any token (>= 1).
+        """Activations of what it reads, x [n, d_in]: K = k for topk, else the most active features of any token (>= 1).
 
         included: mask [n] of the tokens to encode; the others get none. At most CHUNK_NUMBERS pre-activations are held.
         """
@@ -137,15 +168,17 @@ class SparseAutoencoder:
     # -- decoding
 
     def decode(self, activations: SparseActivations, x: Tensor | None = None) -> Tensor:
-        """x̂ [n, d_model].
+        """x̂ [n, d_model]; ŷ of a transcoder.
 
-        x: the residuals that were encoded [n, d_model]; a normalised SAE needs them, to undo their normalisation.
+        x: what was encoded [n, d_in]; a normalised SAE needs it to undo the normalisation, a skip connection to skip.
         """
         reconstruction = weighted_rows(activations, self.W_dec) + self.b_dec
-        if self.normalisation == "none":
+        if self.normalisation == "none" and self.W_skip is None:
             return reconstruction
         if x is None:
-            raise ValueError(f"An SAE with {self.normalisation} decodes beside the residuals it encoded: give x")
+            raise ValueError("An SAE that is normalised, or skips, decodes beside what it encoded: give x")
+        if self.W_skip is not None:
+            return reconstruction + x.to(self.W_skip.dtype) @ self.W_skip.T
         scales = self.token_scales(x)
         assert scales is not None
         reconstruction = reconstruction * scales[:, None]
@@ -166,9 +199,13 @@ class SparseAutoencoder:
             return centred / (_deviations(centred) + LAYER_NORM_EPSILON)
         return x
 
-    def centred(self, x: Tensor) -> Tensor:
-        """norm(x) − b_dec [n, d_model] for residuals x [n, d_model]: what the features are to make up."""
-        return self._normalised(x) - self.b_dec
+    def unskipped(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [..., d_model] at `site_out` without what a skip connection adds, for x [..., d_in] that is read there."""
+        return y if self.W_skip is None else y - x.to(self.W_skip.dtype) @ self.W_skip.T
+
+    def centred(self, y: Tensor) -> Tensor:
+        """norm(y) − b_dec [n, d_model] for y [n, d_model] as `unskipped` gives it: what features are to make up."""
+        return self._normalised(y) - self.b_dec
 
     def token_scales(self, x: Tensor) -> Tensor | None:
         """s_t [n] for residuals x [n, d_model], or None where all are 1: one unit of feature j adds s_t·d_j to x_t.
@@ -205,7 +242,8 @@ class SparseAutoencoder:
         notes = {} if self.normalisation == "none" else {"normalize_activations": self.normalisation}
         return {
             "layer": self.layer, "sae_sha256": self.sha256, "source": self.source, "architecture": self.architecture,
-            "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median,
+            "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median, "hook_name": self.hook_name,
+            "hook_name_out": self.site_out.hook_name if self.is_transcoder else None,
             **{name: self.metadata.get(name) for name in STORED_FIGURES},
             "metadata": json.dumps({**self.metadata, **notes}),
         }  # fmt: skip
@@ -214,7 +252,8 @@ class SparseAutoencoder:
         """A copy in another precision."""
         tensors = {name: getattr(self, name).to(dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         threshold = None if self.threshold is None else self.threshold.to(dtype)
-        return replace(self, **tensors, threshold=threshold)
+        skip = None if self.W_skip is None else self.W_skip.to(dtype)
+        return replace(self, **tensors, threshold=threshold, W_skip=skip)
 
 
 def _lengths(x: Tensor) -> Tensor:

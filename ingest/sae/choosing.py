@@ -15,6 +15,7 @@ from pathlib import Path
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, PACKAGED_MODELS, cache_folder
+from energy_lens.ingest.model.sites import RESIDUAL, check_sites, width
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import CONFIG, WEIGHTS, load_sae, pickled
 from energy_lens.ingest.sae.gemma_scope import PARAMS
@@ -75,11 +76,15 @@ def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
     saes = list(saes)
     model.check_layers([sae.layer for sae in saes])
     for sae in saes:
-        if sae.d_model != model.d_model:
-            raise UsageError(
-                f"The SAE of layer {sae.layer} ({sae.source}) reads residuals of width {sae.d_model}, and "
-                f"{model.name} has {model.d_model}: give one that was trained on this model."
-            )
+        sites = {sae.site: sae.d_in, sae.site_out: sae.d_model}
+        check_sites(model, sites)
+        for site, expected in sites.items():
+            if (found := width(model, site)) != expected:
+                what = "residuals" if site.point in RESIDUAL else site.hook_name
+                raise UsageError(
+                    f"The SAE of layer {sae.layer} ({sae.source}) reads {what} of width {expected}, and "
+                    f"{model.name} has {found}: give one that was trained on this model."
+                )
 
 
 def shipped_folder(model_name: str, layer: int) -> Path:

@@ -17,7 +17,7 @@ FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² with x̄ the mean of the same to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, SpecialTokens, exclusion_reasons
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians, residual_stream
+from energy_lens.ingest.model.residuals import norm_medians
+from energy_lens.ingest.model.sites import Site, harvest, hidden_from, needs_below, tensors_at
 from energy_lens.ingest.model.unembedding import next_token_losses
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes
@@ -79,7 +80,7 @@ def evaluate(
     with torch.no_grad():
         _complete_norm_medians(model, meters, batches)
         if options.ce:
-            _check_resumption(model, sorted({sae.layer for sae in saes}), batches[0])
+            _check_resumption(model, {sae.site_out for sae in saes}, batches[0])
             _complete_means(model, meters, batches)
         for batch in _progress(batches, "Evaluate"):
             _measure(model, meters, batch)
@@ -269,9 +270,9 @@ def _complete_norm_medians(model: LanguageModel, meters: Sequence[_Meter], batch
     """Median ‖x‖ over all evaluated tokens, for SAEs that have none."""
     if lacking := [meter for meter in meters if meter.norm_median is None]:
         contexts = (ids for batch in _progress(batches, "Norm medians") for ids in batch.contexts())
-        medians = norm_medians(model, contexts, sorted({meter.sae.layer for meter in lacking}))
+        medians = norm_medians(model, contexts, {meter.sae.site: meter.sae.site for meter in lacking})
         for meter in lacking:
-            meter.norm_median = medians[meter.sae.layer]
+            meter.norm_median = medians[meter.sae.site]
 
 
 def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Sequence[_ContextBatch]) -> None:
@@ -279,56 +280,64 @@ def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Seq
     lacking = [meter for meter in meters if meter.mean is None]
     if not lacking:
         return
-    spreads = [Spread(0, np.zeros(model.d_model)) for _ in lacking]
-    layers = sorted({meter.sae.layer for meter in lacking})
+    spreads = [Spread(0, np.zeros(meter.sae.d_model)) for meter in lacking]
+    sites = {site: site for meter in lacking for site in (meter.sae.site, meter.sae.site_out)}
     for batch in _progress(batches, "Means"):
-        residuals = harvest_residuals(model, batch.tokens, layers)
+        found = harvest(model, batch.tokens, sites)
         for meter, spread in zip(lacking, spreads, strict=True):
-            x = residuals[meter.sae.layer].float()
-            if len(included := x[batch.reasons(x, meter.median) == INCLUDED]):
+            x, y = found[meter.sae.site].float(), found[meter.sae.site_out].float()
+            if len(included := y[batch.reasons(x, meter.median) == INCLUDED]):
                 spread.merge(Spread.of(included.double().numpy()))
     for meter, spread in zip(lacking, spreads, strict=True):
         meter.mean = torch.from_numpy(spread.mean).float()
 
 
-def _check_resumption(model: LanguageModel, layers: Sequence[int], batch: _ContextBatch) -> None:
-    """Raises ElwError when going on from a block's output does not give what the whole model gives."""
+def _check_resumption(model: LanguageModel, sites: Iterable[Site], batch: _ContextBatch) -> None:
+    """Raises ElwError when going on from a place does not give what the whole model gives."""
     tokens = batch.tokens[:1]
-    with residual_stream(model, layers) as residuals:
+    with tensors_at(model, _with_below(sites)) as found:
         whole = model.hidden(tokens)
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
-    for layer in layers:
-        if not torch.allclose(model.hidden_above(tokens, layer, residuals[layer]), whole, atol=tolerance, rtol=0):
+    for site in sites:
+        resumed = hidden_from(model, tokens, site, found[site], found.get(site.before_block))
+        if not torch.allclose(resumed, whole, atol=tolerance, rtol=0):
             raise ElwError(
                 f"{model.name} hands more than the residual stream from block to block, so that losses cannot be "
                 "measured: evaluate without them (--no-ce)."
             )
 
 
+def _with_below(sites: Iterable[Site]) -> dict[Site, Site]:
+    """The places with what goes into their blocks, where a pass that goes on from them needs it."""
+    sites = set(sites)
+    return {site: site for site in sites | {site.before_block for site in sites if needs_below(site)}}
+
+
 def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _ContextBatch) -> None:
     """Add a batch to every SAE's sums."""
-    layers = sorted({meter.sae.layer for meter in meters})
+    sites = _with_below(meter.sae.site_out for meter in meters) | {meter.sae.site: meter.sae.site for meter in meters}
     if batch.ce:
-        with residual_stream(model, layers) as residuals:
+        with tensors_at(model, sites) as found:
             clean = _losses(model, model.hidden(batch.tokens), batch)
     else:
-        residuals = harvest_residuals(model, batch.tokens, layers)
-    ablated: dict[tuple[int, float, bytes], Tensor] = {}  # SAEs of one layer share what does not depend on them
+        found = harvest(model, batch.tokens, sites)
+    ablated: dict[tuple[Site, Site, float, bytes], Tensor] = {}  # SAEs of a place share what does not depend on them
     for meter in meters:
-        x = residuals[meter.sae.layer]
+        x, y = found[meter.sae.site], found[meter.sae.site_out]
+        below = found.get(meter.sae.site_out.before_block)
         reasons = batch.reasons(x.float(), meter.median)
         included = reasons == INCLUDED
         sums = meter.part(batch.category)
-        reconstruction = _add_reconstruction(meter.sae, sums, batch, x.float(), reasons)
+        reconstruction = _add_reconstruction(meter.sae, sums, batch, x.float(), y.float(), reasons)
         if not batch.ce or not len(reconstruction):
             continue
         counted = (included.cumsum(1) > 0) & batch.has_next
         assert meter.mean is not None
-        losses = {"clean": clean, "sae": _replaced_losses(model, meter, batch, x, included, reconstruction)}
+        losses = {"clean": clean, "sae": _replaced_losses(model, meter, batch, y, below, included, reconstruction)}
         for arm, row in (("zero", torch.zeros_like(meter.mean)), ("mean", meter.mean)):
-            key = (meter.sae.layer, meter.median, row.numpy().tobytes())
+            key = (meter.sae.site, meter.sae.site_out, meter.median, row.numpy().tobytes())
             if key not in ablated:
-                ablated[key] = _replaced_losses(model, meter, batch, x, included, row)
+                ablated[key] = _replaced_losses(model, meter, batch, y, below, included, row)
             losses[arm] = ablated[key]
         sums.n_loss_tokens += int(counted.sum())
         for arm, values in losses.items():
@@ -336,36 +345,45 @@ def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _ContextBatc
 
 
 def _add_reconstruction(
-    sae: SparseAutoencoder, sums: Sums, batch: _ContextBatch, residuals: Tensor, reasons: Tensor
+    sae: SparseAutoencoder, sums: Sums, batch: _ContextBatch, read: Tensor, written: Tensor, reasons: Tensor
 ) -> Tensor:
     """Add a batch's reconstruction figures; returns x̂ [n, d_model] of its n included tokens.
 
-    residuals: [context, position, d_model] float32
+    read, written: [context, position, width] float32, the same tensor but for a transcoder
     """
     included = reasons == INCLUDED
     n_included = included.sum(1)
     sums.n_excluded += int(batch.places.sum() - n_included.sum())
     sums.n_massive += int(((reasons == MASSIVE) & batch.places).sum())
     sums.documents |= {document for document, n in zip(batch.documents, n_included.tolist(), strict=True) if n}
-    x = residuals[included]
+    x, y = read[included], written[included]
     if not len(x):
-        return x
+        return y
     activations = sae.encode(x)
     reconstruction = sae.decode(activations, x)
     sums.fired += torch.bincount(activations.indices[activations.values != 0], minlength=sae.d_sae).numpy()
-    sums.spread.merge(Spread.of(x.double().numpy()))
-    sums.error += float((x.double() - reconstruction.double()).square().sum())
-    sums.cosine += float(torch.cosine_similarity(x, reconstruction, dim=1).double().sum())
+    sums.spread.merge(Spread.of(y.double().numpy()))
+    sums.error += float((y.double() - reconstruction.double()).square().sum())
+    sums.cosine += float(torch.cosine_similarity(y, reconstruction, dim=1).double().sum())
     return reconstruction
 
 
 def _replaced_losses(
-    model: LanguageModel, meter: _Meter, batch: _ContextBatch, x: Tensor, included: Tensor, rows: Tensor
+    model: LanguageModel,
+    meter: _Meter,
+    batch: _ContextBatch,
+    y: Tensor,
+    below: Tensor | None,
+    included: Tensor,
+    rows: Tensor,
 ) -> Tensor:
-    """[context, position] losses with rows ([n, d_model], or one for all) for x at the n included tokens."""
-    replaced = x.clone()
-    replaced[included] = rows.to(x.dtype)
-    return _losses(model, model.hidden_above(batch.tokens, meter.sae.layer, replaced), batch)
+    """[context, position] losses with rows ([n, d_model], or one for all) for y at the n included tokens.
+
+    y: what is where the SAE writes; below: what goes into that block.
+    """
+    replaced = y.clone()
+    replaced[included] = rows.to(y.dtype)
+    return _losses(model, hidden_from(model, batch.tokens, meter.sae.site_out, replaced, below), batch)
 
 
 def _losses(model: LanguageModel, hidden: Tensor, batch: _ContextBatch) -> Tensor:

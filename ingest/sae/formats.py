@@ -7,6 +7,8 @@ before v6   the same files with a flat `cfg.json`; read only.
 Gemma Scope `params.npz` (`gemma_scope`); read only.
 sparsify    `cfg.json` and `sae.safetensors`, in a folder named after the module that it reads; topk only.
 
+Of SAELens and sparsify transcoders too, plain and with a skip connection.
+
 Constant factors (a gate's magnitude, decoder norms, a scale of the input, a bias that is not subtracted) are folded
 into the weights when a folder is read. No pickle is ever read. Anything else than what is described here is refused
 with what was expected and found.
@@ -28,8 +30,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from energy_lens.errors import UsageError
+from energy_lens.ingest.model.sites import READ_ONLY, Site
 from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
 from energy_lens.ingest.sae.gemma_scope import PARAMS, load_gemma_scope
+from energy_lens.ingest.sae.hook_names import BLOCK, EXPECTED, site_of
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -42,13 +46,11 @@ SAELENS_VERSION = "6.0.0"
 #: The input times a constant that the file does not hold.
 SCALED_INPUT = "expected_average_only_in"
 
-#: hook_name of a block's output or input in TransformerLens and SAELens.
-RESID_POST = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_post")
-RESID_PRE = re.compile(r"blocks\.([0-9]{1,4})\.hook_resid_pre")
-
-#: A block's name in Hugging Face models, which is what sparsify names a folder, and one of a module inside a block.
-BLOCK = re.compile(r"(?:[A-Za-z_]+\.)*(?:layers|h|blocks)\.([0-9]{1,4})")
-INSIDE_BLOCK = re.compile(BLOCK.pattern + r"\..+")
+#: SAELens' architectures of transcoders, by the activation rule that each has.
+TRANSCODERS = {
+    "transcoder": "standard", "skip_transcoder": "standard", "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}  # fmt: skip
 
 #: What TransformerLens may do to a model's weights when it loads them.
 CHANGES_WEIGHTS = (
@@ -67,7 +69,10 @@ class _Description:
     d_sae: int
     k: int | None
     normalisation: str
-    layer: int
+    site: Site
+    point_out: str | None = None  #: where a transcoder writes
+    has_skip: bool = False
+    d_out: int = 0  #: of a transcoder
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     finetuned: bool = False  #: whether activations are multiplied by a tensor scaling_factor before decoding
@@ -83,7 +88,7 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
     """Read an SAE folder into float32, its constant factors folded into the weights.
 
     activation_scale: the factor on the input of an SAE with normalize_activations = expected_average_only_in.
-    layer: the block whose output it reads, for a folder that does not say.
+    layer: the block that it reads, for a folder that does not say.
     Raises UsageError, naming what was expected and what was found, for anything that is not exactly one of the formats.
     """
     if activation_scale is not None and not 0 < activation_scale < math.inf:
@@ -108,9 +113,11 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
     metadata = dict(described.elw_metadata or {})
     statistics = _read_statistics(folder, described)
     return SparseAutoencoder(
-        layer=described.layer,
+        layer=described.site.layer,
         k=described.k,
         **folded,
+        point=described.site.point,
+        point_out=described.point_out,
         architecture=described.architecture,
         normalisation="none" if described.normalisation == SCALED_INPUT else described.normalisation,
         norm_median=_norm_median(metadata.pop("norm_median", None), path),
@@ -130,6 +137,8 @@ def _identity(weights: Path, described: _Description, activation_scale: float | 
     further = [described.architecture, described.normalisation, activation_scale, described.finetuned]
     if further != ["topk", "none", None, False]:
         settings += further
+    if not described.site.is_block_output or described.point_out is not None:
+        settings += [described.site.point, described.point_out, described.has_skip]
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(settings).encode())
@@ -158,9 +167,11 @@ def _folded(weights: dict[str, Tensor], described: _Description, activation_scal
         W_enc *= norm
         b_enc *= norm
         W_dec /= norm.where(norm > 0, 1.0)[:, None]  # a row of zeros stays one
-    if not described.apply_b_dec_to_input:
+    if not described.apply_b_dec_to_input and described.point_out is None:
         b_enc = b_enc + b_dec @ W_enc
     folded = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    if described.has_skip:
+        folded["W_skip"] = weights["W_skip"]
     return folded if threshold is None else folded | {"threshold": threshold}
 
 
@@ -198,17 +209,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> _Description:
     config = _from_flat(config) if "metadata" not in config and _is_flat(config) else config
-    architecture = config.get("architecture")
+    named = config.get("architecture")
+    architecture = TRANSCODERS.get(named, named) if isinstance(named, str) else named
     if architecture not in ARCHITECTURES:
-        raise UsageError(f"{path}: architecture is {_shown(architecture)}; {_choice(ARCHITECTURES)} is expected.")
+        known = (*ARCHITECTURES, *TRANSCODERS)
+        raise UsageError(f"{path}: architecture is {_shown(architecture)}; {_choice(known)} is expected.")
+    is_transcoder = named in TRANSCODERS
     normalisation = config.get("normalize_activations") or "none"
     if normalisation not in (*NORMALISATIONS, SCALED_INPUT):
         raise UsageError(
             f"{path}: normalize_activations is {_shown(normalisation)}; "
             f"{_choice((*NORMALISATIONS, SCALED_INPUT))} is expected."
         )
-    if (reshape := config.get("reshape_activations") or "none") != "none":
-        raise UsageError(f"{path}: reshape_activations is {_shown(reshape)}; 'none' is expected.")
+    if (reshape := config.get("reshape_activations") or "none") not in ("none", "hook_z"):
+        raise UsageError(f"{path}: reshape_activations is {_shown(reshape)}; 'none' or 'hook_z' is expected.")
+    if is_transcoder and normalisation != "none":
+        raise UsageError(
+            f"{path}: normalize_activations is {_shown(normalisation)} and the architecture {named!r}; 'none' is "
+            "expected of a transcoder."
+        )
     activation = config.get("activation_fn") or "relu"
     if activation not in (("relu", "topk") if architecture == "topk" else ("relu",)):
         raise UsageError(f"{path}: the activation function is {_shown(activation)}; 'relu' or 'topk' is expected.")
@@ -222,15 +241,23 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
         )
     metadata = _object(config.get("metadata") or {}, "metadata", path)
     _check_model_as_loaded(metadata, path)
-    hook_layer = _layer_of_hook(metadata.get("hook_name"), path, layer)
+    site = _site_of_hook(metadata, path, layer)
+    if site.point in READ_ONLY and not is_transcoder:
+        raise UsageError(
+            f"{path}: hook_name is {_shown(metadata.get('hook_name'))}, where a norm's output is read and nothing can "
+            "be put in its place: a transcoder may read there, and an SAE is expected elsewhere."
+        )
     return _Description(
         architecture=architecture,
         d_in=d_in,
         d_sae=d_sae,
         k=min(_positive_integer(config, "k", path), d_sae) if architecture == "topk" else None,
         normalisation=normalisation,
-        layer=hook_layer,
-        apply_b_dec_to_input=_boolean(config, "apply_b_dec_to_input", True, path),
+        site=site,
+        point_out=_point_out(metadata, site, path) if is_transcoder else None,
+        has_skip=is_transcoder and "skip" in str(named),
+        d_out=_positive_integer(config, "d_out", path) if is_transcoder else 0,
+        apply_b_dec_to_input=_boolean(config, "apply_b_dec_to_input", not is_transcoder, path),
         rescale_acts_by_decoder_norm=rescale,
         finetuned=_boolean(config, "finetuning_scaling_factor", False, path),
         bos=None if metadata.get("prepend_bos") is None else _boolean(metadata, "prepend_bos", False, path),
@@ -262,6 +289,8 @@ def _from_flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "model_name": flat.get("model_name"),
         "hook_name": flat.get("hook_name"),
         "prepend_bos": flat.get("prepend_bos", True),
+        "hook_name_out": flat.get("hook_name_out"),
+        "hf_hook_name": flat.get("hf_hook_name"),
         "model_from_pretrained_kwargs": flat.get("model_from_pretrained_kwargs"),
     }
     return v6
@@ -272,9 +301,12 @@ def _describe_sparsify(config: Mapping[str, Any], folder: Path, layer: int | Non
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise UsageError(f"{path}: activation is {_shown(activation)}; 'topk' is expected.")
-    for key in ("signed", "transcode", "skip_connection"):
-        if _boolean(config, key, False, path):
-            raise UsageError(f"{path}: {key} is true; false is expected: an SAE with activations of 0 or more.")
+    if _boolean(config, "signed", False, path):
+        raise UsageError(f"{path}: signed is true; false is expected: an SAE with activations of 0 or more.")
+    is_transcoder = _boolean(config, "transcode", False, path)
+    has_skip = _boolean(config, "skip_connection", False, path)
+    if has_skip and not is_transcoder:
+        raise UsageError(f"{path}: skip_connection is true, and transcode is not; only a transcoder may skip.")
     d_in, k = (_positive_integer(config, key, path) for key in ("d_in", "k"))
     if config.get("num_latents", 0) in (0, None):
         d_sae = d_in * _positive_integer(config, "expansion_factor", path)
@@ -282,38 +314,60 @@ def _describe_sparsify(config: Mapping[str, Any], folder: Path, layer: int | Non
         d_sae = _positive_integer(config, "num_latents", path)
     metadata = _object(config.get("metadata") or {}, "metadata", path)
     if metadata.get("hook_name") is not None:
-        block = _layer_of_hook(metadata["hook_name"], path, layer)
+        site = _site_of_hook(metadata, path, layer)
     else:
-        block = _layer_of_folder(folder, layer)
+        site = _site_of_folder(folder, layer)
+    point_out = None
+    if is_transcoder:
+        if site.point != "mlp_raw":
+            raise UsageError(
+                f"{path}: transcode is true, and it is of {site.hook_name}; a feed-forward network is expected, whose "
+                "input and output it takes, in a folder such as layers.15.mlp."
+            )
+        site, point_out = Site(site.layer, "mlp_in"), site.point
     return _Description(
         architecture="topk",
         d_in=d_in,
         d_sae=d_sae,
         k=min(k, d_sae),
         normalisation="none",
-        layer=block,
+        site=site,
+        point_out=point_out,
+        has_skip=has_skip,
+        d_out=d_in if is_transcoder else 0,
         model_name=str(metadata.get("model_name") or ""),
         elw_metadata=_object(metadata.get("elw") or {}, "metadata.elw", path),
     )
 
 
-def _layer_of_hook(hook_name: Any, path: Path, layer: int | None) -> int:
-    """The block whose output a hook point is; block N's input is block N − 1's output."""
+def _site_of_hook(metadata: Mapping[str, Any], path: Path, layer: int | None) -> Site:
+    """The place that a config names."""
+    hook_name = metadata.get("hook_name")
     if hook_name is None and layer is not None:
-        return layer
+        return Site(layer)
     name = str(hook_name)
-    if (match := RESID_POST.fullmatch(name)) or (match := BLOCK.fullmatch(name)):
-        block = int(match[1])
-    elif (match := RESID_PRE.fullmatch(name)) and int(match[1]) > 0:
-        block = int(match[1]) - 1
-    else:
+    # SAELens calls it so where it knows Hugging Face's name, which says more.
+    site = site_of(str(metadata.get("hf_hook_name"))) if name.endswith("hook_mlp_in") else site_of(name)
+    if site is None:
+        raise UsageError(f"{path}: hook_name is {_shown(name)}; {EXPECTED} is expected.")
+    if layer is not None and layer == site.output_of:  # as an SAE of a block's input is registered by older versions
+        return Site(layer) if site.layer != layer else site
+    if layer not in (None, site.layer):
+        raise UsageError(f"{path}: hook_name is {_shown(name)}, of block {site.layer}; layer {layer} was given.")
+    return site
+
+
+def _point_out(metadata: Mapping[str, Any], site: Site, path: Path) -> str:
+    """Where a transcoder writes."""
+    name = str(metadata.get("hook_name_out"))
+    out = site_of(name)
+    if out is None or out.point in READ_ONLY:
+        raise UsageError(f"{path}: hook_name_out is {_shown(name)}; a place such as blocks.N.hook_mlp_out is expected.")
+    if out.layer != site.layer:
         raise UsageError(
-            f"{path}: hook_name is {_shown(name)}; a block's output is expected: blocks.N.hook_resid_post, or "
-            "blocks.N.hook_resid_pre with N >= 1, or the block's name, such as model.layers.N."
+            f"{path}: the transcoder reads block {site.layer} and writes to block {out.layer}; one block is expected."
         )
-    if layer not in (None, block):
-        raise UsageError(f"{path}: hook_name is {_shown(name)}, the output of block {block}; layer {layer} was given.")
-    return block
+    return out.point
 
 
 def _check_model_as_loaded(metadata: Mapping[str, Any], path: Path) -> None:
@@ -327,19 +381,20 @@ def _check_model_as_loaded(metadata: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _layer_of_folder(folder: Path, layer: int | None) -> int:
-    """The block that a sparsify folder's name means."""
+def _site_of_folder(folder: Path, layer: int | None) -> Site:
+    """The place that a sparsify folder's name means."""
     name = folder.resolve().name
-    match = BLOCK.fullmatch(name)
-    if match and layer in (None, int(match[1])):
-        return int(match[1])
-    if match or layer is None or INSIDE_BLOCK.fullmatch(name):
+    site = site_of(name)
+    if site is None and layer is not None and not re.match(BLOCK.pattern + r"\.", name):
+        return Site(layer)
+    if site is None or layer not in (None, site.layer):
         conflict = "" if layer is None else f", and layer {layer} was given"
         raise UsageError(
             f"{folder}: a folder of sparsify is named after the module it reads, and this one is {_shown(name)}"
-            f"{conflict}; a whole block is expected, such as layers.15, h.5 or gpt_neox.layers.5 (or else --layer)."
+            f"{conflict}; a block or a part of it is expected, such as layers.15, h.5.mlp or gpt_neox.layers.5 (or "
+            "else --layer)."
         )
-    return layer
+    return site
 
 
 def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
@@ -394,6 +449,7 @@ def _saelens_weights(path: Path, described: _Description) -> dict[str, Tensor]:
     biases = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     shapes |= dict.fromkeys(biases.get(described.architecture, ("b_enc",)), (d_sae,))
+    shapes |= _of_transcoder(described)
     weights = _read_tensors(path, shapes, optional={"scaling_factor": (d_sae,)})
     scaling_factor = weights.pop("scaling_factor", None)
     # For some time SAELens wrote it for every SAE, all ones.
@@ -409,18 +465,32 @@ def _saelens_weights(path: Path, described: _Description) -> dict[str, Tensor]:
 
 def _sparsify_weights(path: Path, described: _Description) -> dict[str, Tensor]:
     d_in, d_sae = described.d_in, described.d_sae
-    weights = _read_tensors(
-        path, {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,),
+    }  # fmt: skip
+    weights = _read_tensors(path, shapes | _of_transcoder(described))
     W_enc, b_enc = weights.pop("encoder.weight").T, weights.pop("encoder.bias")
     return {"W_enc": W_enc, "b_enc": b_enc, **weights}
+
+
+def _of_transcoder(described: _Description) -> dict[str, tuple[int, ...]]:
+    """Shapes of a transcoder's tensors, where they are other than an SAE's."""
+    if described.point_out is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_dec": (described.d_sae, described.d_out), "b_dec": (described.d_out,),
+    }  # fmt: skip
+    return shapes | ({"W_skip": (described.d_out, described.d_in)} if described.has_skip else {})
 
 
 def _read_statistics(folder: Path, described: _Description) -> dict[str, Tensor]:
     path = folder / STATISTICS
     if not path.exists():
         return {}
-    shapes: dict[str, tuple[int, ...]] = {"activation_quartiles": (described.d_sae, 3), "mean": (described.d_in,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "activation_quartiles": (described.d_sae, 3),
+        "mean": (described.d_out or described.d_in,),
+    }
     return _read_tensors(path, {}, optional=shapes, may_be_nan="activation_quartiles")
 
 

@@ -6,7 +6,9 @@ The file holds arrays and nothing else; layer and site are told by the folders a
 
   h = x·W_enc + b_enc    a = h where h > θ (and above 0)    x̂ = a·W_dec + b_dec
 
-b_dec is not subtracted first. All were trained behind a BOS token (arXiv 2408.05147, section 3).
+b_dec is not subtracted first. Sites: res, att (the input of attention's last projection), mlp (what the feed-forward
+network adds, its norm included), and transcoders, from that network's normed input to what it adds. All were trained
+behind a BOS token (arXiv 2408.05147, section 3).
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ PARAMS = "params.npz"
 
 ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
-#: Names of folders, and what stands for a site that is no block's output.
+#: Where each site reads and, for transcoders, writes.
+SITES: dict[str, tuple[str, str | None]] = {
+    "res": ("resid_post", None), "att": ("z", None), "mlp": ("mlp_out", None),
+    "transcoders": ("ln2_normalized", "mlp_out"),
+}  # fmt: skip
+
+#: Names of folders.
 LAYER = re.compile(r"layer_([0-9]{1,4})")
 RELEASE = re.compile(r"gemma-scope-(?P<size>[0-9]+[bm])-(?P<kind>pt|it)-(?P<site>[a-z-]+)")
 
@@ -35,24 +43,27 @@ RELEASE = re.compile(r"gemma-scope-(?P<size>[0-9]+[bm])-(?P<kind>pt|it)-(?P<site
 def load_gemma_scope(folder: Path, layer: int | None = None) -> SparseAutoencoder:
     """Read a folder's params.npz.
 
-    layer: the block whose output it reads, for a folder whose path does not say. Raises UsageError, naming what was
-    expected and what was found, for anything else than such an SAE of a block's output.
+    layer: the block that it reads, for a folder whose path does not say; the site is then res. Raises UsageError,
+    naming what was expected and what was found, for anything else than such an SAE or transcoder.
     """
     path = folder / PARAMS
     parts = folder.resolve().parts
     release = next((match for part in reversed(parts) if (match := RELEASE.search(part))), None)
-    if (release and release["site"] != "res") or "embedding" in parts:
-        site = "the embedding" if "embedding" in parts else f"site {release['site']!r}" if release else ""
-        raise UsageError(f"{path} is of {site}; a block's output is expected: a release whose name ends in -res.")
+    site = release["site"] if release else "res"
+    if "embedding" in parts or site not in SITES:
+        of = "the embedding" if "embedding" in parts else f"site {site!r}"
+        raise UsageError(f"{path} is of {of}; a release whose name ends in -{', -'.join(SITES)} is expected.")
+    point, point_out = SITES[site]
     named = next((int(match[1]) for part in reversed(parts) if (match := LAYER.fullmatch(part))), None)
     if named is None and layer is None:
         raise UsageError(f"{path}: no folder above it is called layer_N: say which layer it reads (--layer).")
     if None not in (named, layer) and named != layer:
         raise UsageError(f"{path} is below layer_{named}, and layer {layer} was given.")
     arrays = _read(path)
-    d_model, d_sae = arrays["W_enc"].shape if arrays["W_enc"].ndim == 2 else (0, 0)
+    d_in, d_sae = arrays["W_enc"].shape if arrays["W_enc"].ndim == 2 else (0, 0)
+    d_model = arrays["W_dec"].shape[-1] if point_out else d_in
     shapes = {
-        "W_enc": (d_model, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_model), "b_dec": (d_model,),
+        "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_model), "b_dec": (d_model,),
         "threshold": (d_sae,),
     }  # fmt: skip
     for name, shape in shapes.items():
@@ -66,15 +77,17 @@ def load_gemma_scope(folder: Path, layer: int | None = None) -> SparseAutoencode
         layer=named if layer is None else layer,  # type: ignore[arg-type]
         k=None,
         W_enc=arrays["W_enc"],
-        # What is subtracted here and not there is added again.
-        b_enc=arrays["b_enc"] + arrays["b_dec"] @ arrays["W_enc"],
+        # What an SAE subtracts here and not there is added again.
+        b_enc=arrays["b_enc"] if point_out else arrays["b_enc"] + arrays["b_dec"] @ arrays["W_enc"],
         W_dec=arrays["W_dec"],
         b_dec=arrays["b_dec"],
         architecture="jumprelu",
         threshold=arrays["threshold"],
         bos=True,
         model_name="" if release is None else f"gemma-2-{release['size']}" + "-it" * (release["kind"] == "it"),
-        sha256=sha256,
+        sha256=sha256 if site == "res" else hashlib.sha256(f"{sha256} {site}".encode()).hexdigest(),
+        point=point,
+        point_out=point_out,
         source=str(folder),
     )
 

@@ -56,7 +56,7 @@ def import_sae(
         texts = list(_sample(model, documents))
         if not texts:
             raise UsageError(f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text.")
-        sae = replace(sae, norm_median=norm_medians(model, texts, [sae.layer])[sae.layer])
+        sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
     origin = {"imported_sha256": sae.sha256, "imported_model_name": sae.model_name}
     target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
     save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)

@@ -14,7 +14,8 @@ from torch import Tensor
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.figures import Evaluation
-from energy_lens.ingest.sae.formats import BLOCK, CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, WEIGHTS
+from energy_lens.ingest.sae.formats import CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, TRANSCODERS, WEIGHTS
+from energy_lens.ingest.sae.hook_names import BLOCK
 from energy_lens.warehouse.files import whole
 
 
@@ -31,14 +32,17 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
         weights["b_enc"] = sae.b_enc
         if sae.threshold is not None:
             weights["threshold"] = sae.threshold
+    if sae.W_skip is not None:
+        weights["W_skip"] = sae.W_skip
     topk = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.architecture == "topk" else {}
     config = {
-        "architecture": sae.architecture,
-        "d_in": sae.d_model,
+        "architecture": _architecture(sae),
+        "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         **topk,
+        **({"d_out": sae.d_model} if sae.is_transcoder else {}),
         "dtype": str(dtype).removeprefix("torch."),
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": not sae.is_transcoder,
         "normalize_activations": sae.normalisation,
         "reshape_activations": "none",
         "metadata": {
@@ -55,6 +59,11 @@ def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = tor
 
     Raises UsageError for an SAE that the format has no words for, else as `save_sae`.
     """
+    if not sae.site.is_block_output:
+        raise UsageError(
+            f"{sae.source or 'The SAE'} reads {sae.hook_name}: elw writes SAEs of a block's output alone in sparsify's "
+            "format; write it as saelens."
+        )
     if sae.architecture != "topk" or sae.normalisation != "none":
         raise UsageError(
             f"{sae.source or 'The SAE'} is {sae.architecture} with normalisation {sae.normalisation!r}: sparsify's "
@@ -82,9 +91,24 @@ def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = tor
     return folder
 
 
+def _architecture(sae: SparseAutoencoder) -> str:
+    """SAELens' word for it. Raises UsageError for a transcoder that it has none for."""
+    if not sae.is_transcoder:
+        return sae.architecture
+    skip = sae.W_skip is not None
+    for name, architecture in TRANSCODERS.items():
+        if architecture == sae.architecture and ("skip" in name) == skip:
+            return name
+    raise UsageError(
+        f"{sae.source or 'The transcoder'} is {sae.architecture}, and SAELens has transcoders of architecture standard "
+        "and jumprelu alone: ingest takes it by its path as it is."
+    )
+
+
 def _metadata(sae: SparseAutoencoder) -> dict[str, Any]:
     elw_metadata = {"norm_median": sae.norm_median, **sae.metadata}
-    return {"model_name": sae.model_name, "hook_name": sae.hook_name, "elw": elw_metadata}
+    out = {"hook_name_out": sae.site_out.hook_name} if sae.is_transcoder else {}
+    return {"model_name": sae.model_name, "hook_name": sae.hook_name, **out, "elw": elw_metadata}
 
 
 def _write(

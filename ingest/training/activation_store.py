@@ -22,7 +22,8 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO, included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
+from energy_lens.ingest.model.residuals import norm_medians
+from energy_lens.ingest.model.sites import RESID_POST, Site, check_sites, harvest, width
 from energy_lens.ingest.training.documents import Ids, of_equal_length, parts_of, side_by_side
 from energy_lens.warehouse.files import whole
 
@@ -49,22 +50,27 @@ class ActivationStore:
         layers: Sequence[int],
         round_contexts: int = 512,
         model_batch: int = 8,
+        point: str = RESID_POST,
     ) -> None:
         """contexts: token ids of each, in the order in which they are taken.
 
         round_contexts, model_batch: contexts in a round and in a forward pass, when all are as long as the longest;
-        of shorter ones there are more.
+        of shorter ones there are more. point: where in each block, of sites.POINTS.
 
         Raises UsageError when the folder holds the residuals of other contexts, layers or another model.
         """
         self.folder, self.layers = folder, list(layers)
         self._model, self._special = model, special_tokens(model)
+        self._sites = {layer: Site(layer, point) for layer in layers}
+        check_sites(model, self._sites.values())
+        self._width = width(model, self._sites[min(layers)])
         length = max(map(len, contexts))
         self._places = model_batch * length  # in a forward pass, padding with them
         self._rounds = parts_of(contexts, round_contexts * length)
         described = [
             STORE_VERSION, model.sha256, str(model.dtype), self.layers, round_contexts, MASSIVE_NORM_RATIO,
             self._special.ids.tolist(), list(map(len, contexts)), *(["bos"] if self._special.bos_leads else []),
+            *([] if point == RESID_POST else [point]),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(described).encode())
         for ids in contexts:
@@ -91,7 +97,7 @@ class ActivationStore:
                 )
             return {layer: float(plan["norm_medians"][str(layer)]) for layer in self.layers}
         first = parts_of(contexts, MEDIAN_TOKENS)[0]
-        medians = norm_medians(self._model, of_equal_length(first, self._places), self.layers)
+        medians = norm_medians(self._model, of_equal_length(first, self._places), self._sites)
         _write_json(self.folder, PLAN, {"contexts": self._digest, "norm_medians": medians})
         return medians
 
@@ -101,7 +107,7 @@ class ActivationStore:
         files = {layer: folder / f"layer_{layer}.bf16" for layer in self.layers}
         if not (folder / ROUND).exists() or not all(path.exists() for path in files.values()):
             self._harvest(index)
-        shape = (self.n_tokens(index), self._model.d_model)
+        shape = (self.n_tokens(index), self._width)
         residuals = {}
         for layer, path in files.items():
             if path.stat().st_size != 2 * shape[0] * shape[1]:
@@ -153,7 +159,7 @@ class ActivationStore:
 
     def _batches(self, contexts: Sequence[Ids]) -> Iterator[dict[int, Tensor]]:
         for tokens, lengths in side_by_side(contexts, self._places):
-            residuals = harvest_residuals(self._model, tokens, self.layers)
+            residuals = harvest(self._model, tokens, self._sites)
             included = included_everywhere(residuals, self.norm_medians, lengths, tokens, self._special)
             yield {layer: x[included].bfloat16() for layer, x in residuals.items()}
 

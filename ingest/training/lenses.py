@@ -30,6 +30,7 @@ from energy_lens.ingest.inclusion import included_everywhere
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
+from energy_lens.ingest.model.sites import Site
 from energy_lens.ingest.model.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
 from energy_lens.ingest.training.documents import (
@@ -98,7 +99,7 @@ def fit_translators(
         options.batch_contexts * (options.context_length - 2),
     )  # fmt: skip
     first = of_equal_length(parts_of(contexts, MEDIAN_TOKENS)[0], step_tokens)
-    medians = norm_medians(model, first, [*layers, model.n_layers - 1])
+    medians = norm_medians(model, first, {layer: Site(layer) for layer in [*layers, model.n_layers - 1]})
 
     def batches(contexts: Sequence[Ids], what: str) -> Iterator[_TokenBatch]:
         pieces = parts_of(contexts, step_tokens)

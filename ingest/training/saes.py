@@ -32,6 +32,7 @@ from energy_lens.errors import ElwError, UsageError, require
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.sites import POINTS, READ_ONLY, RESID_POST
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.training.activation_store import ActivationStore
@@ -72,6 +73,7 @@ class TrainingConfig:
     dead_after: int = 50_000  #: a feature that has not fired for so many tokens counts as dead
     round_contexts: int = 2048  #: contexts that are shuffled together and kept on disk at once
     context_length: int = 128
+    point: str = RESID_POST  #: where in each block, of sites.POINTS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class TrainingConfig:
         rate = self.learning_rate
         require(0 < rate < math.inf, f"--learning-rate is {rate}; it must be positive and finite.")
         require(self.context_length >= 3, f"--context is {self.context_length}; at least 3 tokens are needed.")
+        points = [point for point in POINTS if point not in READ_ONLY]
+        require(self.point in points, f"--hook-point is {self.point!r}; choose {', '.join(points)}.")
         require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
         require(
             self.round_contexts * (self.context_length - 2) >= 2 * self.batch_size,
@@ -239,7 +243,7 @@ def train_saes(
         model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size,
         "give more text, or a smaller --batch-size",
     )  # fmt: skip
-    store = ActivationStore(folder, model, contexts, layers, config.round_contexts)
+    store = ActivationStore(folder, model, contexts, layers, config.round_contexts, point=config.point)
     training = _Training(model, layers, config, store, folder, on_progress)
     training.run()
     polished = _polish(training, parts["select"]) if config.optimizer == "lbfgs" else {}
@@ -250,7 +254,7 @@ def train_saes(
     settings = {name: value for name, value in asdict(config).items() if name != "ks"}
     settings["dtype"] = str(model.dtype).removeprefix("torch.")
     for sae, trainer in zip(saes, training.trainers, strict=True):
-        sae.bos = model.bos is not None
+        sae.bos, sae.point = model.bos is not None, config.point
         sae.metadata |= {
             "training": {**settings, "k": trainer.k, "tokens": sum(map(store.n_tokens, range(len(store))))},
             "documents": {name: [document.sha256[:16] for document in part] for name, part in parts.items()},

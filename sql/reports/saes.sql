@@ -7,6 +7,8 @@ WITH firing AS (
 )
 SELECT
     s.layer,
+    s.hook_name,
+    s.hook_name_out,
     s.architecture,
     s.d_sae,
     s.k,
