@@ -40,7 +40,8 @@ FIGURES = (
 
 #: Columns of a query that each heading of a table shows.
 SHOWN = {
-    "Layer": ("layer",), "Hook": ("hook_name", "hook_name_out"), "Features": ("d_sae", "n_features"), "k": ("k",), "FVU": ("fvu",),
+    "Layer": ("layer",), "Hook": ("hook_name", "hook_name_out"), "Features": ("d_sae", "n_features"), "k": ("k",),
+    "FVU": ("fvu",),
     "FVU, macro": ("fvu_macro",), "CE recovered": ("ce_recovered_mean",),
     "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
     "Read": ("n_documents_read",), "Tokens planned": ("planned_tokens",), "Tokens ingested": ("ingested_tokens",),

@@ -221,8 +221,6 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
             f"{path}: normalize_activations is {_shown(normalisation)}; "
             f"{_choice((*NORMALISATIONS, SCALED_INPUT))} is expected."
         )
-    if (reshape := config.get("reshape_activations") or "none") not in ("none", "hook_z"):
-        raise UsageError(f"{path}: reshape_activations is {_shown(reshape)}; 'none' or 'hook_z' is expected.")
     if is_transcoder and normalisation != "none":
         raise UsageError(
             f"{path}: normalize_activations is {_shown(normalisation)} and the architecture {named!r}; 'none' is "
@@ -242,6 +240,10 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
     metadata = _object(config.get("metadata") or {}, "metadata", path)
     _check_model_as_loaded(metadata, path)
     site = _site_of_hook(metadata, path, layer)
+    if (reshape := config.get("reshape_activations") or "none") not in ("none", f"hook_{site.point}"):
+        raise UsageError(
+            f"{path}: reshape_activations is {_shown(reshape)}; 'none' is expected, or 'hook_z' of an SAE at hook_z."
+        )
     if site.point in READ_ONLY and not is_transcoder:
         raise UsageError(
             f"{path}: hook_name is {_shown(metadata.get('hook_name'))}, where a norm's output is read and nothing can "
