@@ -111,7 +111,7 @@ WRITABLE = [(family, point) for family, point in EVERY if point not in READ_ONLY
 
 
 def tokens() -> Tensor:
-    return (torch.arange(48).view(2, 24) * 37) % 500
+    return 1 + (torch.arange(48).view(2, 24) * 37) % 500  # not 0: Gemma has no embedding for padding
 
 
 @contextlib.contextmanager
