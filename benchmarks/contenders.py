@@ -51,6 +51,7 @@ def products(dtype: str, seconds: float) -> dict[str, Any]:
         "us": {part: seconds * 1e6 for part, (_, seconds) in parts.items()},
         "patch_token": {layer: products.of_patches(layer, 1, 0) for layer in range(products.model.n_layers)},
         "patch_loss": products.of_patches(0, 0, 1),
+        "patch_context": {layer: products.of_predictions(layer, 3, 4) for layer in range(products.model.n_layers)},
     }  # fmt: skip
 
 
@@ -104,7 +105,13 @@ def intervene(db: str, **options: Any) -> dict[str, Any]:
             "SELECT sum(n_tokens)::BIGINT, sum(n_edited + n_later)::BIGINT FROM interventions "
             "JOIN contexts USING (run_id, context_id)"
         ).fetchall()[0]
-    return {"patches": sum(each.n_new_patches for each in done), "tokens": n_tokens, "looked_at": n_looked_at}
+        (n_unpatched,) = warehouse.sql(
+            "SELECT sum(n_tokens)::BIGINT FROM intervention_contexts JOIN contexts USING (run_id, context_id)"
+        ).fetchall()[0]
+    return {
+        "patches": sum(each.n_new_patches for each in done), "tokens": n_tokens, "looked_at": n_looked_at,
+        "unpatched": n_unpatched,
+    }  # fmt: skip
 
 
 def train(corpus: str, folder: str, tokens: int, layer: int, dtype: str) -> dict[str, Any]:

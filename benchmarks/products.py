@@ -86,6 +86,21 @@ class Products:
         _, above = self._sum(_shapes(list(self.model.blocks)[layer + 1 :]), self.there)
         return above * n_tokens + self.there[self.vocabulary] * n_looked_at
 
+    def of_predictions(self, layer: int, n_probes: int, n_other_points: int) -> float:
+        """Seconds a token of the contexts that run unpatched, for the predictions and controls of their patches.
+
+        A pass with its gradient, and another one below for the covariance of residuals; probes of two kinds, the first
+        with a product of the vocabulary for each, and points elsewhere, each a pass above the layer with its gradient.
+        """
+        blocks = list(self.model.blocks)
+        _, whole = self._sum(_shapes(blocks), self.there)
+        _, below = self._sum(_shapes(blocks[: layer + 1]), self.there)
+        _, above = self._sum(_shapes(blocks[layer + 1 :]), self.there)
+        _, down = self._sum(_shapes(blocks[layer + 1 :]), self.back)
+        there, back = self.there[self.vocabulary], self.back[self.vocabulary]
+        probes = 2 * n_probes * down + 2 * there + (n_probes + 2) * back
+        return whole + below + there + back + down + probes + n_other_points * (above + there + back + down)
+
     def _sum(self, shapes: Iterable[Shape], seconds: dict[Shape, float]) -> tuple[float, float]:
         counted = Counter(shapes)
         return sum(2.0 * a * b * n for (a, b), n in counted.items()), sum(seconds[s] * n for s, n in counted.items())

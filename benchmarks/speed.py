@@ -77,8 +77,10 @@ class Bench:
         if "machine" not in self.found:
             say("products of the machine")
             self.measure("machine", {name: contender("products", dtype=name, seconds=1.0) for name in DTYPES})
+        if "pipelines" not in self.found:
+            self.run_pipelines(corpus, ids)
         if "others" not in self.found:
-            self.run_contenders(corpus, ids)
+            self.run_others(corpus)
         if "energies" not in self.found:
             say("energies")
             sets = [("nll",), *(("nll", name) for name in ENERGIES if name != "nll"), tuple(ENERGIES)]
@@ -117,7 +119,7 @@ class Bench:
         """Those that are worth it here: a processor without the instructions takes minutes for seconds' work."""
         return [name for name, speed in self.speeds.items() if speed >= 0.5 * max(self.speeds.values())]
 
-    def run_contenders(self, corpus: Path, ids: Path) -> None:
+    def run_pipelines(self, corpus: Path, ids: Path) -> None:
         say("pipelines")
         contenders = {f"limit {p}": contender("products", dtype=p, seconds=60.0) for p in self.precisions}
         contenders |= {
@@ -134,17 +136,18 @@ class Bench:
                 contenders[f"{name}, {precision}"] = contender(
                     "ingest", db=db, corpus=str(corpus), dtype=precision, max_tokens=self.arguments.tokens, **options
                 )
-                if name == ELW:
-                    self.warehouse = db
         self.measure("pipelines", contenders)
 
+    def run_others(self, corpus: Path) -> None:
         say("interventions and training")
+        warehouse = self.scratch / "to_intervene_on.duckdb"
+        in_turns({"": contender("ingest", db=str(warehouse), corpus=str(corpus), max_tokens=self.arguments.tokens)})
         others: dict[str, list[str]] = {}
         for precision in self.precisions:
-            others[f"limit {precision}"] = contender("products", dtype=precision, seconds=30.0)
+            others[f"limit {precision}"] = contender("products", dtype=precision, seconds=90.0)
             for layer in self.arguments.layers:
                 copy = self.scratch / f"patches_{precision}_{layer}.duckdb"
-                shutil.copy(self.warehouse, copy)
+                shutil.copy(warehouse, copy)
                 others[f"patches {layer} {precision}"] = contender(
                     "intervene", db=str(copy), layers=[layer], features=["top:25", "random:25"], contexts=8,
                     dtype=precision, controls=["isotropic", "covariance", "decoder"],
@@ -257,7 +260,7 @@ def tables(found: Found) -> dict[str, str]:
             f"{of['seconds'].get('finish', 0) / total:.0%}" if is_elw else "", f"{of['peak']:.2f} GB",
         ])  # fmt: skip
 
-    patches = [["", "a second", "share of the limit"]]
+    patches = [["", "a second", "share of the limit of the patches", "of patches and predictions"]]
     for name, of in others.items():
         word, _, precision = name.rpartition(" ")
         if word.startswith("patches "):
@@ -267,12 +270,14 @@ def tables(found: Found) -> dict[str, str]:
                 of["found"]["tokens"] * products["patch_token"][layer]
                 + of["found"]["looked_at"] * products["patch_loss"]
             )
+            predictions = of["found"]["unpatched"] * products["patch_context"][layer]
             seconds = of["seconds"]["patches"]
             name = f"patches of `elw intervene`, layer {layer}, {precision}"
-            patches.append([name, f"{of['found']['patches'] / seconds:.1f}", f"{least / seconds:.0%}"])
+            patches.append([name, f"{of['found']['patches'] / seconds:.1f}", f"{least / seconds:.0%}",
+                            f"{(least + predictions) / seconds:.0%}"])  # fmt: skip
         if word == "training":
             rate = of["found"]["tokens"] / of["seconds"]["training"]
-            patches.append([f"tokens of `elw sae train`, one layer, one pass, {precision}", f"{rate:.0f}", ""])
+            patches.append([f"tokens of `elw sae train`, one layer, one pass, {precision}", f"{rate:.0f}", "", ""])
 
     energies = [["energies", "precision", "tokens/s relative to nll alone", "to nll and hopfield", "added ms a token"]]
     milliseconds = {

@@ -29,6 +29,7 @@ from energy_lens.analysis.interventions.effects import Intervened, renew_effects
 from energy_lens.analysis.interventions.measuring import measure_batch
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.console import bar
+from energy_lens.ingest.model.flash import use_flash
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DTYPES
 from energy_lens.ingest.model.precision import name_of
@@ -84,6 +85,8 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
         n_new_patches = dict.fromkeys(layers, 0)
         if any(not plan.is_finished for plan in plans):
             model = model or current.load_model(options.dtype)
+            if not options.hessian:  # whose backward pass is differentiated again
+                use_flash(model)
             for plan in plans:
                 later = [landscape for layer, landscape in landscapes.items() if layer > plan.layer]
                 if not plan.is_finished:

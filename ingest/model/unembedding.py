@@ -242,9 +242,9 @@ class Likeliest:
         self.tokens = torch.zeros(len(hidden), dtype=torch.int64)  #: [n]
 
     def see(self, first: int, logits: Tensor) -> None:
-        largest, place = logits.max(1)
-        better = largest > self._largest
-        self._largest[better], self.tokens[better] = largest[better], place[better] + first
+        largest = logits.amax(1)
+        better = (largest > self._largest).nonzero()[:, 0]  # few but in the first tiles, and a place is dear to find
+        self._largest[better], self.tokens[better] = largest[better], logits[better].argmax(1) + first
 
     def add(self, rows: Tensor, weights: Tensor, slope: Tensor | float, shrinking: Tensor) -> None:
         pass
