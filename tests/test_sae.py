@@ -315,7 +315,7 @@ def test_a_missing_folder_config_or_weights_file(folder: Path) -> None:
     ("changes", "found", "expected"),
     [
         ({"architecture": "batchtopk"}, "'batchtopk'", "'topk'"),
-        ({"architecture": "transcoder"}, "'transcoder'", "'topk'"),
+        ({"architecture": "matching"}, "'matching'", "'topk'"),
         ({"architecture": ["topk"]}, "['topk']", "'topk'"),
         ({"architecture": ...}, "None", "'topk'"),
         ({"normalize_activations": "covariance_whitening"}, "'covariance_whitening'", "'none'"),
