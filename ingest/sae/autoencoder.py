@@ -1,6 +1,6 @@
 """Sparse autoencoders (SAEs): residuals in, sparse feature activations and decoder rows out.
 
-  z   = norm(x) − b_dec           norm is one of NORMALISATIONS, taken per token
+  z   = norm(x) − b_dec           norm is one of NORMALISATIONS or CENTRED, taken per token
   h   = z·W_enc + b_enc
   a   = relu(h) where h is among its k largest   (topk)
         relu(h)                                  (standard)
@@ -30,6 +30,10 @@ ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
 
 #: Of a token's residual before encoding, undone after decoding, as SAELens names them.
 NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
+
+#: The residual without its mean over dimensions. TransformerLens' center_writing_weights makes a model whose residuals
+#: are so; where every norm takes the mean out anyway (LayerNorm), that model says the same as the published one.
+CENTRED = "centred"
 
 #: SAELens' layer_norm divides by σ + this, and multiplies by σ alone afterwards.
 LAYER_NORM_EPSILON = 1e-5
@@ -69,7 +73,7 @@ class SparseAutoencoder:
 
     def __post_init__(self) -> None:
         """Raises ValueError for parts that do not go together."""
-        if self.architecture not in ARCHITECTURES or self.normalisation not in NORMALISATIONS:
+        if self.architecture not in ARCHITECTURES or self.normalisation not in (*NORMALISATIONS, CENTRED):
             raise ValueError(f"There is no SAE of architecture {self.architecture}, normalised by {self.normalisation}")
         if (self.k is None) == (self.architecture == "topk"):
             raise ValueError(f"k is {self.k} and the architecture {self.architecture}: k belongs to topk")
@@ -147,9 +151,11 @@ class SparseAutoencoder:
         if x is None:
             raise ValueError(f"An SAE with {self.normalisation} decodes beside the residuals it encoded: give x")
         scales = self.token_scales(x)
-        assert scales is not None
-        reconstruction = reconstruction * scales[:, None]
-        return reconstruction + x.mean(-1, keepdim=True) if self.normalisation == "layer_norm" else reconstruction
+        if scales is not None:
+            reconstruction = reconstruction * scales[:, None]
+        if self.normalisation in ("layer_norm", CENTRED):
+            reconstruction = reconstruction + x.mean(-1, keepdim=True)
+        return reconstruction
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x̂ [n, d_model] of residuals x [n, d_model]."""
@@ -164,7 +170,11 @@ class SparseAutoencoder:
         if self.normalisation == "layer_norm":
             centred = x - x.mean(-1, keepdim=True)
             return centred / (_deviations(centred) + LAYER_NORM_EPSILON)
-        return x
+        return self.to_be_made_up(x)
+
+    def to_be_made_up(self, x: Tensor) -> Tensor:
+        """What of residuals x [n, d_model] the SAE was trained to make up: x, or x without its mean where CENTRED."""
+        return x - x.mean(-1, keepdim=True) if self.normalisation == CENTRED else x
 
     def centred(self, x: Tensor) -> Tensor:
         """norm(x) − b_dec [n, d_model] for residuals x [n, d_model]: what the features are to make up."""
@@ -196,13 +206,15 @@ class SparseAutoencoder:
             slope = centred / (sigma * (self.d_model - 1)).clamp_min(torch.finfo(x.dtype).tiny)
             along = (centred * v).sum(-1, keepdim=True) / divisor.square()
             return (v - v.mean(-1, keepdim=True)) / divisor - slope * along
-        return v
+        return self.to_be_made_up(v)  # which is its own Jacobian
 
     # -- facts and copies
 
     def facts(self, norm_median: float) -> dict[str, Any]:
         """Columns of the table `saes`; norm_median is the one that the run uses."""
-        notes = {} if self.normalisation == "none" else {"normalize_activations": self.normalisation}
+        notes = {"normalize_activations": self.normalisation} if self.normalisation in NORMALISATIONS[1:] else {}
+        if self.normalisation == CENTRED:
+            notes = {"center_writing_weights": True}
         return {
             "layer": self.layer, "sae_sha256": self.sha256, "source": self.source, "architecture": self.architecture,
             "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median,

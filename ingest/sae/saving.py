@@ -12,9 +12,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import CENTRED, SparseAutoencoder
 from energy_lens.ingest.sae.figures import Evaluation
-from energy_lens.ingest.sae.formats import BLOCK, CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, WEIGHTS
+from energy_lens.ingest.sae.formats import (
+    BLOCK,
+    CENTRES_RESIDUALS,
+    CONFIG,
+    SAELENS_VERSION,
+    SPARSIFY_WEIGHTS,
+    STATISTICS,
+    WEIGHTS,
+)
 from energy_lens.warehouse.files import whole
 
 
@@ -39,11 +47,12 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
         **topk,
         "dtype": str(dtype).removeprefix("torch."),
         "apply_b_dec_to_input": True,
-        "normalize_activations": sae.normalisation,
+        "normalize_activations": "none" if sae.normalisation == CENTRED else sae.normalisation,
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             **({} if sae.bos is None else {"prepend_bos": sae.bos}),
+            **({"model_from_pretrained_kwargs": {CENTRES_RESIDUALS: True}} if sae.normalisation == CENTRED else {}),
             **_metadata(sae),
         },
     }
