@@ -46,7 +46,8 @@ def tensors() -> dict[str, torch.Tensor]:
     rows = torch.randn(D_MODEL, D_SAE, generator=generator) * (0.5 + torch.rand(D_SAE, generator=generator))
     return {
         "encoder.weight": torch.randn(D_SAE, D_MODEL, generator=generator), "decoder.weight": rows,
-        "encoder.bias": torch.randn(D_SAE, generator=generator), "decoder.bias": torch.randn(D_MODEL, generator=generator),
+        "encoder.bias": torch.randn(D_SAE, generator=generator),
+        "decoder.bias": torch.randn(D_MODEL, generator=generator),
     }  # fmt: skip
 
 

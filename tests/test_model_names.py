@@ -75,7 +75,7 @@ def test_everybody_who_uses_it_is_told(
     tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Ingest, import, evaluation of what was imported and interventions say so on stderr; an SAE of its own is quiet."""
+    """Ingest, import, evaluation of what was imported and interventions say so on stderr; its own SAE is quiet."""
     monkeypatch.setenv("ELW_CACHE", str(tmp_path / "cache"))
     made = tiny("llama")
     model = tmp_path / "tiny-1m"

@@ -1,4 +1,4 @@
-"""Checkpoints of SAELens' training, and models that TransformerLens changed: what their SAEs compute, and what they miss.
+"""Checkpoints of SAELens' training, and SAEs of models that TransformerLens changed: what they compute.
 
 Formulas are written down here in float64; benchmarks/saelens_parity.py compares with SAELens itself.
 """
@@ -200,7 +200,7 @@ def test_layer_norm_takes_the_mean_out_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (loaded_with("center_writing_weights") | {"normalize_activations": "constant_norm_rescale"}, "is expected beside"),
+        (loaded_with("center_writing_weights") | {"normalize_activations": "constant_norm_rescale"}, "expected beside"),
         (loaded_with("fold_ln", hook_name="blocks.3.ln2.hook_normalized"), "fold_ln"),
         (loaded_with("fold_value_biases", hook_name="blocks.3.attn.hook_z"), "fold_value_biases"),
         ({"metadata": {"model_from_pretrained_kwargs": ["center_writing_weights"]}}, "is a list"),

@@ -160,7 +160,9 @@ def _refuse_others(said: Mapping[str, Any], path: Path) -> None:
     """Raises UsageError for what is no SAE of one hook point."""
     read, made = said.get("hook_point_in"), said.get("hook_point_out")
     if not isinstance(read, str):
-        raise UsageError(f"{path}: hook_point_in is {_shown(read)}; a hook point is expected: blocks.N.hook_resid_post.")
+        raise UsageError(
+            f"{path}: hook_point_in is {_shown(read)}; a hook point is expected: blocks.N.hook_resid_post."
+        )
     if made not in (None, read):
         raise UsageError(
             f"{path} is of a transcoder: it reads {_shown(read)} and makes up {_shown(made)}; an SAE of one hook point "
@@ -184,7 +186,9 @@ def _scales(norms: Any, d_model: int, path: Path) -> tuple[float, float]:
     """√d over the mean norm of the training data, of what is read and of what is made up."""
     what = "dataset_average_activation_norm"
     if not isinstance(norms, dict):
-        raise UsageError(f"{path}: norm_activation is 'dataset-wise', and {what} is {_shown(norms)}; in and out needed.")
+        raise UsageError(
+            f"{path}: norm_activation is 'dataset-wise', and {what} is {_shown(norms)}; in and out needed."
+        )
     read = _number(norms.get("in"), f"{what}.in", path)
     made = _number(norms.get("out"), f"{what}.out", path)
     return math.sqrt(d_model) / read, math.sqrt(d_model) / made

@@ -1,8 +1,8 @@
 """The name of an SAE's model and that of the model in use in, a note out where they are two models.
 
-Width and layers are checked elsewhere (`choosing.check_saes`); two models of one width pass that, and the features of one
-mean nothing in the other. Names are compared as people write them: an owner, a revision, a GGUF file's precision, case,
-hyphens and underscores make no difference.
+Width and layers are checked elsewhere (`choosing.check_saes`); two models of one width pass that, and the features of
+one mean nothing in the other. Names are compared as people write them: an owner, a revision, a GGUF file's precision,
+case, hyphens and underscores make no difference.
 """
 
 from __future__ import annotations
