@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_everybody_who_uses_it_is_told(
     monkeypatch.setenv("ELW_CACHE", str(tmp_path / "cache"))
     made = tiny("llama")
     model = tmp_path / "tiny-1m"
-    model.symlink_to(made.folder, target_is_directory=True)
+    shutil.copytree(made.folder, model)
     sae = replace(load_sae(made.saes / "layer_1"), model_name="google/gemma-2-2b")
     save_sae(sae, tmp_path / "sae")
     note = f"was trained on google/gemma-2-2b, and the model is {model}"
@@ -93,7 +94,7 @@ def test_everybody_who_uses_it_is_told(
 
     corpus, db = str(small_corpus), str(tmp_path / "w.duckdb")
     told("ingest", corpus, "--db", db, "--model", str(model), "--sae", str(tmp_path / "sae"), "--max-tokens", "500")
-    told("intervene", "--db", db, "--layer", "1", "--features", "3")
+    told("intervene", "try", "one two three four", "--feature", "1:3", "--db", db)
     imported = told("sae", "import", str(tmp_path / "sae"), "--model", str(model)).strip()
     assert trained_on(load_sae(Path(imported))) == "google/gemma-2-2b"
     told("sae", "evaluate", corpus, "--model", str(model), "--sae", imported, "--no-ce")

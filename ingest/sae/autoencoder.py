@@ -212,9 +212,11 @@ class SparseAutoencoder:
 
     def facts(self, norm_median: float) -> dict[str, Any]:
         """Columns of the table `saes`; norm_median is the one that the run uses."""
-        notes = {"normalize_activations": self.normalisation} if self.normalisation in NORMALISATIONS[1:] else {}
+        notes: dict[str, Any] = {}
         if self.normalisation == CENTRED:
             notes = {"center_writing_weights": True}
+        elif self.normalisation != "none":
+            notes = {"normalize_activations": self.normalisation}
         return {
             "layer": self.layer, "sae_sha256": self.sha256, "source": self.source, "architecture": self.architecture,
             "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median,
