@@ -29,6 +29,7 @@ from energy_lens.ingest.model.precision import load_in
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import stored_folder
 from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.model_names import note_another_model
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context, rounds
 from energy_lens.warehouse.query import announce_state
@@ -73,6 +74,7 @@ class CurrentRun:
             self.facts = RunFacts(*row)
             saes = warehouse.run("current_run/saes", run=self.run_id).fetchall()
         self._saes = {layer: _StoredSae(*place) for layer, *place in saes}
+        self._noted: set[int] = set()  # layers whose SAE is known to be, or not to be, of the run's model
 
     @property
     def run_id(self) -> int:
@@ -110,6 +112,9 @@ class CurrentRun:
                 f"The SAE of layer {layer}, {stored.source}, is another now than in run {self.run_id}: bring that one "
                 "back, or ingest anew."
             )
+        if layer not in self._noted:
+            note_another_model(sae, self.facts.model)
+            self._noted.add(layer)
         return replace(sae, norm_median=stored.norm_median)
 
     def make_energies(self, names: Sequence[str]) -> list[Energy]:

@@ -13,6 +13,7 @@ prints the largest difference of both, relative to the largest number, and fails
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -181,15 +182,25 @@ def write_theirs(folder: Path) -> None:
         "jumprelu": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig, {}),
         "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig, {}),
         "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig, {"k": K}),
-    }
+        "matryoshka_batchtopk": (
+            sae_lens.MatryoshkaBatchTopKTrainingSAE, sae_lens.MatryoshkaBatchTopKTrainingSAEConfig,
+            {"k": K, "matryoshka_widths": [D_SAE // 4, D_SAE]},
+        ),
+    }  # fmt: skip
     for architecture, (sae_class, config_class, settings) in trained.items():
         sae = filled(sae_class(config_class(d_in=D_IN, d_sae=D_SAE, metadata=metadata(), **settings)), architecture)
-        if architecture == "batchtopk":
+        if "batchtopk" in architecture:
             sae.topk_threshold.fill_(0.8)
         target = folder / f"trained-{architecture}"
         sae.save_inference_model(target)
-        save_file(theirs(sae_lens.SAE.load_from_disk(target), residuals()), target / EXPECTED)
+        expected = theirs(sae_lens.SAE.load_from_disk(target), residuals())
+        save_file(expected, target / EXPECTED)
+        checkpoint = folder / f"checkpoint-{architecture}"  # as it is saved while it is trained
+        sae.save_model(checkpoint)
+        save_file(expected, checkpoint / EXPECTED)
 
+    write_centred(folder / "centred")
+    write_llama_scope(folder / "Llama3_1-8B-Base-L2R-4x")
     for architecture in ("standard", "topk", "jumprelu", "gated"):
         target = folder / f"before-v6-{architecture}"
         target.mkdir(parents=True, exist_ok=True)
@@ -205,6 +216,65 @@ def write_theirs(folder: Path) -> None:
         tensors = weights(architecture) | {"scaling_factor": torch.ones(D_SAE)}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / "sae_weights.safetensors")
         save_file(theirs(sae_lens.SAE.load_from_disk(target), residuals()), target / EXPECTED)
+
+
+def write_centred(folder: Path) -> None:
+    """An SAE of a model that TransformerLens centred: it is given x less its mean, which is added again."""
+    import sae_lens
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(
+        hook_name="blocks.2.hook_resid_post", model_name="none", prepend_bos=False,
+        model_from_pretrained_kwargs={"center_writing_weights": True},
+    )  # fmt: skip
+    sae = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=D_IN, d_sae=D_SAE, metadata=metadata))
+    for name, tensor in weights("standard").items():
+        dict(sae.named_parameters())[name].data.copy_(tensor)
+    sae.save_model(folder)
+    x = residuals()
+    mean = x.mean(1, keepdim=True)
+    expected = theirs(sae, x - mean)
+    save_file(expected | {"x": x, "reconstruction": expected["reconstruction"] + mean}, folder / EXPECTED)
+
+
+def write_llama_scope(folder: Path) -> None:
+    """An SAE in Llama Scope's files, read by SAELens' own reader, whose downloads are answered from the folder.
+
+    SAELens counts activations in units of the scaled input, and leaves out the lengths of decoder rows: they are 1.
+    """
+    import sae_lens
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    hook, norm = "blocks.2.hook_resid_post", 10.8125
+    settings = {
+        "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True, "d_model": D_IN, "d_sae": D_SAE,
+        "apply_decoder_bias_to_pre_encoder": False, "act_fn": "jumprelu", "jump_relu_threshold": 0.8,
+        "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": norm, "out": norm},
+        "sparsity_include_decoder_norm": True, "use_glu_encoder": False, "top_k": K,
+    }  # fmt: skip
+    own = weights("standard")
+    rows = own["W_dec"] / own["W_dec"].norm(dim=1, keepdim=True)
+    tensors = {
+        "encoder.weight": own["W_enc"].T, "encoder.bias": own["b_enc"], "decoder.weight": rows.T,
+        "decoder.bias": own["b_dec"],
+    }  # fmt: skip
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "hyperparams.json").write_text(json.dumps(settings))
+    named = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / "checkpoints" / "final.safetensors")
+
+    def found(repo_id, filename, subfolder="", **options):
+        return str(folder.parent / subfolder / filename)
+
+    loaders.hf_hub_download = found
+    overrides = {"dtype": "float32"}
+    config, state, _ = loaders.llama_scope_sae_huggingface_loader("", folder.name, "cpu", cfg_overrides=overrides)
+    sae = sae_lens.SAE.from_dict(loaders.handle_config_defaulting(config))
+    sae.load_state_dict(state)
+    scale = math.sqrt(D_IN) / norm
+    sae.fold_activation_norm_scaling_factor(scale)
+    expected = theirs(sae, residuals())
+    save_file(expected | {"features": expected["features"] / scale}, folder / EXPECTED)
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def test_a_missing_folder_config_or_weights_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "found", "expected"),
     [
-        ({"architecture": "batchtopk"}, "'batchtopk'", "'topk'"),
+        ({"architecture": "temporal"}, "'temporal'", "'topk'"),
         ({"architecture": "matching"}, "'matching'", "'topk'"),
         ({"architecture": ["topk"]}, "['topk']", "'topk'"),
         ({"architecture": ...}, "None", "'topk'"),
@@ -344,7 +344,6 @@ def test_a_missing_folder_config_or_weights_file(folder: Path) -> None:
         ({"metadata": {"hook_name": f"blocks.{'9' * 5000}.hook_resid_post"}}, "999", "blocks.N.hook_resid_post"),
         ({"metadata": {"hook_name": 3}}, "'3'", "blocks.N.hook_resid_post"),
         ({"metadata": {"prepend_bos": "yes"}}, "'yes'", "true or false"),
-        ({"metadata": {"model_from_pretrained_kwargs": {"fold_ln": True}}}, "fold_ln", "one without is expected"),
         ({"metadata": {"elw": "x"}}, "str", "object"),
         ({"metadata": {"elw": {"norm_median": "large"}}}, "'large'", "positive number"),
         ({"metadata": {"elw": {"norm_median": math.nan}}}, "nan", "positive number"),

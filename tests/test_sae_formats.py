@@ -421,7 +421,6 @@ def test_the_identity_follows_whatever_changes_activations(tmp_path: Path) -> No
         ({"normalize_activations": "layer_norm", "d_in": 1}, "d_in is 1"),
         ({"rescale_acts_by_decoder_norm": True}, "only 'topk'"),
         ({"activation_fn": "tanh-relu"}, "'tanh-relu'"),
-        ({"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}}, "center_writing_weights"),
         ({"metadata": {"hook_name": "blocks.3.attn.hook_q"}}, "'blocks.3.attn.hook_q'"),
         ({"metadata": {"hook_name": "blocks.3.mlp.hook_in"}}, "a transcoder may read there"),
         ({"d_sae": 10**13}, "(12, 10000000000000)"),
@@ -451,7 +450,6 @@ def test_a_block_by_its_name_in_hugging_face(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"model_from_pretrained_kwargs": {"center_unembed": True}}, "center_unembed"),
         ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'"),
         ({"activation_fn_str": "topk"}, "k is None"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5, "postact_fn": "identity"}}, "postact_fn"),

@@ -1,6 +1,6 @@
 """Sparse autoencoders (SAEs): residuals in, sparse feature activations and decoder rows out.
 
-  z   = norm(x) − b_dec           norm is one of NORMALISATIONS, taken per token
+  z   = norm(x) − b_dec           norm is one of NORMALISATIONS or CENTRED, taken per token
   h   = z·W_enc + b_enc
   a   = relu(h) where h is among its k largest   (topk)
         relu(h)                                  (standard)
@@ -34,6 +34,10 @@ ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
 
 #: Of a token's residual before encoding, undone after decoding, as SAELens names them.
 NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
+
+#: The residual without its mean over dimensions. TransformerLens' center_writing_weights makes a model whose residuals
+#: are so; where every norm takes the mean out anyway (LayerNorm), that model says the same as the published one.
+CENTRED = "centred"
 
 #: SAELens' layer_norm divides by σ + this, and multiplies by σ alone afterwards.
 LAYER_NORM_EPSILON = 1e-5
@@ -76,7 +80,7 @@ class SparseAutoencoder:
 
     def __post_init__(self) -> None:
         """Raises ValueError for parts that do not go together."""
-        if self.architecture not in ARCHITECTURES or self.normalisation not in NORMALISATIONS:
+        if self.architecture not in ARCHITECTURES or self.normalisation not in (*NORMALISATIONS, CENTRED):
             raise ValueError(f"There is no SAE of architecture {self.architecture}, normalised by {self.normalisation}")
         if (self.k is None) == (self.architecture == "topk"):
             raise ValueError(f"k is {self.k} and the architecture {self.architecture}: k belongs to topk")
@@ -180,9 +184,11 @@ class SparseAutoencoder:
         if self.W_skip is not None:
             return reconstruction + x.to(self.W_skip.dtype) @ self.W_skip.T
         scales = self.token_scales(x)
-        assert scales is not None
-        reconstruction = reconstruction * scales[:, None]
-        return reconstruction + x.mean(-1, keepdim=True) if self.normalisation == "layer_norm" else reconstruction
+        if scales is not None:
+            reconstruction = reconstruction * scales[:, None]
+        if self.normalisation in ("layer_norm", CENTRED):
+            reconstruction = reconstruction + x.mean(-1, keepdim=True)
+        return reconstruction
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x̂ [n, d_model] of residuals x [n, d_model]."""
@@ -197,7 +203,11 @@ class SparseAutoencoder:
         if self.normalisation == "layer_norm":
             centred = x - x.mean(-1, keepdim=True)
             return centred / (_deviations(centred) + LAYER_NORM_EPSILON)
-        return x
+        return self.to_be_made_up(x)
+
+    def to_be_made_up(self, x: Tensor) -> Tensor:
+        """What of residuals x [n, d_model] the SAE was trained to make up: x, or x without its mean where CENTRED."""
+        return x - x.mean(-1, keepdim=True) if self.normalisation == CENTRED else x
 
     def unskipped(self, y: Tensor, x: Tensor) -> Tensor:
         """y [..., d_model] at `site_out` without what a skip connection adds, for x [..., d_in] that is read there."""
@@ -233,13 +243,17 @@ class SparseAutoencoder:
             slope = centred / (sigma * (self.d_model - 1)).clamp_min(torch.finfo(x.dtype).tiny)
             along = (centred * v).sum(-1, keepdim=True) / divisor.square()
             return (v - v.mean(-1, keepdim=True)) / divisor - slope * along
-        return v
+        return self.to_be_made_up(v)  # which is its own Jacobian
 
     # -- facts and copies
 
     def facts(self, norm_median: float) -> dict[str, Any]:
         """Columns of the table `saes`; norm_median is the one that the run uses."""
-        notes = {} if self.normalisation == "none" else {"normalize_activations": self.normalisation}
+        notes: dict[str, Any] = {}
+        if self.normalisation == CENTRED:
+            notes = {"center_writing_weights": True}
+        elif self.normalisation != "none":
+            notes = {"normalize_activations": self.normalisation}
         return {
             "layer": self.layer, "sae_sha256": self.sha256, "source": self.source, "architecture": self.architecture,
             "d_sae": self.d_sae, "k": self.k, "norm_median": norm_median, "hook_name": self.hook_name,

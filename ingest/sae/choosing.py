@@ -12,14 +12,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, PACKAGED_MODELS, cache_folder
 from energy_lens.ingest.model.sites import RESIDUAL, check_sites, width
-from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
-from energy_lens.ingest.sae.formats import CONFIG, WEIGHTS, load_sae, pickled
+from energy_lens.ingest.sae.autoencoder import CENTRED, SparseAutoencoder
+from energy_lens.ingest.sae.formats import CENTRES_RESIDUALS, CONFIG, WEIGHTS, load_sae, pickled
 from energy_lens.ingest.sae.gemma_scope import PARAMS
+from energy_lens.ingest.sae.llama_scope import HYPERPARAMS
+from energy_lens.ingest.sae.model_names import note_another_model
 from energy_lens.ingest.shipped import FOLDER
+
+#: A folder that holds one of these is one of an SAE.
+TOLD_BY = (CONFIG, PARAMS, HYPERPARAMS)
 
 
 def choose_saes(
@@ -72,7 +79,7 @@ def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoenco
 
 
 def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
-    """Raises UsageError unless every SAE reads a layer of this model, at its width."""
+    """Raises UsageError unless every SAE reads a layer of this model, at its width; notes one of another model."""
     saes = list(saes)
     model.check_layers([sae.layer for sae in saes])
     for sae in saes:
@@ -85,6 +92,21 @@ def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:
                     f"The SAE of layer {sae.layer} ({sae.source}) reads {what} of width {expected}, and "
                     f"{model.name} has {found}: give one that was trained on this model."
                 )
+        if sae.normalisation == CENTRED and not _takes_the_mean_out(model):
+            raise UsageError(
+                f"The SAE of layer {sae.layer} ({sae.source}) says that its model was loaded with {CENTRES_RESIDUALS}, "
+                f"which TransformerLens does to models with LayerNorm alone, and {model.name} has another norm: take "
+                f"it out of model_from_pretrained_kwargs in {CONFIG}."
+            )
+        note_another_model(sae, model.name)
+
+
+def _takes_the_mean_out(model: LanguageModel) -> bool:
+    """Whether the model's norm is blind to what all dimensions have in common, as LayerNorm is and RMSNorm is not."""
+    x = torch.randn(8, model.d_model, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    with torch.no_grad():
+        once, raised = (model.final_norm(residuals).float() for residuals in (x, x + 2))
+    return bool((raised - once).norm() < 0.1 * once.norm())
 
 
 def shipped_folder(model_name: str, layer: int) -> Path:
@@ -105,9 +127,9 @@ def sae_folders(path: Path) -> list[Path]:
 
     Raises UsageError when there is none.
     """
-    if any((path / name).exists() for name in (CONFIG, PARAMS)) or not path.is_dir():
+    if any((path / name).exists() for name in TOLD_BY) or not path.is_dir():
         return [path]
-    folders = sorted({config.parent for name in (CONFIG, PARAMS) for config in path.glob(f"*/{name}")})
+    folders = sorted({config.parent for name in TOLD_BY for config in path.glob(f"*/{name}")})
     if not folders:
         raise UsageError(
             f"{path} holds no SAE: a folder with {CONFIG} and {WEIGHTS}, or one of such folders, is "

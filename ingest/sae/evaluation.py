@@ -362,9 +362,12 @@ def _add_reconstruction(
     activations = sae.encode(x)
     reconstruction = sae.decode(activations, x)
     sums.fired += torch.bincount(activations.indices[activations.values != 0], minlength=sae.d_sae).numpy()
-    sums.spread.merge(Spread.of(y.double().numpy()))
+    # A mean that is handed through is no merit of the SAE's: it counts neither as variance nor as made up.
+    wanted = sae.to_be_made_up(y)
+    made_up = reconstruction - (y - wanted)
+    sums.spread.merge(Spread.of(wanted.double().numpy()))
     sums.error += float((y.double() - reconstruction.double()).square().sum())
-    sums.cosine += float(torch.cosine_similarity(y, reconstruction, dim=1).double().sum())
+    sums.cosine += float(torch.cosine_similarity(wanted, made_up, dim=1).double().sum())
     return reconstruction
 
 

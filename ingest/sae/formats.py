@@ -2,9 +2,11 @@
 
 SAELens v6  `cfg.json` and `sae_weights.safetensors`: standard, topk, jumprelu, gated. What a warehouse needs beyond
             that (norm median, activation quartiles, mean, quality figures) lies beside it in `cfg.json` under
-            `metadata.elw` and in `elw_statistics.safetensors`, where other loaders ignore it.
+            `metadata.elw` and in `elw_statistics.safetensors`, where other loaders ignore it. Checkpoints of training
+            are read as the inference SAE that SAELens makes of them: batchtopk and matryoshka_batchtopk are jumprelu.
 before v6   the same files with a flat `cfg.json`; read only.
 Gemma Scope `params.npz` (`gemma_scope`); read only.
+Llama Scope `hyperparams.json` and `checkpoints/final.safetensors` (`llama_scope`); read only.
 sparsify    `cfg.json` and `sae.safetensors`, in a folder named after the module that it reads; topk only.
 
 Of SAELens and sparsify transcoders too, plain and with a skip connection.
@@ -20,7 +22,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ from torch import Tensor
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.sites import READ_ONLY, Site
-from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, NORMALISATIONS, SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import ARCHITECTURES, CENTRED, NORMALISATIONS, SparseAutoencoder
 from energy_lens.ingest.sae.gemma_scope import PARAMS, load_gemma_scope
 from energy_lens.ingest.sae.hook_names import BLOCK, EXPECTED, site_of
+from energy_lens.ingest.sae.llama_scope import HYPERPARAMS, read_settings
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -46,16 +49,32 @@ SAELENS_VERSION = "6.0.0"
 #: The input times a constant that the file does not hold.
 SCALED_INPUT = "expected_average_only_in"
 
+#: Where a checkpoint of SAELens' training has that number.
+ACTIVATION_SCALER = "activation_scaler.json"
+
+#: Architectures of checkpoints: trained on the k·n largest of a batch, used with one threshold for all features.
+BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+
+#: What SAELens has beside these, and why it cannot be read.
+OTHER_ARCHITECTURES = {
+    "abstopk": "whose activations may be below 0",
+    "matching_pursuit": "which chooses one feature after another, each by what the ones before it left",
+    "temporal": "which reads the tokens before a token too",
+}
+
 #: SAELens' architectures of transcoders, by the activation rule that each has.
 TRANSCODERS = {
     "transcoder": "standard", "skip_transcoder": "standard", "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
 
-#: What TransformerLens may do to a model's weights when it loads them.
-CHANGES_WEIGHTS = (
-    "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
-)  # fmt: skip
+#: What TransformerLens may do to a model's weights when it loads them. Only the first changes the residual stream, and
+#: what blocks add to it: each token's mean is taken out. The others change numbers inside of blocks, and the logits.
+CENTRES_RESIDUALS = "center_writing_weights"
+CHANGES_WEIGHTS = ("fold_ln", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices")
+
+#: Hook points in the residual stream, or at what is added to it.
+WRITING = re.compile(r"(?:blocks\.[0-9]+\.)?hook_(?:resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -76,9 +95,21 @@ class _Description:
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     finetuned: bool = False  #: whether activations are multiplied by a tensor scaling_factor before decoding
+    one_threshold: bool = False  #: whether the file holds a threshold that all features share, under topk_threshold
+    centred: bool = False  #: whether the model's residuals were made to lack their mean over dimensions
     bos: bool | None = None
     model_name: str = ""
     elw_metadata: Mapping[str, Any] | None = None  #: metadata.elw
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the input is to be multiplied by a number that the weights do not hold."""
+        return self.normalisation == SCALED_INPUT
+
+    @property
+    def normalised_by(self) -> str:
+        """What is done to each token's residual, once constant factors are folded in."""
+        return CENTRED if self.centred else "none" if self.scaled else self.normalisation
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -97,14 +128,42 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
         if activation_scale is not None:
             raise UsageError(f"{folder} is of Gemma Scope, whose input is not scaled: leave the activation scale out.")
         return load_gemma_scope(folder, layer)
+    if (folder / HYPERPARAMS).exists() and not (folder / CONFIG).exists():
+        return _load_llama_scope(folder, activation_scale, layer)
     config = _read_config(folder)
     path = folder / CONFIG
     sparsify = "d_sae" not in config and ("expansion_factor" in config or "num_latents" in config)
     described = _describe_sparsify(config, folder, layer) if sparsify else _describe_saelens(config, path, layer)
-    if (described.normalisation == SCALED_INPUT) != (activation_scale is not None):
+    if described.scaled and activation_scale is None:
+        activation_scale = _recorded_scale(folder)
+    if described.scaled != (activation_scale is not None):
         raise UsageError(_scale_sentence(path, described.normalisation, activation_scale))
     weights_path = folder / (SPARSIFY_WEIGHTS if sparsify else WEIGHTS)
     weights = _sparsify_weights(weights_path, described) if sparsify else _saelens_weights(weights_path, described)
+    identity = _identity(weights_path, described, activation_scale)
+    return _made(folder, described, weights, weights_path, identity, activation_scale)
+
+
+def _load_llama_scope(folder: Path, activation_scale: float | None, layer: int | None) -> SparseAutoencoder:
+    if activation_scale is not None:
+        raise UsageError(f"{folder} is of Llama Scope, whose files hold their scale: leave the activation scale out.")
+    settings = read_settings(folder)
+    described = _describe_saelens(settings.as_saelens(), folder / HYPERPARAMS, layer)
+    with torch.no_grad():
+        weights = settings.in_terms_of_saelens(_read_tensors(settings.weights, settings.shapes))
+    identity = _identity(settings.weights, described, None, settings.identity)
+    return _made(folder, described, weights, settings.weights, identity)
+
+
+def _made(
+    folder: Path,
+    described: _Description,
+    weights: dict[str, Tensor],
+    weights_path: Path,
+    identity: str,
+    activation_scale: float | None = None,
+) -> SparseAutoencoder:
+    """The SAE of a file's tensors in SAELens' names, its factors folded in, with what lies beside it."""
     with torch.no_grad():
         folded = _folded(weights, described, activation_scale)
     for name, tensor in folded.items():
@@ -119,26 +178,32 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
         point=described.site.point,
         point_out=described.point_out,
         architecture=described.architecture,
-        normalisation="none" if described.normalisation == SCALED_INPUT else described.normalisation,
-        norm_median=_norm_median(metadata.pop("norm_median", None), path),
+        normalisation=described.normalised_by,
+        norm_median=_norm_median(metadata.pop("norm_median", None), folder / CONFIG),
         quartiles=statistics.get("activation_quartiles"),
         mean=statistics.get("mean"),
         bos=described.bos,
         model_name=described.model_name,
-        sha256=_identity(weights_path, described, activation_scale),
+        sha256=identity,
         source=str(folder),
         metadata=metadata,
     )
 
 
-def _identity(weights: Path, described: _Description, activation_scale: float | None) -> str:
-    """sha256 of the weights and of every setting that changes activations: another k is another SAE."""
+def _identity(
+    weights: Path, described: _Description, activation_scale: float | None, others: Sequence[Any] = ()
+) -> str:
+    """sha256 of the weights and of every setting that changes activations: another k is another SAE.
+
+    others: settings of a format that SAELens has no words for.
+    """
     settings: list[Any] = [described.k, described.apply_b_dec_to_input, described.rescale_acts_by_decoder_norm]
     further = [described.architecture, described.normalisation, activation_scale, described.finetuned]
     if further != ["topk", "none", None, False]:
         settings += further
     if not described.site.is_block_output or described.point_out is not None:
         settings += [described.site.point, described.point_out, described.has_skip]
+    settings += [*([CENTRED] if described.centred else []), *others]
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(settings).encode())
@@ -158,10 +223,14 @@ def _folded(weights: dict[str, Tensor], described: _Description, activation_scal
         b_enc = weights["b_enc"]
     if described.finetuned and "scaling_factor" in weights:
         W_dec *= weights["scaling_factor"][:, None]
+    if described.one_threshold:
+        threshold = weights["topk_threshold"].expand_as(b_enc)
     if activation_scale is not None:
         W_enc *= activation_scale
         W_dec /= activation_scale
         b_dec /= activation_scale
+        if threshold is not None and described.rescale_acts_by_decoder_norm:
+            threshold = threshold / activation_scale  # it is compared with what is multiplied by these shorter rows
     if described.rescale_acts_by_decoder_norm:
         norm = W_dec.norm(dim=1)
         W_enc *= norm
@@ -172,7 +241,19 @@ def _folded(weights: dict[str, Tensor], described: _Description, activation_scal
     folded = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     if described.has_skip:
         folded["W_skip"] = weights["W_skip"]
-    return folded if threshold is None else folded | {"threshold": threshold}
+    return folded if threshold is None else folded | {"threshold": threshold.contiguous()}
+
+
+def _recorded_scale(folder: Path) -> float | None:
+    """The factor on the input that a checkpoint of SAELens' training keeps beside it; None where there is none."""
+    path = folder / ACTIVATION_SCALER
+    if not path.exists():
+        return None
+    try:
+        value = _object(json.loads(path.read_text(encoding="utf-8")), "the file", path).get("scaling_factor")
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(f"{path} is not readable JSON ({_line(error)}): copy it again.") from error
+    return _positive_number(value, "scaling_factor", path)
 
 
 def _scale_sentence(path: Path, normalisation: str, activation_scale: float | None) -> str:
@@ -211,9 +292,14 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
     config = _from_flat(config) if "metadata" not in config and _is_flat(config) else config
     named = config.get("architecture")
     architecture = TRANSCODERS.get(named, named) if isinstance(named, str) else named
+    if one_threshold := named in BATCH_TOPK:
+        architecture = "jumprelu"
     if architecture not in ARCHITECTURES:
-        known = (*ARCHITECTURES, *TRANSCODERS)
-        raise UsageError(f"{path}: architecture is {_shown(architecture)}; {_choice(known)} is expected.")
+        kind = OTHER_ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
+        raise UsageError(
+            f"{path}: architecture is {_shown(architecture)}{f', {kind}' if kind else ''}; "
+            f"{_choice((*ARCHITECTURES, *TRANSCODERS))} is expected."
+        )
     is_transcoder = named in TRANSCODERS
     normalisation = config.get("normalize_activations") or "none"
     if normalisation not in (*NORMALISATIONS, SCALED_INPUT):
@@ -233,12 +319,18 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
     if normalisation == "layer_norm" and d_in == 1:
         raise UsageError(f"{path}: d_in is 1 and normalize_activations 'layer_norm'; two dimensions are expected.")
     rescale = _boolean(config, "rescale_acts_by_decoder_norm", False, path)
-    if rescale and architecture != "topk":
+    if rescale and not (architecture == "topk" or one_threshold):
         raise UsageError(
             f"{path}: rescale_acts_by_decoder_norm is true and the architecture {architecture!r}; only 'topk' has it."
         )
     metadata = _object(config.get("metadata") or {}, "metadata", path)
-    _check_model_as_loaded(metadata, path)
+    centred = _is_centred(metadata, path) and normalisation != "layer_norm"  # which takes the mean out by itself
+    if centred and (is_transcoder or normalisation == "constant_norm_rescale"):
+        raise UsageError(
+            f"{path}: architecture is {_shown(named)}, normalize_activations {normalisation!r}, and the model was "
+            f"loaded with {CENTRES_RESIDUALS}; an SAE with 'none', 'layer_norm' or {SCALED_INPUT!r} is expected beside "
+            "it."
+        )
     site = _site_of_hook(metadata, path, layer)
     if (reshape := config.get("reshape_activations") or "none") not in ("none", f"hook_{site.point}"):
         raise UsageError(
@@ -262,6 +354,8 @@ def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> 
         apply_b_dec_to_input=_boolean(config, "apply_b_dec_to_input", not is_transcoder, path),
         rescale_acts_by_decoder_norm=rescale,
         finetuned=_boolean(config, "finetuning_scaling_factor", False, path),
+        one_threshold=one_threshold,
+        centred=centred,
         bos=None if metadata.get("prepend_bos") is None else _boolean(metadata, "prepend_bos", False, path),
         model_name=str(metadata.get("model_name") or ""),
         elw_metadata=_object(metadata.get("elw") or {}, "metadata.elw", path),
@@ -372,15 +466,21 @@ def _point_out(metadata: Mapping[str, Any], site: Site, path: Path) -> str:
     return out.point
 
 
-def _check_model_as_loaded(metadata: Mapping[str, Any], path: Path) -> None:
-    """Raises UsageError for an SAE of a model whose weights TransformerLens changed: its residuals are others."""
-    arguments = metadata.get("model_from_pretrained_kwargs") or {}
-    changed = [key for key in CHANGES_WEIGHTS if _object(arguments, "model_from_pretrained_kwargs", path).get(key)]
-    if changed:
+def _is_centred(metadata: Mapping[str, Any], path: Path) -> bool:
+    """Whether an SAE's residuals lack their mean over dimensions, as TransformerLens made the model that it read.
+
+    Raises UsageError for a hook point whose numbers TransformerLens changed in another way.
+    """
+    arguments = _object(metadata.get("model_from_pretrained_kwargs") or {}, "model_from_pretrained_kwargs", path)
+    changed = [key for key in (CENTRES_RESIDUALS, *CHANGES_WEIGHTS) if arguments.get(key)]
+    hook_name = metadata.get("hook_name")
+    writes = hook_name is None or WRITING.fullmatch(str(hook_name)) or BLOCK.fullmatch(str(hook_name))
+    if changed and not writes:
         raise UsageError(
-            f"{path}: the SAE was trained on a model loaded with {changed[0]}, whose residuals are not those of the "
-            "model as it was published; one without is expected."
+            f"{path}: the SAE was trained on a model loaded with {changed[0]}, which may change what "
+            f"{_shown(hook_name)} is; a model as it was published is expected for it."
         )
+    return CENTRES_RESIDUALS in changed
 
 
 def _site_of_folder(folder: Path, layer: int | None) -> Site:
@@ -416,8 +516,12 @@ def _boolean(config: Mapping[str, Any], key: str, default: bool, path: Path) -> 
 def _norm_median(value: Any, path: Path) -> float | None:
     if value is None:
         return None
+    return _positive_number(value, "norm_median", path, " or null")
+
+
+def _positive_number(value: Any, key: str, path: Path, otherwise: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{path}: norm_median is {_shown(value)}; a positive number or null is expected.")
+        raise UsageError(f"{path}: {key} is {_shown(value)}; a positive number{otherwise} is expected.")
     return float(value)
 
 
@@ -448,11 +552,15 @@ def _line(error: BaseException) -> str:
 def _saelens_weights(path: Path, described: _Description) -> dict[str, Tensor]:
     """The tensors of an architecture; scaling_factor only where it is there and is not 1."""
     d_in, d_sae = described.d_in, described.d_sae
-    biases = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+    threshold = "log_threshold" if _is_logarithmic(path) else "threshold"
+    biases = {"jumprelu": ("b_enc", threshold), "gated": ("b_gate", "b_mag", "r_mag")}
+    names = biases.get("" if described.one_threshold else described.architecture, ("b_enc",))
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    shapes |= dict.fromkeys(biases.get(described.architecture, ("b_enc",)), (d_sae,))
+    shapes |= dict.fromkeys(names, (d_sae,)) | ({"topk_threshold": ()} if described.one_threshold else {})
     shapes |= _of_transcoder(described)
     weights = _read_tensors(path, shapes, optional={"scaling_factor": (d_sae,)})
+    if "log_threshold" in weights:
+        weights["threshold"] = weights.pop("log_threshold").exp()
     scaling_factor = weights.pop("scaling_factor", None)
     # For some time SAELens wrote it for every SAE, all ones.
     if scaling_factor is not None and not torch.allclose(scaling_factor, torch.ones(())):
@@ -463,6 +571,15 @@ def _saelens_weights(path: Path, described: _Description) -> dict[str, Tensor]:
             )
         weights["scaling_factor"] = scaling_factor
     return weights
+
+
+def _is_logarithmic(path: Path) -> bool:
+    """Whether a file has a JumpReLU's θ as ln θ, as older checkpoints of SAELens' training do."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "threshold" not in file.keys() and "log_threshold" in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False  # said where the tensors are read
 
 
 def _sparsify_weights(path: Path, described: _Description) -> dict[str, Tensor]:

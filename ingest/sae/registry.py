@@ -23,6 +23,7 @@ from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.sae.choosing import check_saes, registered_folder
 from energy_lens.ingest.sae.formats import load_sae
+from energy_lens.ingest.sae.model_names import trained_on
 from energy_lens.ingest.sae.saving import save_sae, save_sparsify
 from energy_lens.warehouse.files import is_abandoned
 from energy_lens.warehouse.plan import sample_contexts
@@ -57,7 +58,7 @@ def import_sae(
         if not texts:
             raise UsageError(f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text.")
         sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
-    origin = {"imported_sha256": sae.sha256, "imported_model_name": sae.model_name}
+    origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae)}
     target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
     save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
     return target

@@ -12,9 +12,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.autoencoder import CENTRED, SparseAutoencoder
 from energy_lens.ingest.sae.figures import Evaluation
-from energy_lens.ingest.sae.formats import CONFIG, SAELENS_VERSION, SPARSIFY_WEIGHTS, STATISTICS, TRANSCODERS, WEIGHTS
+from energy_lens.ingest.sae.formats import (
+    CENTRES_RESIDUALS,
+    CONFIG,
+    SAELENS_VERSION,
+    SPARSIFY_WEIGHTS,
+    STATISTICS,
+    TRANSCODERS,
+    WEIGHTS,
+)
 from energy_lens.ingest.sae.hook_names import BLOCK
 from energy_lens.warehouse.files import whole
 
@@ -43,11 +51,12 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
         **({"d_out": sae.d_model} if sae.is_transcoder else {}),
         "dtype": str(dtype).removeprefix("torch."),
         "apply_b_dec_to_input": not sae.is_transcoder,
-        "normalize_activations": sae.normalisation,
+        "normalize_activations": "none" if sae.normalisation == CENTRED else sae.normalisation,
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             **({} if sae.bos is None else {"prepend_bos": sae.bos}),
+            **({"model_from_pretrained_kwargs": {CENTRES_RESIDUALS: True}} if sae.normalisation == CENTRED else {}),
             **_metadata(sae),
         },
     }
