@@ -1,7 +1,7 @@
 """A model's folder or repository in, the names of its own files out: configuration, tokenizer and weights.
 
-Repositories hold much beside these: the same weights in other formats (`consolidated.safetensors`, `original/`, `onnx/`),
-pickles, code. None of it is fetched, read, or part of what a model is known by.
+Repositories hold much beside these: the same weights in other formats (`consolidated.safetensors`, `original/`,
+`onnx/`), pickles, code. None of it is fetched, read, or part of what a model is known by.
 """
 
 from __future__ import annotations
