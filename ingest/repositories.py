@@ -21,7 +21,7 @@ from energy_lens.errors import ElwError, UsageError
 MAIN = "main"
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 #: Statuses that say that the hub, not the question, is in trouble.
 FIRST_SERVER_ERROR = 500
@@ -185,7 +185,7 @@ def _failed(name: str, error: Exception) -> ElwError:
     if code in NO_ROOM:
         return ElwError(f"There is no room for {name} in {cache}: make some, or set HF_HOME to a larger disk.")
     if code in NOT_WRITABLE:
-        return ElwError(f"{cache} cannot be written: set HF_HOME to a folder that can.")
+        return ElwError(f"{cache} cannot be written: set HF_HOME to a folder that can be.")
     kind = type(error).__name__
     # The library's HTTP client is called httpx or httpx2, by its version.
     if type(error).__module__.startswith("httpx") or isinstance(error, ConnectionError | TimeoutError):

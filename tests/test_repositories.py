@@ -77,7 +77,7 @@ class Hub:
 
     def fetched(self) -> set[str]:
         """Names of the files whose bytes were asked for since the last call."""
-        files = {line.split("/resolve/")[1].split("/", 1)[1] for line in self.asked if "/resolve/" in line}
+        files = {path for line in self.asked for path in re.findall(r"/resolve/(?:refs/pr/)?[^/]+/(.+)", line)}
         self.asked.clear()
         return files
 
@@ -108,12 +108,12 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            path = unquote(self.path.split("?")[0])
-            hub.asked.append(f"{self.command} {path}")
+            path = self.path.split("?")[0]
+            hub.asked.append(f"{self.command} {unquote(path)}")
             if match := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
-                self._facts(match[1], match[2] or "main")
+                self._facts(match[1], unquote(match[2] or "main"))
             elif match := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
-                self._file(match[1], match[2], match[3])
+                self._file(match[1], unquote(match[2]), unquote(match[3]))
             else:
                 self._json({"error": "no such thing"}, 404)
 
@@ -311,6 +311,7 @@ def test_a_run_keeps_its_revision(
 ) -> None:
     """owner/name@revision is stored with the run, and whatever main has become, the run's own model is found again."""
     hub.put("owner/tiny", model_files, "v1", "main")
+    hub.put("owner/tiny", changed, "refs/pr/1")
     db, saes = tmp_path / "run.duckdb", tiny("llama").saes
     common = ["--db", db, "--sae", saes, "--context", "32", "--dtype", "float32", "--max-tokens", "600"]
     first, unnamed = elw(
@@ -321,11 +322,12 @@ def test_a_run_keeps_its_revision(
     with duckdb.connect(str(db), read_only=True) as connection:
         runs = connection.execute("SELECT DISTINCT model FROM runs").fetchall()
     assert runs == [("owner/tiny@v1",)], "the same weights are the same run"
-    hub.put("owner/tiny", changed)
+    hub.put("owner/tiny", changed, "main")
     words = ["intervene", "--db", db, "--layer", "1", "--features", "random:1", "--max-patches", "2"]
-    again, other = elw(words, ["locate", "owner/tiny"])
+    again, main, request = elw(words, ["locate", "owner/tiny"], ["locate", "owner/tiny@refs/pr/1"])
     assert again.code == 0, again.said
-    assert other.out.strip() != locate(str(tiny("llama").folder))[1]
+    assert main.out == request.out
+    assert main.out.strip() != locate(str(tiny("llama").folder))[1]
 
 
 def test_a_folder_with_an_at_sign_is_a_folder(
@@ -484,17 +486,11 @@ def test_an_sae_is_pulled_registered_and_read_with(
 ) -> None:
     """In each format its own files alone are fetched; the copy is the SAE, says where it is from, and ingests."""
     commit = hub.put("owner/gemma-scope-2b-pt-res", sae_repository(tiny, tmp_path), "main", "v1")
-    model = tiny("llama").folder
+    model, address = tiny("llama").folder, "hf:owner/gemma-scope-2b-pt-res"
     commands = [
-        [
-            "sae",
-            "pull",
-            f"hf:owner/gemma-scope-2b-pt-res/{path}@v1",
-            "--model",
-            model,
-            "-o",
-            tmp_path / f"copy_{number}",
-        ]
+        ["sae", "pull", f"{address}/{path}@v1", "--model", model, "-o", tmp_path / f"copy_{number}"]
+        for number, path in enumerate(NEEDED)
+    ]
         for number, path in enumerate(NEEDED)
     ]
     outcomes = elw(*commands)
@@ -511,17 +507,17 @@ def test_an_sae_is_pulled_registered_and_read_with(
         copy = load_sae(folder)
         assert copy.layer == LAYER
         np.testing.assert_allclose(copy.W_dec, original.W_dec)
-        assert copy.metadata["pulled_from"] == f"hf:owner/gemma-scope-2b-pt-res/{path}@{commit}"
+        assert copy.metadata["pulled_from"] == f"{address}/{path}@{commit}"
     words = ["--db", tmp_path / "run.duckdb", "--context", "32", "--dtype", "float32", "--max-tokens", "400"]
     cached, listed, ingested = elw(
-        ["sae", "pull", "hf:owner/gemma-scope-2b-pt-res/v6/block/cfg.json", "--model", model],
+        ["sae", "pull", f"{address}/v6/block/cfg.json", "--model", model],
         ["sae", "list", "--model", model, "--format", "json"],
         ["ingest", small_corpus, "--model", model, "--sae", tmp_path / "copy_0", *words],
     )
     assert cached.code == 0, cached.said
     assert [row["folder"] for row in json.loads(listed.out)] == [cached.out.strip()]
     assert ingested.code == 0, ingested.said
-    (offline,) = elw(["sae", "pull", "hf:owner/gemma-scope-2b-pt-res/v6/block", "--model", model], HF_HUB_OFFLINE="1")
+    (offline,) = elw(["sae", "pull", f"{address}/v6/block", "--model", model], HF_HUB_OFFLINE="1")
     assert (offline.code, offline.out) == (0, cached.out)
 
 
