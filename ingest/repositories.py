@@ -26,6 +26,9 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 #: Statuses that say that the hub, not the question, is in trouble.
 FIRST_SERVER_ERROR = 500
 
+#: What the hub says beside 401 to a token, as opposed to a name.
+TOKEN_UNKNOWN = "Invalid credentials in Authorization header"
+
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token"
 
 
@@ -142,9 +145,7 @@ def refusal(name: str, revision: str, error: Exception) -> ElwError:
     if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
         return UsageError(f"{name} is gated: accept its terms at {page}, then {LOG_IN} of the account that did.")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UsageError(
-            f"The hub has no repository {name!r}, or a private one: check the name, or {LOG_IN} that may read it."
-        )
+        return _missing(name)
     if isinstance(error, errors.RevisionNotFoundError):
         return UsageError(f"{name} has no revision {revision!r}: its branches, tags and commits are at {page}/commits.")
     if isinstance(error, errors.DisabledRepoError):
@@ -159,10 +160,19 @@ def refusal(name: str, revision: str, error: Exception) -> ElwError:
     return _failed(name, error)
 
 
+def _missing(name: str) -> UsageError:
+    """The hub does not tell a private repository from one that does not exist."""
+    return UsageError(
+        f"The hub has no repository {name!r}, or a private one: check the name, or {LOG_IN} that may read it."
+    )
+
+
 def _answered(name: str, error: Exception) -> ElwError:
     """A sentence on a status of HTTP that has no error of its own."""
     response = error.response  # type: ignore[attr-defined]
     status = int(response.status_code)
+    if status == 401 and response.headers.get("X-Error-Message") != TOKEN_UNKNOWN:
+        return _missing(name)
     if status == 401:
         return UsageError(f"The hub does not know the token that was sent for {name}: {LOG_IN} that is still valid.")
     if status == 403:

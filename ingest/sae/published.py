@@ -102,10 +102,10 @@ def _releases(address: str) -> Mapping[str, Any]:
     try:
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
     except ModuleNotFoundError as error:
-        if error.name != "sae_lens":
+        if str(error.name).partition(".")[0] != "sae_lens":
             raise _unusable(error) from error
         raise UsageError(
-            f"{address} is looked up in SAELens' registry, and SAELens is not here: pip install sae-lens, or write "
+            f"{address} is looked up in SAELens' registry, which is not here: pip install -U sae-lens, or write "
             "hf:owner/repo/path[@revision], which needs none."
         ) from error
     except Exception as error:  # whatever comes up in a package that does not fit the others here
