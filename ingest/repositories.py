@@ -110,7 +110,7 @@ def parsed(address: str) -> tuple[str, str]:
 def is_name(name: str) -> bool:
     """Whether a repository can be called so."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
