@@ -71,6 +71,9 @@ class Repository:
 #: Repositories that the hub was asked for, by address: a process sees one commit of each.
 _SETTLED: dict[str, Repository] = {}
 
+#: Addresses of which a user was told that the hub could not be asked.
+_TOLD: set[str] = set()
+
 
 def repository(address: str) -> Repository:
     """The repository at an address, owner/name or owner/name@revision, its revision settled to a commit.
@@ -91,7 +94,8 @@ def repository(address: str) -> Repository:
         said = refusal(name, revision, error)
         if found is None:
             raise said from error
-        if not constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE and address not in _TOLD:
+            _TOLD.add(address)
             say(f"{address} is read from the cache, for the hub could not be asked ({type(error).__name__}).")
         return found
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())

@@ -5,6 +5,7 @@ What is asked for is written down by the hub: only what is needed, and never a p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.loading import locate
+from energy_lens.ingest.repositories import refusal
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.published import hub_name, published
 from energy_lens.ingest.sae.pulling import needed
@@ -339,23 +341,23 @@ def test_a_folder_with_an_at_sign_is_a_folder(
     assert locate("owner/name@v1")[1] == locate(str(tiny("llama").folder))[1]
 
 
-@pytest.mark.parametrize("spoil", ["no config", "pickles only", "names a pickle"])
 def test_a_repository_that_is_no_model(
-    spoil: str, hub: Hub, elw: Callable[..., list[Outcome]], model_files: dict[str, bytes]
+    hub: Hub, elw: Callable[..., list[Outcome]], model_files: dict[str, bytes]
 ) -> None:
     """What it lacks is named, and pickles are not even asked for."""
-    weights = model_files.pop("model.safetensors")
-    if spoil == "no config":
-        del model_files["config.json"]
-        model_files["model.safetensors"] = weights
-    elif spoil == "names a pickle":
-        index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
-        model_files["model.safetensors.index.json"] = json.dumps(index).encode()
-    hub.put("owner/other", model_files)
-    (outcome,) = elw(["model", "pull", "owner/other"])
-    expected = {"no config": "no config.json", "pickles only": "no safetensors", "names a pickle": "pytorch_model.bin"}
-    assert expected[spoil] in outcome.sentence
-    assert outcome.code == (1 if spoil == "pickles only" else 2)
+    config, weights = "config.json", "model.safetensors"
+    index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
+    without_weights = {name: data for name, data in model_files.items() if name != weights}
+    hub.put("owner/unconfigured", {name: data for name, data in model_files.items() if name != config})
+    hub.put("owner/pickled", without_weights)
+    hub.put("owner/indexed", without_weights | {f"{weights}.index.json": json.dumps(index).encode()})
+    expected = {
+        "owner/unconfigured": (2, "no config.json"), "owner/pickled": (1, "no safetensors"),
+        "owner/indexed": (2, "pytorch_model.bin"),
+    }  # fmt: skip
+    outcomes = elw(*(["model", "pull", name] for name in expected))
+    for (code, words), outcome in zip(expected.values(), outcomes, strict=True):
+        assert (outcome.code, words in outcome.sentence) == (code, True), outcome.sentence
     assert not hub.fetched() & set(DECOYS)
 
 
@@ -426,6 +428,19 @@ def test_a_download_that_breaks_off_is_gone_on_with(
     whole, identity = elw(["model", "pull", "owner/tiny"], ["locate", "owner/tiny"])
     assert whole.code == 0, whole.said
     assert identity.out.strip() == locate(str(tiny("llama").folder))[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "There is no room for owner/name in"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be written: set HF_HOME"),
+        (RuntimeError("something\nelse."), "could not be fetched (something else): run the same command again."),
+    ],
+)
+def test_what_goes_wrong_here(error: Exception, words: str) -> None:
+    """A full disk and a cache of somebody else are no fault of the hub."""
+    assert words in str(refusal("owner/name", "main", error))
 
 
 def test_a_cache_that_cannot_be_written(
@@ -547,6 +562,8 @@ def test_layouts_are_told_apart() -> None:
     llama = ["hyperparams.json", "checkpoints/final.safetensors"]
     assert needed({*llama, "checkpoints/step_1.safetensors", *beside}) == llama
     assert needed({"hyperparams.json", "final.safetensors", *beside}) == ["hyperparams.json", "final.safetensors"]
+    own = ["cfg.json", "elw_statistics.safetensors", "sae_weights.safetensors"]
+    assert needed({*own, *beside}) == own
     assert needed({"cfg.json", *beside}) == needed(beside) == needed(set()) == []
 
 

@@ -27,7 +27,8 @@ from energy_lens.ingest.sae.gemma_scope import PARAMS
 from energy_lens.ingest.sae.published import PublishedSae, closest, hub_name, published
 from energy_lens.ingest.sae.registry import check_free, register
 
-#: The files of an SAE's folder, by format: SAELens, sparsify, Gemma Scope, Llama Scope in its two arrangements.
+#: The files of an SAE's folder, by format: SAELens, sparsify, Gemma Scope, Llama Scope in its two arrangements. The
+#: last one holds the weights.
 LAYOUTS = (
     (CONFIG, WEIGHTS),
     (CONFIG, SPARSIFY_WEIGHTS),
@@ -86,11 +87,15 @@ def _files_of(found: Repository, path: str) -> tuple[str, list[str]]:
 
 
 def needed(files: Collection[str]) -> list[str]:
-    """Of the files of a folder, those that a format reads, configuration first; none where it holds no SAE."""
+    """Of the files of a folder, those that a format reads; none where it holds no SAE.
+
+    Weights last: where they are in the cache, all that goes with them is.
+    """
     whole = [layout for layout in LAYOUTS if all(file in files for file in layout)]
     if not whole:
         return []
-    return list(dict.fromkeys(file for layout in (*whole, OPTIONAL) for file in layout if file in files))
+    beside = [file for layout in whole for file in layout[:-1]] + [file for file in OPTIONAL if file in files]
+    return list(dict.fromkeys([*beside, *(layout[-1] for layout in whole)]))
 
 
 def _below(files: Iterable[str], path: str) -> set[str]:
