@@ -156,7 +156,8 @@ def refusal(name: str, revision: str, error: Exception) -> ElwError:
         return UsageError(f"{name} has been disabled by the hub: take another one.")
     if isinstance(error, errors.HfHubHTTPError):
         return _answered(name, error)
-    if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
+    lacking = constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError)
+    if lacking or isinstance(error, errors.OfflineModeIsEnabled):
         return ElwError(
             f"{name} at {revision!r} is not in the cache, or not wholly, and HF_HUB_OFFLINE forbids to fetch it: unset "
             "that once, or name a folder."
