@@ -14,7 +14,10 @@ from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, TextFormat
 @model_app.command("pull")
 def model_pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Built-in name, Hugging Face name or GGUF file.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="Built-in name, Hugging Face name (owner/name or owner/name@revision) or GGUF file."
+        ),
     ] = DEFAULT_MODEL,
 ) -> None:
     """Fetch a model, or convert a GGUF file, once; print the folder of its weights."""

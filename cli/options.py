@@ -53,7 +53,11 @@ IdColumn = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option("--model", metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file."),
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Built-in name, Hugging Face name (owner/name or owner/name@revision), model folder or GGUF file.",
+    ),
 ]
 Layers = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""`elw sae`: SAEs trained and evaluated on text, imported, exported and listed."""
+"""`elw sae`: SAEs trained and evaluated on text, pulled, imported, exported and listed."""
 
 from __future__ import annotations
 
@@ -268,6 +268,44 @@ def sae_import(
     print(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
 
 
+@sae_app.command("pull")
+def sae_pull(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="SAE",
+            help="hf:owner/repo/path[@revision], or RELEASE/SAE_ID of SAELens' registry where sae-lens is installed.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The model it was trained on; else the one that it names."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
+    ] = None,
+    activation_scale: Annotated[
+        float | None,
+        typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
+    ] = None,
+) -> None:
+    """Fetch a published SAE from the Hugging Face hub and register it as elw sae import does; print its folder."""
+    import shlex
+
+    from energy_lens.ingest.sae.pulling import pull_sae
+
+    folder, model_name = pull_sae(address, model, output, layer, activation_scale, tuple(calibrate or ()))
+    print(folder)
+    say(f"To read with it: elw ingest PATH --model {shlex.quote(model_name)} --sae {shlex.quote(str(folder))}")
+
+
 @sae_app.command("export")
 def sae_export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, in any format that can be read.")],
@@ -294,8 +332,8 @@ def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.tabl
     saes = listed(model)
     if not saes:
         raise UsageError(
-            f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, or "
-            "register one with elw sae import."
+            f"No SAE comes with the package for {model}, and none is registered: train one with elw sae train, "
+            "or register one with elw sae pull or elw sae import."
         )
     columns = [
         ("layer", "integer"),

@@ -7,17 +7,25 @@ takes 5.7 nats a token without and 3.6 with it. SAEs know how they were trained,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+
+
+class Trained(Protocol):
+    """What an SAE says of how it was trained."""
+
+    layer: int
+    source: str
+    bos: bool | None  #: with BOS before each context, without, or not said
+
 
 #: What --bos can be.
 CHOICES = ("auto", "yes", "no")
 
 
-def wants_bos(word: str, saes: Iterable[SparseAutoencoder], by_default: Callable[[], bool]) -> bool:
+def wants_bos(word: str, saes: Iterable[Trained], by_default: Callable[[], bool]) -> bool:
     """Whether contexts begin with BOS, by a word of CHOICES; auto: as the SAEs say that they were trained.
 
     by_default: what the model's tokenizer does, asked where no SAE says. Raises UsageError for SAEs that disagree.
@@ -48,7 +56,7 @@ def set_bos(model: LanguageModel, has_bos: bool) -> None:
     model.bos = int(bos) if has_bos else None
 
 
-def settle_bos(model: LanguageModel, word: str, saes: Iterable[SparseAutoencoder] = ()) -> None:
+def settle_bos(model: LanguageModel, word: str, saes: Iterable[Trained] = ()) -> None:
     """The same by a word of --bos, for work that belongs to no run."""
     set_bos(model, wants_bos(word, saes, lambda: adds_bos(model.tokenizer)))
 

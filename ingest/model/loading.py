@@ -1,15 +1,14 @@
 """A model's name in, a loaded language model out.
 
-`load_model` takes the built-in name, a Hugging Face name, a local folder or a GGUF file. GGUF weights are
-dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty seconds and
-safetensors three.
+`load_model` takes the built-in name, a Hugging Face name (owner/name, or owner/name@revision), a local folder or a GGUF
+file. GGUF weights are dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty
+seconds and safetensors three.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -25,9 +24,11 @@ import torch
 
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.files import CONFIG, TOKENIZER, weight_files
 from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.resolving import first_line, resolve
+from energy_lens.ingest.repositories import Repository, is_name, repository
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -59,7 +60,7 @@ PACKAGED_MODELS = {
 
 
 def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name.
+    """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name, also with @revision.
 
     Raises UsageError for a name that is none of these, and ElwError when weights cannot be fetched, fail their
     checksum, are pickled, or belong to an architecture whose residual stream cannot be found.
@@ -132,18 +133,24 @@ def locate(name: str) -> tuple[Path, str]:
             _convert(path, folder)
         return folder, sha256
     if os.path.isdir(path):
-        weights = _weight_files(path)
-        if not (path / "config.json").exists() or not weights:
+        weights = weight_files(lambda file: os.path.isfile(path / file), lambda file: path / file)
+        if not (path / CONFIG).exists() or not weights:
             raise UsageError(
-                f"{name} is not a model folder: config.json and *.safetensors are needed "
+                f"{name} is not a model folder: {CONFIG} and model.safetensors, or shards with their index, are needed "
                 "(pickled weights are never read)."
             )
-        return path, _sha256(*weights)
-    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        return path, _sha256(*(path / file for file in weights))
+    repository_name = name.partition("@")[0]
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or repository_name.count("/") > 1:
         raise UsageError(
             f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}."
         )
-    return _snapshot(name)
+    if not is_name(repository_name):
+        raise UsageError(
+            f"There is no model {name!r}: the built-in model is {DEFAULT_MODEL}; else give a folder, a .gguf file or a "
+            "Hugging Face name."
+        )
+    return _fetched_from_hub(name)
 
 
 def resolved(name: str) -> str:
@@ -173,41 +180,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-lens"
 
 
-def _snapshot(name: str) -> tuple[Path, str]:
-    """A Hugging Face model's files, through huggingface_hub's own cache; no file that could hold code or pickles."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    known = f"the built-in model is {DEFAULT_MODEL}; else give a folder, a .gguf file or a Hugging Face name"
-    try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise UsageError(f"There is no model {name!r}: {known}.") from error
-    except Exception as error:
-        raise ElwError(
-            f"The model {name!r} is not in the local cache and could not be fetched ({type(error).__name__}): {known}."
-        ) from error
-    weights = _weight_files(folder)
+def _fetched_from_hub(name: str) -> tuple[Path, str]:
+    """A Hugging Face model's own files, and nothing else, in the hub's own cache; and the sha256 of its weights."""
+    found = repository(name)
+    small = [file for file in (CONFIG, *TOKENIZER) if file in found.files]
+    if CONFIG not in small:
+        raise UsageError(f"{name} has no {CONFIG}{_of_cache(found)}: name a repository with a model for transformers.")
+    # Weights last: where they are in the cache, all that goes with them is.
+    found.fetch(small)
+    weights = weight_files(found.files.__contains__, lambda file: found.fetch([file]) / file)
     if not weights:
-        raise ElwError(f"{name} has no safetensors weights, and pickled weights are never read: convert it first.")
-    return folder, _sha256(*weights)
+        raise ElwError(
+            f"{name} has no safetensors weights{_of_cache(found)}, and pickled weights are never read: convert it "
+            "first, or name a revision that has them (as in owner/name@refs/pr/1)."
+        )
+    folder = found.fetch(weights)
+    return folder, _sha256(*(folder / file for file in weights))
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """A model folder's safetensors files; raises UsageError when its index names any other kind of file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{index} is damaged: copy the model again.") from error
-        for shard in sorted(map(str, shards)):
-            if not shard.endswith(".safetensors") or not (folder / shard).is_file():
-                raise UsageError(
-                    f"{index} names {shard}, which is missing or no safetensors file (pickled weights are never read)."
-                )
-    return sorted(folder.glob("*.safetensors"))
+def _of_cache(found: Repository) -> str:
+    return " in the cache, and the hub could not be asked" if found.cached else ""
 
 
 @contextlib.contextmanager

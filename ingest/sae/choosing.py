@@ -64,7 +64,7 @@ def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoenco
     if not available:
         raise UsageError(
             f"No SAEs are shipped for {model_name} (only for {', '.join(PACKAGED_MODELS)}): "
-            "train some with elw sae train, or import some with elw sae import, and name them with --sae."
+            "train some with elw sae train, or get some with elw sae pull or import, and name them with --sae."
         )
     if missing := [layer for layer in layers if layer not in available]:
         raise UsageError(

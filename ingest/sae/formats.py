@@ -115,11 +115,17 @@ class _Description:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def load_sae(folder: Path, activation_scale: float | None = None, layer: int | None = None) -> SparseAutoencoder:
+def load_sae(
+    folder: Path,
+    activation_scale: float | None = None,
+    layer: int | None = None,
+    corrections: Mapping[str, Any] | None = None,
+) -> SparseAutoencoder:
     """Read an SAE folder into float32, its constant factors folded into the weights.
 
     activation_scale: the factor on the input of an SAE with normalize_activations = expected_average_only_in.
     layer: the block that it reads, for a folder that does not say.
+    corrections: entries that its config lacks or has wrong, as SAELens' registry lists them.
     Raises UsageError, naming what was expected and what was found, for anything that is not exactly one of the formats.
     """
     if activation_scale is not None and not 0 < activation_scale < math.inf:
@@ -130,7 +136,7 @@ def load_sae(folder: Path, activation_scale: float | None = None, layer: int | N
         return load_gemma_scope(folder, layer)
     if (folder / HYPERPARAMS).exists() and not (folder / CONFIG).exists():
         return _load_llama_scope(folder, activation_scale, layer)
-    config = _read_config(folder)
+    config = _corrected(_read_config(folder), corrections or {})
     path = folder / CONFIG
     sparsify = "d_sae" not in config and ("expansion_factor" in config or "num_latents" in config)
     described = _describe_sparsify(config, folder, layer) if sparsify else _describe_saelens(config, path, layer)
@@ -286,6 +292,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path} is not readable JSON ({_line(error)}): an SAE in SAELens v6 format is expected."
         ) from error
     return _object(config, "the file", path)
+
+
+def _corrected(config: dict[str, Any], corrections: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with these entries, which stand at its top before SAELens v6 and some of them under metadata since."""
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict) or not corrections:
+        return {**config, **corrections}
+    return {**config, **corrections, "metadata": {**metadata, **corrections}}
 
 
 def _describe_saelens(config: dict[str, Any], path: Path, layer: int | None) -> _Description:

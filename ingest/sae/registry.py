@@ -6,9 +6,10 @@ its norm median measured if asked for. `elw ingest --sae` takes it by its path, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from energy_lens.ingest.model.bos import settle_bos
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, registered_folder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.model_names import trained_on
@@ -46,7 +48,17 @@ def import_sae(
     calibrate: text whose median ‖x‖ the SAE is to carry; else it keeps its own, or ingest measures one.
     Raises UsageError for an SAE that cannot be read or does not fit the model.
     """
-    sae = load_sae(folder, activation_scale, layer)
+    return register(load_sae(folder, activation_scale, layer), model_name, output, calibrate)
+
+
+def register(
+    sae: SparseAutoencoder,
+    model_name: str,
+    output: Path | None = None,
+    calibrate: Sequence[Path] = (),
+    origin: Mapping[str, Any] | None = None,
+) -> Path:
+    """Register an SAE that was read; as `import_sae`. origin: what its copy is to say of where it came from."""
     if output is not None:
         check_free(output)
     documents = discover(calibrate) if calibrate else []
@@ -58,7 +70,7 @@ def import_sae(
         if not texts:
             raise UsageError(f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text.")
         sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
-    origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae)}
+    origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae), **(origin or {})}
     target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
     save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
     return target
