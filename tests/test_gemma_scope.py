@@ -75,11 +75,27 @@ def test_the_layer_that_is_given(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("site", "hook", "hook_out"),
+    [
+        ("mlp", "blocks.3.hook_mlp_out", None), ("att", "blocks.3.attn.hook_z", None),
+        ("transcoders", "blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out"),
+    ],
+)  # fmt: skip
+def test_the_site_is_told_by_the_folder(site: str, hook: str, hook_out: str | None, tmp_path: Path) -> None:
+    sae = load_sae(put(tmp_path / f"gemma-scope-9b-pt-{site}" / "layer_3" / "width_16k"))
+    assert (sae.hook_name, sae.site_out.hook_name if sae.is_transcoder else None) == (hook, hook_out)
+    made = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    x = 2 * torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1))
+    h = x @ made["W_enc"] + made["b_enc"]
+    expected = torch.where(h > made["threshold"], h.relu(), 0) @ made["W_dec"] + made["b_dec"]
+    torch.testing.assert_close(sae.reconstruct(x), expected, rtol=1e-4, atol=1e-4)
+    assert sae.sha256 != load_sae(put(tmp_path / "gemma-scope-9b-pt-res" / "layer_3" / "width_16k")).sha256
+
+
+@pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("gemma-scope-9b-pt-mlp/layer_3/width_16k/average_l0_7", "site 'mlp'"),
-        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_7", "site 'att'"),
-        ("gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_7", "site 'transcoders'"),
+        ("gemma-scope-9b-pt-clt/layer_3/width_16k/average_l0_7", "site 'clt'"),
         ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", "the embedding"),
     ],
 )

@@ -25,6 +25,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.model.residuals import residual_stream
 from energy_lens.ingest.pipeline import IngestOptions, ingest
 from energy_lens.ingest.sae import evaluation as sae_evaluation
 from energy_lens.ingest.sae import figures as sae_figures
@@ -122,7 +123,7 @@ def passages(model: LanguageModel, documents: Sequence[Document], layer: int, le
     """Every context of the documents, run through the Hugging Face model one by one."""
     found = []
     for document in documents:
-        ids = torch.tensor(model.tokenizer(document.text(), add_special_tokens=False).input_ids)
+        ids = torch.tensor(model.tokenize(document.text()))
         for first, n in cut(len(ids), length):
             kept: list[Tensor] = []
             handle = model.blocks[layer].register_forward_hook(lambda *a, kept=kept: kept.append(block_output(a[2])))
@@ -347,7 +348,7 @@ def test_excluded_tokens_are_never_replaced(
     def spy(self: LanguageModel, tokens: Tensor, layer: int, x: Tensor) -> Tensor:
         key = tuple(tokens[0].tolist())
         if key not in clean:
-            with sae_evaluation.residual_stream(self, [layer]) as residuals:
+            with residual_stream(self, [layer]) as residuals:
                 self.hidden(tokens)
             clean[key] = residuals[layer]
         if (x != clean[key]).any():  # not the check that going on from here works
@@ -366,7 +367,7 @@ def test_excluded_tokens_are_never_replaced(
 def test_going_on_from_a_block_is_the_whole_model(model: LanguageModel) -> None:
     """With padding; and nothing is left behind in the blocks, not even after a failure."""
     tokens = torch.arange(24).view(2, 12) + 5
-    with torch.no_grad(), sae_evaluation.residual_stream(model, range(model.n_layers)) as residuals:
+    with torch.no_grad(), residual_stream(model, range(model.n_layers)) as residuals:
         whole = model.hidden(tokens)
     with torch.no_grad():
         for layer, x in residuals.items():

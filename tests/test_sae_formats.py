@@ -473,7 +473,7 @@ def test_refused_files_from_before_v6(changes: dict[str, Any], found: str, tmp_p
         ("layers.3", {"num_latents": 41}, "(40, 12)"),
         ("layers.3", {"num_latents": 0, "expansion_factor": 10**12}, "shape"),
         ("layers.3", {"k": 0}, "k is 0"),
-        ("layers.3.mlp", {}, "'layers.3.mlp'"),
+        ("layers.3.mlp.act", {}, "'layers.3.mlp.act'"),
         ("embed_tokens", {}, "'embed_tokens'"),
         ("my-sae", {}, "--layer"),
     ],
@@ -489,8 +489,10 @@ def test_a_layer_can_be_given_where_the_files_are_silent(tmp_path: Path) -> None
     named, _ = sparsify_tensors()
     assert load_sae(put(tmp_path / "mine", sparsify_config(), named, SPARSIFY_WEIGHTS), layer=4).layer == 4
     assert "layer 4 was given" in refusal(put(tmp_path / "h.3", sparsify_config(), named, SPARSIFY_WEIGHTS), layer=4)
-    inside = put(tmp_path / "h.3.mlp", sparsify_config(), named, SPARSIFY_WEIGHTS)
-    assert "a whole block" in refusal(inside, layer=3)
+    inside = put(tmp_path / "h.3.mlp.act", sparsify_config(), named, SPARSIFY_WEIGHTS)
+    assert "a block or a part of it" in refusal(inside, layer=3)
+    part = load_sae(put(tmp_path / "h.3.mlp", sparsify_config(), named, SPARSIFY_WEIGHTS), layer=3)
+    assert part.hook_name == "blocks.3.mlp.hook_out"
     config = saelens_config("standard", metadata={"hook_name": None})
     folder = put(tmp_path / "silent", config, tensors_of("standard"))
     assert load_sae(folder, layer=4).layer == 4

@@ -264,7 +264,8 @@ def test_from_ingest_to_interventions(
     figures = json.loads(capsys.readouterr().out)
     assert figures
     assert main(["report", "--db", str(db), "--output", str(tmp_path / "report")]) == 0
-    assert sae.hook_name in (tmp_path / "report" / "research_report.md").read_text(encoding="utf-8")
+    shown = (tmp_path / "report" / "research_report.html").read_text(encoding="utf-8")
+    assert sae.hook_name in shown
 
 
 def test_hopfield_of_a_transcoder_is_refused(
