@@ -93,7 +93,7 @@ class MissingSaes:
         require(self.d_sae >= 1, f"An SAE of {self.d_sae} features cannot be trained: it takes at least one.")
         require(
             self.tokens >= least,
-            f"--sae-tokens (sae_tokens) is {self.tokens:,}; an SAE of {self.d_sae:,} features takes at least {least:,}.",
+            f"--sae-tokens (sae_tokens) is {self.tokens:,}; SAEs of {self.d_sae:,} features take at least {least:,}.",
         )
         return TrainingConfig(
             d_sae=self.d_sae, ks=(min(self.k, self.d_sae),), tokens=self.tokens, passes=PASSES, batch_size=BATCH_SIZE,
