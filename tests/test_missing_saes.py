@@ -396,6 +396,8 @@ def test_what_cannot_be_trained_is_one_sentence(
         complete(model, small_corpus, how=replace(QUICK, d_sae=10_000))
     with pytest.raises(UsageError, match="layer 9"):
         complete(model, small_corpus, (9,))
+    with pytest.raises(UsageError, match="nothing does not exist: give a model folder"):
+        complete(replace(model, folder=tmp_path / "nothing"), small_corpus, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no text"):
         complete(model, tmp_path / "empty")
@@ -463,12 +465,16 @@ def test_the_quick_start_of_the_draft_runs(
         EnergyLensAnalyzer(config).run_comprehensive_analysis({"other": "Quite another text, of some more words."})
 
 
-def test_the_quick_start_trains_nothing_where_that_is_not_wanted(of_gpt2_medium_s_shape: Path, tmp_path: Path) -> None:
+def test_the_quick_start_trains_nothing_where_that_is_not_wanted(
+    of_gpt2_medium_s_shape: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = EnergyLensConfig(
         model_name=str(of_gpt2_medium_s_shape), train_missing_saes=False, warehouse=tmp_path / "quick.duckdb"
     )
     with pytest.raises(UsageError, match="No SAEs are shipped"):
         EnergyLensAnalyzer(config).run_comprehensive_analysis({"one": "Some words of text."})
+    # Found out before a model is looked for: the cache is empty.
+    monkeypatch.setattr(missing, "locate", lambda name: pytest.fail(f"{name} is looked for"))
     wrong = EnergyLensConfig(sae_dict_size=4096, warehouse=tmp_path / "quick.duckdb")
     with pytest.raises(UsageError, match="has 2048 features and sae_dict_size is 4096"):
         EnergyLensAnalyzer(wrong).run_comprehensive_analysis({"one": "Some words of text."})

@@ -83,11 +83,12 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
 
 def default_layers(name: str, folder: Path) -> tuple[int, ...]:
-    """The layers that are hooked by default in a model whose folder was located: at DEPTHS, by its configuration."""
+    """The layers that are hooked by default in a model whose folder was located: at DEPTHS, by its configuration.
+
+    Raises UsageError for a configuration that does not tell how many layers there are.
+    """
     from transformers import AutoConfig
 
-    if name == DEFAULT_MODEL:
-        return DEFAULT_LAYERS
     try:
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
 from energy_lens.ingest.model.configuration import configuration_sha256
 from energy_lens.ingest.model.loading import (
+    DEFAULT_LAYERS,
+    DEFAULT_MODEL,
     cache_folder,
     default_layers,
     is_folder,
@@ -129,9 +132,10 @@ def complete_saes(
     ElwError where the cache cannot be written.
     """
     name = resolved(model_name)
-    model_folder, model_sha256 = locate(name)
+    located = cache(lambda: locate(name))  # its weights are hashed where something depends on them
     given = {sae.layer: sae for sae in load_saes(folders)} if folders else {}
-    wanted = tuple(sorted(set(layers or given or default_layers(name, model_folder))))
+    of_model = DEFAULT_LAYERS if name == DEFAULT_MODEL else ()
+    wanted = tuple(sorted(set(layers or given or of_model or default_layers(name, located()[0]))))
     others = {} if all(layer in given for layer in wanted) else _at_hand(name, [n for n in wanted if n not in given])
     missing = [layer for layer in wanted if layer not in given and layer not in others]
     if not missing:
@@ -139,6 +143,7 @@ def complete_saes(
         alone = not folders and all(source == "shipped" for source, _ in others.values())
         return CompleteSaes(() if alone else (*folders, *(Path(sae.source) for _, sae in others.values())), [])
     used = [sae for layer, sae in given.items() if layer in wanted] + [sae for _, sae in others.values()]
+    model_folder, model_sha256 = located()
     training = _Training(
         name, dtype, wants_bos(bos, used, lambda: adds_bos(load_tokenizer(name, model_folder))),
         (how or MissingSaes()).config(min(128, context_length)),
