@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ class EnergyLensConfig:
 
     model_name: str = "smollm2-135m"  #: a built-in name, folder, GGUF file or Hugging Face name
     sae_dict_size: int = 2048  #: features that the SAEs must have
-    energy_layers: Sequence[int] | None = None  #: None: the default layers
-    sae_folders: Sequence[str | Path] = ()  #: none: the SAEs shipped for the model
+    energy_layers: Sequence[int] | None = None  #: None: the model's default layers
+    sae_folders: Sequence[str | Path] = ()  #: none: the SAEs shipped for the model, or registered for it
+    train_missing_saes: bool = True  #: for layers without an SAE, train one first, in minutes, and keep it
+    sae_tokens: int = 100_000  #: tokens that it is trained on
     warehouse: str | Path = "elw.duckdb"
     seed: int = 0
 
@@ -45,13 +47,18 @@ class EnergyLensAnalyzer:
     def run_comprehensive_analysis(self, texts: Mapping[str, str]) -> dict[str, Any]:
         """Ingest {name: text} as one document each, all in the category `texts`.
 
+        Layers that have no SAE get one first, trained on the texts and the package's sample, or on the sample alone
+        where the texts are few (`ingest.training.missing`); a note in the summary says how good it became.
+
         Returns the ingest's summary under `summary`, the warehouse's path under `warehouse`, and the rows of the views
         `alignments`, `layer_energy` and `null_control` as lists of dicts.
         Raises UsageError for no text, a name that is no file name, or SAEs of another size than `sae_dict_size`.
         """
+        from energy_lens.ingest.corpus import discover
         from energy_lens.ingest.pipeline.options import IngestOptions
         from energy_lens.ingest.pipeline.run import ingest
         from energy_lens.ingest.sae.choosing import choose_saes
+        from energy_lens.ingest.training.missing import MissingSaes, complete_saes
 
         config = self.config
         options = IngestOptions(
@@ -61,12 +68,6 @@ class EnergyLensAnalyzer:
             saes=tuple(Path(folder) for folder in config.sae_folders),
             seed=config.seed,
         )
-        for layer, sae in choose_saes(options.model, options.layers, options.saes).items():
-            if sae.d_sae != config.sae_dict_size:
-                raise UsageError(
-                    f"The SAE of layer {layer} has {sae.d_sae} features and sae_dict_size is {config.sae_dict_size}: "
-                    "make them equal, or give other SAEs with sae_folders."
-                )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "texts"
             folder.mkdir()
@@ -74,7 +75,21 @@ class EnergyLensAnalyzer:
                 if not name or Path(name).name != name or name.startswith("."):
                     raise UsageError(f"{name!r} cannot name a text: use a plain file name.")
                 (folder / name).write_text(text, encoding="utf-8")
+            notes: list[str] = []
+            if config.train_missing_saes:
+                how = MissingSaes(config.sae_dict_size, config.sae_tokens)
+                folders, notes = complete_saes(
+                    options.model, options.layers, options.saes, lambda: discover([folder]), how=how
+                )
+                options = replace(options, saes=folders)
+            for layer, sae in choose_saes(options.model, options.layers, options.saes).items():
+                if sae.d_sae != config.sae_dict_size:
+                    raise UsageError(
+                        f"The SAE of layer {layer} has {sae.d_sae} features and sae_dict_size is "
+                        f"{config.sae_dict_size}: make them equal, or give other SAEs with sae_folders."
+                    )
             summary = ingest([folder], options)
+            summary.notes[:0] = notes
         results: dict[str, Any] = {"summary": summary.as_dict(), "warehouse": str(config.warehouse)}
         with Warehouse(config.warehouse) as warehouse:
             for view in ("alignments", "layer_energy", "null_control"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +29,10 @@ from energy_lens.cli.options import (
     words,
 )
 from energy_lens.console import say
+from energy_lens.errors import UsageError
+
+if TYPE_CHECKING:
+    from energy_lens.ingest.pipeline import IngestOptions
 
 
 @app.command()
@@ -44,6 +50,22 @@ def ingest(
             help="Of nll, logit_lens, tuned_lens, attention, hopfield; or package.module:Class for one of your own.",
         ),
     ] = "nll,hopfield",
+    train_saes: Annotated[
+        bool,
+        typer.Option("--train-saes", help="Train SAEs first, in minutes, for layers that have none; they are kept."),
+    ] = False,
+    train_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--train-on",
+            metavar="PATH",
+            help="Text to train them on, as PATH; repeatable; else the corpus and the package's sample.",
+        ),
+    ] = None,
+    sae_tokens: Annotated[
+        int | None,
+        typer.Option("--sae-tokens", metavar="N", help="Tokens to train them on; 100,000 unless given."),
+    ] = None,
     lens: Annotated[
         Path | None,
         typer.Option("--lens", metavar="FILE", help="Maps of the energy tuned_lens; else those shipped for the model."),
@@ -114,7 +136,13 @@ def ingest(
         exclude=tuple(exclude or ()),
         columns=Columns(text_column, category_column, id_column),
     )
+    notes: list[str] = []
+    if train_saes or train_on:
+        options, notes = _with_trained(paths, options, train_on, sae_tokens)
+    elif sae_tokens is not None:
+        raise UsageError("--sae-tokens has no meaning where no SAE is trained: add --train-saes.")
     summary = pipeline.ingest(paths, options)
+    summary.notes[:0] = notes
     if as_json:
         import json
 
@@ -123,3 +151,21 @@ def ingest(
         say(str(summary))
     if summary.interrupted:
         raise typer.Exit(130)
+
+
+def _with_trained(
+    paths: Sequence[Path], options: IngestOptions, train_on: Sequence[Path] | None, tokens: int | None
+) -> tuple[IngestOptions, list[str]]:
+    """The options with an SAE for every layer, trained where there was none, and sentences on these."""
+    from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.training.missing import MissingSaes, complete_saes
+
+    how = MissingSaes() if tokens is None else MissingSaes(tokens=tokens)
+    text = discover(train_on, options.exclude, options.columns) if train_on else None
+    folders, notes = complete_saes(
+        options.model, options.layers, options.saes, lambda: discover(paths, options.exclude, options.columns), text,
+        how, options.dtype, options.bos, options.context_length,
+    )  # fmt: skip
+    if not notes:
+        say("Every layer has an SAE at hand: none is trained.")
+    return replace(options, saes=folders), notes

@@ -1,4 +1,4 @@
-"""What commands show: rows in, a listing on stdout out, its numbers shortened; a training's progress as a bar."""
+"""What commands show: rows in, a listing on stdout out, its numbers shortened."""
 
 from __future__ import annotations
 
@@ -6,31 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from energy_lens.cli.options import TextFormat
-from energy_lens.console import bar, say
+from energy_lens.console import say
 
 if TYPE_CHECKING:
-    from energy_lens.ingest.training.saes import Progress
     from energy_lens.warehouse.output import Rows
-
-
-class TrainingBar:
-    """A progress bar with each SAE's fraction of variance unexplained (FVU) and share of dead features."""
-
-    def __init__(self) -> None:
-        self._bar = bar("Train", 1.0, form="{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}")
-
-    def update(self, progress: Progress) -> None:
-        begun = {place: fvu for place, fvu in progress.fvu.items() if not math.isnan(fvu)}
-        figures = [f"{layer}/{k}: {fvu:.3f} {progress.dead_share[layer, k]:.0%}" for (layer, k), fvu in begun.items()]
-        shown = [progress.note] * bool(progress.note) + ["layer/k: FVU dead"] * bool(figures) + figures
-        self._bar.set_postfix_str(" · ".join(shown), refresh=False)
-        self._bar.update(progress.share - self._bar.n)
-
-    def __enter__(self) -> TrainingBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 def print_rows(rows: Rows, form: TextFormat) -> None:

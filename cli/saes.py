@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from energy_lens.cli.app import sae_app
-from energy_lens.cli.listing import TrainingBar, print_rows, rounded
+from energy_lens.cli.listing import print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     Bos,
@@ -98,6 +98,7 @@ def sae_train(
     from energy_lens.ingest.model.precision import load_as_begun
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae.saving import save_sae
+    from energy_lens.ingest.training.progress import TrainingBar
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
 
     chosen = layers_to_train(layers, model)

@@ -65,7 +65,6 @@ CLOSED_DOORS = (
     ("ingest.reading", "ingest.statistics", "what is read is not summed there"),
     ("ingest.reading", "ingest.training", "what is read is not fitted there"),
     ("reports", "ingest", "a report asks the warehouse alone"),
-    ("analyzer", "ingest.training", "the quick start fits nothing"),
     ("ingest.corpus", "warehouse.database", "the flat files of ingest open no warehouse"),
     ("ingest.sources", "ingest.corpus", "where a text is does not depend on what is made of it"),
     ("ingest.rows", "warehouse", "a table of documents is no warehouse"),

@@ -88,7 +88,7 @@ def pattern(line: str) -> re.Pattern[str]:
 
 
 def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
-    """Every file is expected, and everything expected is there: no tests, corpus, benchmarks or stale builds."""
+    """Every file is expected, and everything expected is there: no tests, benchmarks or stale builds."""
     files = zipfile.ZipFile(wheel).namelist()
     lines = (ROOT / "tests" / "wheel_contents.txt").read_text().splitlines()
     patterns = [pattern(line) for line in lines if line and not line.startswith("#")]

@@ -24,7 +24,7 @@ import duckdb
 
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import migrations
-from energy_lens.warehouse.files import sync
+from energy_lens.warehouse.files import HeldError, lock, sync
 from energy_lens.warehouse.interrupts import interruptibly, interrupts_noticed, translated_errors
 from energy_lens.warehouse.results import Result
 
@@ -376,26 +376,21 @@ def ingest_lock(path: Path) -> Iterator[None]:
     Raises LockedError when another process holds it.
     """
     path = Path(os.path.realpath(path))
-    lock = path.with_name(path.name + ".ingest.lock")
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise WarehouseError(f"{lock} cannot be written ({error.strerror}): name another file with --db.") from error
-    try:
+    file = path.with_name(path.name + ".ingest.lock")
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            stack.enter_context(lock(file))
+        except HeldError as error:
             raise LockedError(
-                f"Another ingest or compaction (process {holder}) is writing {path}: wait for it, or name another "
-                "file with --db."
+                f"Another ingest or compaction (process {error.holder}) is writing {path}: wait for it, or name "
+                "another file with --db."
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise WarehouseError(
+                f"{file} cannot be written ({error.strerror}): name another file with --db."
+            ) from error
         shutil.rmtree(compaction_folder(path), ignore_errors=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------------ polars

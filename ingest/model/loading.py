@@ -32,8 +32,11 @@ from energy_lens.ingest.repositories import Repository, is_name, repository
 
 DEFAULT_MODEL = "smollm2-135m"
 
-#: The layers of the default model that are hooked by default: the relative depths 8, 10, 12, 16, 20 of 24.
+#: The layers of the default model that are hooked by default: those depths of its 30 blocks.
 DEFAULT_LAYERS = (10, 12, 15, 20, 25)
+
+#: The depths that are hooked by default, in parts of so many.
+DEPTHS, OF_DEPTH = (8, 10, 12, 16, 20), 24
 
 #: Precisions of a model's passes, by the words of --dtype.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,6 +81,24 @@ def load_tokenizer(name: str, folder: Path) -> Any:
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
         raise ElwError(f"The tokenizer of {name} could not be loaded ({first_line(error)}): save it anew.") from error
+
+
+def default_layers(name: str, folder: Path) -> tuple[int, ...]:
+    """The layers that are hooked by default in a model whose folder was located: at DEPTHS, by its configuration.
+
+    Raises UsageError for a configuration that does not tell how many layers there are.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        n_layers = int(config.get_text_config().num_hidden_layers)
+    except Exception as error:
+        raise UsageError(
+            f"How many layers {name} has cannot be read ({first_line(error)}): name some, as in --layers 6,8."
+        ) from error
+    return tuple(dict.fromkeys(min(n_layers - 1, round(depth * n_layers / OF_DEPTH)) for depth in DEPTHS))
 
 
 class ModelOnDemand:

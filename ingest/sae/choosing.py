@@ -53,9 +53,18 @@ def _of_folders(folders: Sequence[Path]) -> dict[int, SparseAutoencoder]:
             raise UsageError(
                 f"{folder} and {by_layer[sae.layer].source} are both for layer {sae.layer}: give one SAE a layer."
             )
-        # A run that names it is to find it from wherever it is asked.
-        by_layer[sae.layer] = replace(sae, source=str(folder.resolve()))
+        by_layer[sae.layer] = replace(sae, source=_lasting(folder))
     return by_layer
+
+
+def _lasting(folder: Path) -> str:
+    """An SAE's folder by a name under which a run finds it from wherever it is asked.
+
+    One of the package's own by its place in the package, which may be installed somewhere else next.
+    """
+    folder = folder.resolve()
+    home = FOLDER.resolve()
+    return f"shipped/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
 
 
 def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoencoder]:
@@ -64,18 +73,16 @@ def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoenco
     if not available:
         raise UsageError(
             f"No SAEs are shipped for {model_name} (only for {', '.join(PACKAGED_MODELS)}): "
-            "train some with elw sae train, or get some with elw sae pull or import, and name them with --sae."
+            "elw ingest --train-saes trains some first, in minutes; or train some with elw sae train, or get some "
+            "with elw sae pull or import, and name them with --sae."
         )
     if missing := [layer for layer in layers if layer not in available]:
         raise UsageError(
             f"No SAE is shipped for layer {missing[0]} of {model_name}, only for {available}: "
-            "train one with elw sae train and name it with --sae."
+            "elw ingest --train-saes trains one first; or train one with elw sae train and name it with --sae."
         )
-    # Not the folder: a run that names it must find it wherever the package is installed next.
-    return {
-        layer: replace(load_sae(shipped_folder(model_name, layer)), source=f"shipped/{model_name}/layer_{layer}")
-        for layer in layers
-    }
+    saes = {layer: load_sae(shipped_folder(model_name, layer)) for layer in layers}
+    return {layer: replace(sae, source=_lasting(Path(sae.source))) for layer, sae in saes.items()}
 
 
 def check_saes(model: LanguageModel, saes: Iterable[SparseAutoencoder]) -> None:

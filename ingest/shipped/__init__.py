@@ -1,8 +1,11 @@
 """What comes with the package for a model: MODEL/layer_N/, SAEs in SAELens v6 format, and MODEL/tuned_lens.safetensors.
 
-`ingest.sae.choosing` and `ingest.energies.translators` look here.
+`ingest.sae.choosing` and `ingest.energies.translators` look here. And a sample of text, 128 documents of four kinds.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+
+#: The sample: a folder a category, in a checkout and in an installed package alike.
+SAMPLE = FOLDER.parents[1] / "corpus"

@@ -147,8 +147,8 @@ class ActivationStore:
                         file.write(kept[layer].contiguous().view(torch.int16).numpy().tobytes())
         except OSError as error:
             raise ElwError(
-                f"{folder} cannot be written ({error.strerror}): make room, or choose another --output; "
-                "the same command goes on from here."
+                f"{folder} cannot be written ({error.strerror}): make room, or have it elsewhere (--output, "
+                "ELW_CACHE); the same command goes on from here."
             ) from error
         _write_json(folder, ROUND, {"tokens": n_kept})
 
@@ -171,4 +171,6 @@ def _write_json(folder: Path, name: str, value: object) -> None:
         with whole(folder / name) as (scratch,):
             scratch.write_text(json.dumps(value), encoding="utf-8")
     except OSError as error:
-        raise ElwError(f"{folder} cannot be written ({error.strerror}): choose another --output.") from error
+        raise ElwError(
+            f"{folder} cannot be written ({error.strerror}): have it elsewhere (--output, ELW_CACHE)."
+        ) from error

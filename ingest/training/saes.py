@@ -50,6 +50,9 @@ TEST_TOKENS, LOSS_TOKENS = 100_000, 16_000
 #: Active values from which a feature's quartiles are taken, at least.
 MIN_ACTIVE = 40
 
+#: What helps where there is too little text.
+REMEDY = "give more text, or a smaller --batch-size"
+
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMIZERS = ("adam", "lbfgs")
 TRAINED_ARCHITECTURES = ("topk", "batchtopk")
@@ -126,6 +129,7 @@ class _Training:
     store: ActivationStore
     folder: Path
     on_progress: Callable[[Progress], None]
+    remedy: str
     trainers: list[Trainer] = field(default_factory=list)
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -138,7 +142,7 @@ class _Training:
         if (n_tokens := self.store.n_tokens(0)) < config.batch_size:
             raise UsageError(
                 f"Of the first round's tokens {n_tokens:,} are no outliers in norm, less than a step of "
-                f"{config.batch_size:,}: give more text, or a smaller --batch-size."
+                f"{config.batch_size:,}: {self.remedy}."
             )
         # bfloat16 is worth its rounding only where the machine is faster with it: the model's precision was chosen so.
         step = StepConfig(config.architecture, config.auxiliary, config.dead_after, self.model.dtype)
@@ -229,10 +233,14 @@ def train_saes(
     config: TrainingConfig,
     folder: Path,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    held_out: EvaluationOptions | None = None,
+    remedy: str = REMEDY,
 ) -> list[SparseAutoencoder]:
     """Train one SAE per k and layer, in that order; each carries its held-out figures in `metadata`.
 
     folder: for residuals and checkpoints; the caller removes it when the SAEs are saved.
+    held_out: how they are measured on test documents; None: FVU on many tokens, losses on fewer, which take longer.
+    remedy: what helps where there is too little text.
     Raises UsageError for layers that the model lacks, a corpus that is too short, or a folder of another training.
     """
     model.check_layers(layers)
@@ -240,11 +248,10 @@ def train_saes(
     layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
     contexts = shuffled_contexts(
-        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size,
-        "give more text, or a smaller --batch-size",
-    )  # fmt: skip
+        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size, remedy
+    )
     store = ActivationStore(folder, model, contexts, layers, config.round_contexts, point=config.point)
-    training = _Training(model, layers, config, store, folder, on_progress)
+    training = _Training(model, layers, config, store, folder, on_progress, remedy)
     training.run()
     polished = _polish(training, parts["select"]) if config.optimizer == "lbfgs" else {}
     saes = [trainer.finished(store.norm_medians[trainer.layer], model.name) for trainer in training.trainers]
@@ -263,7 +270,11 @@ def train_saes(
         if rounds := polished.get((trainer.layer, trainer.k)):
             sae.metadata["lbfgs_select_fvu"] = rounds
     if parts["test"]:
-        _add_figures(model, saes, parts["test"], config)
+        options = held_out or EvaluationOptions(
+            TEST_TOKENS, config.context_length, seed=config.seed, ce_tokens=LOSS_TOKENS
+        )
+        for sae, evaluation in zip(saes, evaluate(model, saes, parts["test"], options), strict=True):
+            sae.metadata |= evaluation.metadata()
     return saes
 
 
@@ -319,12 +330,3 @@ def active_quartiles(sae: SparseAutoencoder, x: Tensor) -> Tensor:
         if len(active_values) >= MIN_ACTIVE:
             quartiles[feature] = active_values.quantile(torch.tensor([0.25, 0.5, 0.75]))
     return quartiles
-
-
-def _add_figures(
-    model: LanguageModel, saes: Sequence[SparseAutoencoder], test: Sequence[Document], config: TrainingConfig
-) -> None:
-    """Held-out figures into `metadata`: reconstruction over many tokens, losses over fewer, which take longer."""
-    options = EvaluationOptions(TEST_TOKENS, config.context_length, seed=config.seed, ce_tokens=LOSS_TOKENS)
-    for sae, evaluation in zip(saes, evaluate(model, saes, test, options), strict=True):
-        sae.metadata |= evaluation.metadata()
