@@ -74,6 +74,12 @@ Excludes = Annotated[
     typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
 ]
 
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        "--context", metavar="T", help="Tokens in a context; 128 unless given, or the fewer that the model can read."
+    ),
+]
 BosChoice = Annotated[
     Bos,
     typer.Option(

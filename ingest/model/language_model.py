@@ -24,6 +24,7 @@ from energy_lens.ingest.model.attention import (
     AttentionReached,
     register_attention_reader,
 )
+from energy_lens.ingest.model.configuration import n_positions
 from energy_lens.ingest.model.tokenizing import Tokenization
 
 #: Precisions whose rounding of logits shows in a loss.
@@ -99,8 +100,7 @@ class LanguageModel:
     @property
     def window(self) -> int | None:
         """The most tokens that it reads at once; None where its configuration does not say."""
-        said = [getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions")]
-        return next((n for n in said if isinstance(n, int) and n > 0), None)
+        return n_positions(self.module.config)
 
     def facts(self) -> dict[str, Any]:
         """Columns of the table `models`, without the sha256."""

