@@ -18,6 +18,7 @@ DEFAULT_MODEL = "smollm2-135m"
 Format = StrEnum("Format", "table csv json jsonl markdown parquet")
 TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
+Precision = StrEnum("Precision", "float32 bfloat16")
 Compile = StrEnum("Compile", "auto on off")
 Bos = StrEnum("Bos", "auto yes no")
 SaeFormat = StrEnum("SaeFormat", "saelens sparsify")

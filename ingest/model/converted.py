@@ -1,7 +1,7 @@
 """A folder of the cache in, whether what was converted into it still holds out; and how a copy takes its place.
 
-Beside a copy's files lies a record of them. Sizes and times are compared whenever the copy is used, which costs nothing;
-contents are read where a time differs (a cache that was copied elsewhere) and never else.
+Beside a copy's files lies a record of them. Sizes and times are compared whenever the copy is used, which costs
+nothing; contents are read where a time differs (a cache that was copied elsewhere).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.converted import adopt, alone, fault, put_in_place
 from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.resolving import first_line, resolve
+from energy_lens.ingest.model.resolving import find_parts, first_line, resolve
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -59,14 +59,15 @@ PACKAGED_MODELS = {
 }
 
 
-def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32, proved: bool = True) -> LanguageModel:
     """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name.
 
+    proved: refuse it unless a pass shows that its parts were found right; for whoever looks at each proof himself.
     Raises UsageError for a name that is none of these, and ElwError when weights cannot be fetched, fail their
     checksum, are pickled, or belong to an architecture whose residual stream cannot be found.
     """
     path, sha256 = locate(name)
-    return _from_pretrained(name, path, dtype, sha256)
+    return _from_pretrained(name, path, dtype, sha256, resolve if proved else find_parts)
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:
@@ -354,7 +355,9 @@ def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
         )
 
 
-def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: str) -> LanguageModel:
+def _from_pretrained(
+    name: str, path: Path | str, dtype: torch.dtype, sha256: str, resolving: Callable[..., LanguageModel]
+) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -370,7 +373,7 @@ def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: st
             "safetensors weights and a tokenizer that transformers knows are needed."
         ) from error
     _check_complete(name, loading)
-    return resolve(name, module, tokenizer, sha256)
+    return resolving(name, module, tokenizer, sha256)
 
 
 @contextlib.contextmanager

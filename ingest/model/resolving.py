@@ -19,10 +19,20 @@ class CannotRunError(ElwError):
 def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
+    Raises what `find_parts` raises; ElwError when logits are not the unembedding of the final norm of the last block's
+    output, scaled and capped (a model that projects them in between would get wrong energies without a word), or depend
+    on later tokens; CannotRunError when a forward pass fails, in this precision at least.
+    """
+    model = find_parts(name, module, tokenizer, sha256)
+    _prove(model)
+    return model
+
+
+def find_parts(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
+    """The same by structure alone, unproved.
+
     module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
-    Raises ElwError when logits are not the unembedding of the final norm of the last block's output, scaled and capped
-    (a model that projects them in between would get wrong energies without a word), or depend on later tokens;
-    CannotRunError when a forward pass fails, in this precision at least.
+    Raises ElwError for one that lacks a part.
     """
     module.eval().requires_grad_(False)
     unembedding = module.get_output_embeddings()  # type: ignore[operator]
@@ -33,12 +43,10 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
     norms = [child for child in parent.children() if _is_norm(child, d_model)]
     if not norms:
         raise ElwError(f"{name} has no final norm beside its blocks: its residual stream could not be resolved.")
-    model = LanguageModel(
+    return LanguageModel(
         name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size),
         *_head(module),
     )  # fmt: skip
-    _prove(model)
-    return model
 
 
 def _head(module: nn.Module) -> tuple[float, float | None]:

@@ -6,12 +6,16 @@ Settled by the model's configuration, before its weights are loaded and before a
 from __future__ import annotations
 
 from energy_lens.console import say
+from energy_lens.errors import require
 from energy_lens.ingest.model.configuration import check_window, n_positions
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_configuration, locate
 
 #: Tokens of a context where none are asked for.
 DEFAULT_CONTEXT = 128
+
+#: Tokens that every command that cuts contexts asks for.
+LEAST_CONTEXT = 4
 
 
 def settle_context_length(name: str, wanted: int | None) -> int:
@@ -34,5 +38,7 @@ def default_context_length(model: LanguageModel) -> int:
 def _default(name: str, window: int | None) -> int:
     if window is None or window >= DEFAULT_CONTEXT:
         return DEFAULT_CONTEXT
+    least = f"{name} reads at most {window} tokens at once, and contexts have at least {LEAST_CONTEXT}: take another."
+    require(window >= LEAST_CONTEXT, least)
     say(f"Contexts are of {window} tokens, not of {DEFAULT_CONTEXT}: {name} reads no more at once.")
     return window
