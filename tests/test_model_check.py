@@ -19,7 +19,7 @@ from energy_lens.ingest.energies.base import Reading
 from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import load_model, locate
+from energy_lens.ingest.model.loading import locate
 from energy_lens.tests.conftest import TINY_WIDTH, _tokenizer
 
 PROOFS = [
@@ -68,7 +68,8 @@ def test_nothing_of_the_model_is_changed(tiny: Callable[..., Any]) -> None:
     list(check_model(model))
     assert torch.equal(model.hidden(tokens), before)
     assert model.config._attn_implementation == attention
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.module.modules())
+    parts = [*model.blocks, model.final_norm]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def test_a_model_in_bfloat16(tiny: Callable[..., Any]) -> None:
@@ -303,3 +304,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rwkv": ("RwkvConfig", {"attention_hidden_size": TINY_WIDTH}),
     "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": TINY_WIDTH, "attention_window_size": 8}),
 }  # fmt: skip
+
+
+def family_folder(family: str, folder: Path) -> Path:
+    """A tiny model of a family, on disk with a tokenizer."""
+    import transformers
+
+    config, settings = FAMILIES[family]
+    torch.manual_seed(5)
+    made = getattr(transformers, config)(**{**SHAPE, **settings})
+    transformers.AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,9 @@ TEXTS = (
     "The measured shift, 1.75 seconds of arc, was close to the predicted one — naïve optics gives half of it.",
 )
 
+#: Bytes that are no character by themselves, as token texts have them.
+CODES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+
 #: Passes that are timed, after a first one.
 TIMED_PASSES = 3
 
@@ -44,7 +48,7 @@ def parts(model: LanguageModel) -> Finding:
     details = ["tied to the embedding"] * tied
     details += ["with a bias"] * (model.unembedding.bias is not None)
     details += [f"times {model.logit_scale:g}"] * (model.logit_scale != 1)
-    details += [f"capped at {model.logit_cap:g}"] * (model.logit_cap is not None)
+    details += [] if model.logit_cap is None else [f"capped at {model.logit_cap:g}"]
     kinds = sorted({type(block).__name__ for block in model.blocks})
     return fact(
         "parts",
@@ -86,7 +90,7 @@ def tokenizer(model: LanguageModel) -> Finding:
     texts = TokenTexts(model.tokenizer)
     for text in TEXTS:
         ids = model.tokenize(text)  # which raises for a tokenizer of another model
-        again = "".join(texts[id_] for id_ in ids)
+        again = CODES.sub(_decoded, "".join(texts[id_] for id_ in ids))
         if again != text:
             first = next((i for i, (a, b) in enumerate(zip(again, text, strict=False)) if a != b), 0)
             return fact(
@@ -147,6 +151,10 @@ def bfloat16(exact: LanguageModel, tokens: Tensor, load: Callable[[], LanguageMo
         f"It runs; single losses are off by {float(apart.mean()):.3f} nats in the mean, by {float(apart.max()):.3f} at "
         "most.",
     )
+
+
+def _decoded(codes: re.Match[str]) -> str:
+    return bytes.fromhex(re.sub("<0x|>", "", codes[0])).decode("utf-8", "replace")
 
 
 def _losses(model: LanguageModel, tokens: Tensor) -> Tensor:

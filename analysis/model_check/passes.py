@@ -151,16 +151,17 @@ def attention_patterns(model: LanguageModel, tokens: Tensor, layers: Sequence[in
     if not below:
         return inapplicable(check, "There is no block after these layers (--layers).")
     with residual_stream(model, below) as read:
-        inputs = model.module.base_model(  # type: ignore[operator]
-            input_ids=tokens, use_cache=False, output_attentions=True
-        )
-    patterns = getattr(inputs, "attentions", None) or ()
+        model.hidden(tokens)
+    x = dict(read)
+    scores = {layer: attention_scores(model.attention_inputs(tokens, layer, x[layer])) for layer in below}
+    try:
+        output = model.module.base_model(input_ids=tokens, use_cache=False, output_attentions=True)  # type: ignore[operator]
+        patterns = output.attentions or ()
+    except (TypeError, ValueError, AttributeError):  # as code that knows no such option answers
+        patterns = ()
     if len(patterns) != model.n_layers or any(patterns[layer + 1] is None for layer in below):
         return inapplicable(check, f"{model.name} does not give out its attention patterns.")
-    pairs = []
-    for layer in below:
-        scores = attention_scores(model.attention_inputs(tokens, layer, read[layer]))
-        pairs.append((scores.softmax(-1).to(scores.dtype), patterns[layer + 1].to(scores.dtype)))
+    pairs = [(scores[layer].softmax(-1), patterns[layer + 1].to(scores[layer].dtype)) for layer in below]
     return compared(
         check, f"softmax of the attention energy's scores after block {_listed(below)}: the model's own patterns",
         pairs, TOLERANCES[model.dtype],

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -303,11 +304,18 @@ def _sha256(*paths: Path) -> str:
     digests = []
     for path in paths:
         try:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            status = os.stat(path)
+            digests.append(_digest(path.resolve(), status.st_size, status.st_mtime_ns))
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}): check who may read it.") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@cache
+def _digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    """The sha256 of a file, read once in a process while its size and time stay: gigabytes take seconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert(gguf: Path, folder: Path, sha256: str) -> None:

@@ -12,6 +12,10 @@ from energy_lens.ingest.model.language_model import LanguageModel, text_config
 from energy_lens.ingest.model.residuals import residual_stream
 
 
+#: What configurations call the number to which logits are bent.
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 class CannotRunError(ElwError):
     """A model whose forward pass fails."""
 
@@ -52,13 +56,14 @@ def find_parts(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Lan
 def _head(module: nn.Module) -> tuple[float, float | None]:
     """By what a model's logits are multiplied, and to what they are capped, as its configuration calls it.
 
-    Cohere has logit_scale, Granite divides by logits_scaling, Gemma 2 caps at final_logit_softcapping; what else there
-    may be is found out by the proof.
+    Cohere has logit_scale, Falcon H1 lm_head_multiplier, Granite divides by logits_scaling; caps have three names (Gemma,
+    RecurrentGemma, xLSTM). What else there may be is found out by the proof.
     """
     config = text_config(module)
-    scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return scale, None if cap is None else float(cap)
+    factors = [float(getattr(config, name, None) or 1) for name in ("logit_scale", "lm_head_multiplier")]
+    scale = factors[0] * factors[1] / float(getattr(config, "logits_scaling", None) or 1)
+    caps = [getattr(config, name, None) for name in CAPS]
+    return scale, next((float(cap) for cap in caps if cap is not None), None)
 
 
 def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
