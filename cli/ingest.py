@@ -16,6 +16,7 @@ from energy_lens.cli.options import (
     BosChoice,
     CategoryColumn,
     Compile,
+    ContextLength,
     Database,
     Dtype,
     Excludes,
@@ -70,7 +71,7 @@ def ingest(
         Path | None,
         typer.Option("--lens", metavar="FILE", help="Maps of the energy tuned_lens; else those shipped for the model."),
     ] = None,
-    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    context: ContextLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Precision of the model's passes; auto takes the faster one.")
@@ -78,6 +79,7 @@ def ingest(
     bos: BosChoice = Bos.auto,
     compiled: Annotated[
         Compile,
+        ContextLength,
         typer.Option(
             "--compile",
             help="Fuse the model's blocks by a C++ compiler; auto: from 50,000 tokens on, or 10,000 if done before.",

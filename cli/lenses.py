@@ -15,6 +15,7 @@ from energy_lens.cli.options import (
     Bos,
     BosChoice,
     CategoryColumn,
+    ContextLength,
     Dtype,
     Excludes,
     IdColumn,
@@ -40,6 +41,7 @@ def lens_train(
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,
+    context: ContextLength = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the token order.")] = 0,
     bos: BosChoice = Bos.auto,
     dtype: Annotated[
@@ -59,15 +61,16 @@ def lens_train(
     from energy_lens.ingest.energies.translators import save_translators
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
+    from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
 
-    options = FitOptions(tokens=tokens, seed=seed)
+    options = FitOptions(tokens=tokens, context_length=settle_context_length(model, context), seed=seed)
     chosen = layers_to_train(layers, model)
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
-    language_model = load_in(model, dtype.value)
+    language_model = load_in(model, dtype.value, options.context_length)
     settle_bos(language_model, bos.value)
     with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 

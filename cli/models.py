@@ -1,4 +1,4 @@
-"""`elw model`: a name in, the folder of fetched weights out; models listed."""
+"""`elw model`: a name in, the folder of fetched weights out, or what works with that model; models listed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import typer
 
 from energy_lens.cli.app import model_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, TextFormat
+from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, Precision, TextFormat, numbers
+from energy_lens.console import say
+from energy_lens.errors import ElwError
 
 
 @model_app.command("pull")
@@ -25,6 +27,47 @@ def model_pull(
 
     folder, _ = locate(name)
     print(folder)
+
+
+@model_app.command("check")
+def model_check(
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file.")
+    ] = DEFAULT_MODEL,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", metavar="N,N,...", help="Layers to look at; else the first, the middle one, the last but one."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Precision, typer.Option("--dtype", help="Precision of the passes; differences of energies need float32.")
+    ] = Precision.float32,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", min=8, help="Tokens of each of the two contexts that are read.")
+    ] = 48,
+    form: ListingFormat = TextFormat.table,
+) -> None:
+    """Prove a model on the spot: what of it works with this program, and what does not.
+
+    Logits and losses against the model's own, the residual stream, padding, passes from the middle on, every energy's
+    gradient against differences of that energy; then what one should know: parts, positions, BOS, speed. Exit code 0
+    when all that applies holds, else 1.
+    """
+    from energy_lens.analysis.model_check.finding import Outcome
+    from energy_lens.analysis.model_check.run import check_by_name, finding_rows
+    from energy_lens.ingest.model.loading import DTYPES
+
+    chosen = numbers(layers, "--layers") if layers is not None else None
+    findings = list(check_by_name(name, chosen, DTYPES[dtype.value], tokens))
+    print_rows(finding_rows(findings), form)
+    outcomes = [finding.outcome for finding in findings]
+    if failed := [finding.check for finding in findings if finding.outcome is Outcome.FAILED]:
+        compared = len(failed) + outcomes.count(Outcome.PASSED)
+        raise ElwError(f"{name} fails {len(failed)} of {compared} checks ({', '.join(failed)}): see the notes above.")
+    without = [finding.check for finding in findings if finding.outcome is Outcome.INAPPLICABLE]
+    rest = f"; not to be had: {', '.join(without)}" if without else ""
+    say(f"{name} passes all {outcomes.count(Outcome.PASSED)} checks that apply{rest}.")
 
 
 @model_app.command("list")

@@ -18,6 +18,7 @@ DEFAULT_MODEL = "smollm2-135m"
 Format = StrEnum("Format", "table csv json jsonl markdown parquet")
 TextFormat = StrEnum("TextFormat", "table csv json jsonl markdown")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
+Precision = StrEnum("Precision", "float32 bfloat16")
 Compile = StrEnum("Compile", "auto on off")
 Bos = StrEnum("Bos", "auto yes no")
 SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
@@ -78,6 +79,12 @@ Excludes = Annotated[
     typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
 ]
 
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        "--context", metavar="T", help="Tokens in a context; 128 unless given, or the fewer that the model can read."
+    ),
+]
 BosChoice = Annotated[
     Bos,
     typer.Option(

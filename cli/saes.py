@@ -15,6 +15,7 @@ from energy_lens.cli.options import (
     Bos,
     BosChoice,
     CategoryColumn,
+    ContextLength,
     Dtype,
     Excludes,
     IdColumn,
@@ -70,7 +71,7 @@ def sae_train(
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="X", help="Adam's, at its highest.")
     ] = None,
-    context: Annotated[int | None, typer.Option("--context", metavar="T", help="Tokens in a context.")] = None,
+    context: ContextLength = None,
     hook_point: Annotated[
         str, typer.Option("--hook-point", metavar="NAME", help="Where in each block, such as resid_mid or mlp_out.")
     ] = "resid_post",
@@ -96,6 +97,7 @@ def sae_train(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_as_begun
+    from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae.saving import save_sae
     from energy_lens.ingest.training.progress import TrainingBar
@@ -105,7 +107,8 @@ def sae_train(
     settings = {
         "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
-        "learning_rate": learning_rate, "context_length": context, "point": hook_point,
+        "learning_rate": learning_rate, "context_length": settle_context_length(model, context),
+        "point": hook_point,
     }  # fmt: skip
     config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
@@ -138,7 +141,7 @@ def sae_evaluate(
         int,
         typer.Option("--max-tokens", metavar="N", min=0, help="Tokens of a sample, balanced over categories; 0: all."),
     ] = 50_000,
-    context: Annotated[int, typer.Option("--context", metavar="T", help="Tokens in a context.")] = 128,
+    context: ContextLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,
     bos: BosChoice = Bos.auto,
     dtype: Annotated[
@@ -174,6 +177,7 @@ def sae_evaluate(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
+    from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
     from energy_lens.ingest.sae.choosing import saes_to_evaluate
@@ -183,13 +187,14 @@ def sae_evaluate(
 
     if save and not sae:
         raise UsageError("--save changes the folders given with --sae, and none was given: name them.")
+    context_length = settle_context_length(model, context)
     options = sae_evaluation.EvaluationOptions(
-        max_tokens or None, context, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
+        max_tokens or None, context_length, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
     )
     chosen = numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
-    language_model = load_in(model, dtype.value, context)
+    language_model = load_in(model, dtype.value, context_length)
     settle_bos(language_model, bos.value, saes)
     if db is not None:
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it

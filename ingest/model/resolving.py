@@ -12,6 +12,10 @@ from energy_lens.ingest.model.language_model import LanguageModel, text_config
 from energy_lens.ingest.model.residuals import residual_stream
 
 
+#: What configurations call the number to which logits are bent.
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 class CannotRunError(ElwError):
     """A model whose forward pass fails."""
 
@@ -19,10 +23,20 @@ class CannotRunError(ElwError):
 def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
+    Raises what `find_parts` raises; ElwError when logits are not the unembedding of the final norm of the last block's
+    output, scaled and capped (a model that projects them in between would get wrong energies without a word), or depend
+    on later tokens; CannotRunError when a forward pass fails, in this precision at least.
+    """
+    model = find_parts(name, module, tokenizer, sha256)
+    _prove(model)
+    return model
+
+
+def find_parts(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
+    """The same by structure alone, unproved.
+
     module: a Hugging Face causal language model. Its parameters are frozen and it is put in evaluation mode.
-    Raises ElwError when logits are not the unembedding of the final norm of the last block's output, scaled and capped
-    (a model that projects them in between would get wrong energies without a word), or depend on later tokens;
-    CannotRunError when a forward pass fails, in this precision at least.
+    Raises ElwError for one that lacks a part.
     """
     module.eval().requires_grad_(False)
     unembedding = module.get_output_embeddings()  # type: ignore[operator]
@@ -33,24 +47,23 @@ def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Langua
     norms = [child for child in parent.children() if _is_norm(child, d_model)]
     if not norms:
         raise ElwError(f"{name} has no final norm beside its blocks: its residual stream could not be resolved.")
-    model = LanguageModel(
+    return LanguageModel(
         name, sha256, module, tokenizer, blocks, norms[-1], unembedding, int(d_model), int(vocabulary_size),
         *_head(module),
     )  # fmt: skip
-    _prove(model)
-    return model
 
 
 def _head(module: nn.Module) -> tuple[float, float | None]:
     """By what a model's logits are multiplied, and to what they are capped, as its configuration calls it.
 
-    Cohere has logit_scale, Granite divides by logits_scaling, Gemma 2 caps at final_logit_softcapping; what else there
-    may be is found out by the proof.
+    Cohere has logit_scale, Falcon H1 lm_head_multiplier, Granite divides by logits_scaling; caps have three names (Gemma,
+    RecurrentGemma, xLSTM). What else there may be is found out by the proof.
     """
     config = text_config(module)
-    scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return scale, None if cap is None else float(cap)
+    factors = [float(getattr(config, name, None) or 1) for name in ("logit_scale", "lm_head_multiplier")]
+    scale = factors[0] * factors[1] / float(getattr(config, "logits_scaling", None) or 1)
+    caps = [getattr(config, name, None) for name in CAPS]
+    return scale, next((float(cap) for cap in caps if cap is not None), None)
 
 
 def _find_blocks(name: str, module: nn.Module) -> tuple[nn.Module, nn.ModuleList]:

@@ -21,7 +21,7 @@ class IngestOptions:
     saes: tuple[Path, ...] = ()  #: SAE folders; none: those shipped for the model
     energies: tuple[str, ...] = ("nll", "hopfield")  #: built-in names, or package.module:Class
     lens: Path | None = None  #: file of the tuned lens; None: the one shipped for the model
-    context_length: int = 128
+    context_length: int | None = None  #: tokens of a context; None: 128, or the fewer that the model can read
     batch_size: int = 8
     dtype: str = "auto"
     bos: str = "auto"  #: whether a BOS token stands before every context: auto, yes or no
@@ -37,8 +37,8 @@ class IngestOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""
         length, batch_size = self.context_length, self.batch_size
-        require(length >= 4, f"--context is {length}; at least 4 tokens are needed.")
-        require(length <= 32_767, f"--context is {length}; at most 32,767 tokens are possible.")
+        require(length is None or length >= 4, f"--context is {length}; at least 4 tokens are needed.")
+        require(length is None or length <= 32_767, f"--context is {length}; at most 32,767 tokens are possible.")
         require(batch_size >= 1, f"--batch-size is {batch_size}; at least 1 context is needed.")
         max_tokens = self.max_tokens
         require(max_tokens is None or max_tokens >= 1, f"--max-tokens is {max_tokens}; it must be positive.")

@@ -28,6 +28,7 @@ from energy_lens.ingest.model.loading import (
     tokenizer_sha256,
 )
 from energy_lens.ingest.model.precision import load_in, name_of
+from energy_lens.ingest.model.window import settle_context_length
 from energy_lens.ingest.pipeline.calibration import calibrate
 from energy_lens.ingest.pipeline.commits import Writer
 from energy_lens.ingest.pipeline.groups import GroupBuilder
@@ -116,7 +117,7 @@ def settle(
         candidates = stored_runs(warehouse, wanted)
     model = None
     if wanted.dtype != "float32" and (options.new_run or not candidates):
-        model = load_in(options.model, wanted.dtype, options.context_length, max(saes))
+        model = load_in(options.model, wanted.dtype, wanted.context_length, max(saes))
         if wanted.dtype != "auto" and name_of(model) != wanted.dtype:  # which the model cannot run in
             with Warehouse(options.db, writable=True) as warehouse:
                 candidates = stored_runs(warehouse, replace(wanted, dtype=name_of(model)))
@@ -136,7 +137,7 @@ def wanted_settings(
     return RunSettings(
         model_sha256=model_sha256,
         tokenizer_sha256=tokenizer_sha256(folder),
-        context_length=options.context_length,
+        context_length=settle_context_length(options.model, options.context_length),
         saes={layer: sae.sha256 for layer, sae in saes.items()},
         energies={energy.name: energy.identity for energy in energies},
         dtype=options.dtype,
@@ -206,7 +207,7 @@ def carry_out(
             # All at once: a table is read once, whatever its rows' order is in the plan.
             source.add_planned(run, (context for group in left for row in group.rows for context in row))
             started = time.monotonic()
-            process(options, run, left, instruments, source)
+            process(options, settings.context_length, run, left, instruments, source)
         except KeyboardInterrupt:
             interrupted = True
             say("Interrupted: finishing the statistics of what is committed …")
@@ -237,7 +238,12 @@ def carry_out(
 
 
 def process(
-    options: IngestOptions, run: StoredRun, groups: Sequence[Group], instruments: Instruments, source: TokenSource
+    options: IngestOptions,
+    context_length: int,
+    run: StoredRun,
+    groups: Sequence[Group],
+    instruments: Instruments,
+    source: TokenSource,
 ) -> None:
     """Run the groups and commit them all, each as soon as the file is free."""
     energies = [energy.name for energy in instruments.energies]
@@ -246,10 +252,8 @@ def process(
         directions = read_directions(warehouse, run.run_id, instruments.saes, instruments.seed)
     reader = instruments.reader()
     n_tokens = sum(group.n_tokens for group in groups)
-    fuse(options, run, reader, n_tokens)
-    builder = GroupBuilder(
-        run.run_id, options.context_length, reader, histogram_plan, directions, options.store_gradients
-    )
+    fuse(options, context_length, run, reader, n_tokens)
+    builder = GroupBuilder(run.run_id, context_length, reader, histogram_plan, directions, options.store_gradients)
     with bar("Ingest", n_tokens, "token") as progress, Writer(options.db, run.run_id) as writer:
         for group in groups:
             writer.announce()
@@ -257,9 +261,9 @@ def process(
             writer.put(builder.build(group, token_ids, on_tokens=progress.update))
 
 
-def fuse(options: IngestOptions, run: StoredRun, reader: Reader, n_tokens: int) -> None:
+def fuse(options: IngestOptions, context_length: int, run: StoredRun, reader: Reader, n_tokens: int) -> None:
     """Have the model's blocks compiled if that was asked for, or pays for so many tokens, and note it with the run."""
-    how = reader.model, (options.batch_size, options.context_length), min(reader.saes)
+    how = reader.model, (options.batch_size, context_length), min(reader.saes)
     if options.compile == "off" or (options.compile == "auto" and not pays(*how, n_tokens)):
         return
     inside = [sae for sae in reader.saes.values() for site in (sae.site, sae.site_out) if not site.is_block_output]

@@ -22,6 +22,7 @@ from energy_lens.ingest.model.bos import settle_bos
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.model.window import default_context_length
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, registered_folder
 from energy_lens.ingest.sae.formats import load_sae
@@ -29,9 +30,6 @@ from energy_lens.ingest.sae.model_names import trained_on
 from energy_lens.ingest.sae.saving import save_sae, save_sparsify
 from energy_lens.warehouse.files import is_abandoned
 from energy_lens.warehouse.plan import sample_contexts
-
-#: Contexts of the sample that a norm median is measured on, as long as those of an ingest.
-CONTEXT_LENGTH = 128
 
 
 def import_sae(
@@ -98,7 +96,7 @@ def check_free(output: Path) -> None:
 
 
 def _sample(model: LanguageModel, documents: Sequence[Document]) -> Iterator[NDArray[np.int32]]:
-    """Token ids of a seeded sample of contexts, in turn from each category."""
-    source, planned = planned_alone(model, documents, CONTEXT_LENGTH)
+    """Token ids of a seeded sample of contexts, as long as those of an ingest, in turn from each category."""
+    source, planned = planned_alone(model, documents, default_context_length(model))
     for context in sample_contexts(planned, NORM_MEDIAN_TOKENS, seed=0):
         yield source.context(context, planned[context.document_id].sha256)

@@ -1,0 +1,1 @@
+"""A language model in, findings out: whether everything that this package does with a model holds for this one."""

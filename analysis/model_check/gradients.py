@@ -1,0 +1,154 @@
+"""A model and token ids in, whether every energy's gradient is the derivative of that energy out.
+
+The gradient is the one that an ingest stores: of a pass with hooks, at all layers at once. The derivative is taken from
+energies alone, of passes that begin above the layer with x displaced along random directions δ, by five points:
+
+  dE/dh ≈ (E(x − 2hδ) − 8·E(x − hδ) + 8·E(x + hδ) − E(x + 2hδ)) / 12h        (error of order h⁴)
+
+and the two are compared in units of √(Σ_t ‖g_t‖²‖δ_t‖²/d): what ⟨g, δ⟩ comes to along a random direction. Where they
+differ a smaller h is tried: a step may lead past a kink, or into another expert, and a wrong gradient is wrong at each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from energy_lens.analysis.model_check.finding import Finding, carried_out, inapplicable, judged
+from energy_lens.errors import ElwError
+from energy_lens.ingest.energies.base import Energy
+from energy_lens.ingest.energies.forward import ForwardPass, run_forward
+from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
+from energy_lens.ingest.model.language_model import COARSE, LanguageModel
+from energy_lens.ingest.model.resolving import find_parts
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+
+#: Tokens of the context whose energies are differentiated, and directions in which.
+GRADIENT_TOKENS, DIRECTIONS = 16, 3
+
+#: h, where ‖δ_t‖ = ‖x_t‖, one after the other.
+STEPS = (2e-2, 4e-3, 8e-4, 1.6e-4)
+
+#: Where x is displaced, in steps, and the weight of E there.
+STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
+
+#: How far gradient and derivative may be apart, by the precision of the passes; models compute norms and softmaxes in
+#: float32 whatever theirs is.
+TOLERANCES = {torch.float64: 2e-2, torch.float32: 5e-2}
+
+#: Models of so many parameters at most are copied to float64 for this.
+FLOAT64_PARAMETERS = 500_000_000
+
+#: Features of the SAE with random rows that the energy hopfield is read with.
+FEATURES = 64
+
+
+def gradients(model: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> Iterator[Finding]:
+    """A finding for each energy that the package brings. tokens: [1, position]."""
+    tokens = tokens[:1, :GRADIENT_TOKENS]
+    if model.dtype in COARSE:
+        for name in ENERGIES:
+            yield inapplicable(f"gradient of {name}", "Differences of energies need --dtype float32.")
+        return
+    exact = _in_float64(model, tokens)
+    saes = {layer: _random_sae(layer, model.d_model) for layer in layers}
+    for name in ENERGIES:
+        yield from carried_out(f"gradient of {name}", partial(_gradient, exact, name, tokens, saes))
+
+
+def _gradient(model: LanguageModel, name: str, tokens: Tensor, saes: dict[int, SparseAutoencoder]) -> Finding:
+    """Raises UsageError where the energy says that it is not defined for this model, or has no maps."""
+    (energy,) = make_energies([name], lambda: choose_translators(model.name))
+    energy.check(model, list(saes))
+    lengths = torch.full((1,), tokens.shape[1])
+    forward = run_forward(model, saes, tokens, lengths, lambda _layer, norms: _included(norms))
+    found = energy.read(forward).gradients
+    worst = 0.0
+    for layer, sae in saes.items():
+        x = forward.residuals[layer].detach()
+        directions = torch.randn(DIRECTIONS, *x.shape[1:], generator=torch.Generator().manual_seed(layer)).to(x.dtype)
+        directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
+        gradient = found[layer].to(x.dtype)
+        along = (gradient * directions).sum((1, 2))
+        size = (gradient.norm(dim=-1) * x.norm(dim=-1)).square().sum().div(model.d_model).sqrt().clamp_min(1e-12)
+        apart = torch.full_like(along, torch.inf)
+        for step in STEPS:
+            found_apart = (_derivatives(model, energy, tokens, sae, x, directions, step) - along).abs() / size
+            apart = torch.minimum(apart, found_apart.nan_to_num(torch.inf))
+            if float(apart.max()) <= TOLERANCES[model.dtype]:
+                break
+        worst = max(worst, float(apart.max()))
+    listed = ", ".join(map(str, saes))
+    return judged(
+        f"gradient of {name}", f"after block {listed}: differences of the energy along {DIRECTIONS} directions",
+        worst, TOLERANCES[model.dtype],
+        f"The gradient of {name} is not the derivative of that energy: leave it out (--energies), report the model.",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _derivatives(
+    model: LanguageModel,
+    energy: Energy,
+    tokens: Tensor,
+    sae: SparseAutoencoder,
+    x: Tensor,
+    directions: Tensor,
+    step: float,
+) -> Tensor:
+    """dE/dh along each direction [direction], E summed over tokens."""
+    places = [x + at * step * directions for at in STENCIL]  # each [direction, position, d_model]
+    values = _energies(model, energy, tokens, sae, torch.cat(places)).view(len(STENCIL), -1)
+    weights = torch.tensor(list(STENCIL.values()), dtype=values.dtype)
+    return (weights @ values) / step
+
+
+def _energies(model: LanguageModel, energy: Energy, tokens: Tensor, sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """E summed over tokens [n] for residuals x [n, position, d_model] in place of those of the SAE's layer."""
+    layer, tokens = sae.layer, tokens.expand(len(x), -1)
+    lengths = torch.full((len(x),), tokens.shape[1])
+    with torch.enable_grad():
+        x = x.clone().requires_grad_(True)
+        hidden = model.hidden_above(tokens, layer, x)
+    included = _included(x.detach().norm(dim=-1))
+    activations = sae.encode(x.detach().float().flatten(0, 1), included.flatten())
+    forward = ForwardPass(
+        model, tokens, lengths, {layer: x}, hidden, {layer: included}, {layer: activations}, {layer: sae}, {layer: None}
+    )
+    (values,) = energy.read(forward).values.values()
+    return values.double().sum(1)
+
+
+def _included(norms: Tensor) -> Tensor:
+    """All tokens but the first and the last, for norms [context, position]."""
+    included = torch.ones(norms.shape, dtype=torch.bool)
+    included[:, [0, -1]] = False
+    return included
+
+
+def _random_sae(layer: int, d_model: int) -> SparseAutoencoder:
+    """An SAE that has no jumps, so that its energy has a derivative wherever one looks."""
+    rows = torch.randn(FEATURES, d_model, generator=torch.Generator().manual_seed(layer)) / d_model**0.5
+    zeros = torch.zeros(FEATURES)
+    return SparseAutoencoder(
+        layer=layer, k=None, W_enc=rows.T.contiguous(), b_enc=zeros, W_dec=rows, b_dec=torch.zeros(d_model),
+        architecture="standard", norm_median=1.0,
+    )  # fmt: skip
+
+
+def _in_float64(model: LanguageModel, tokens: Tensor) -> LanguageModel:
+    """A copy of the model in float64; the model itself where that is too large, or where its code does not know it."""
+    if model.facts()["n_parameters"] > FLOAT64_PARAMETERS:
+        return model
+    try:
+        exact = find_parts(model.name, copy.deepcopy(model.module).double(), model.tokenizer, model.sha256)
+        with torch.no_grad():
+            exact.hidden(tokens)
+    except (ElwError, RuntimeError, TypeError, ValueError):
+        return model
+    exact.bos = model.bos
+    return exact
