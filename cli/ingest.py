@@ -160,13 +160,16 @@ def _with_trained(
 ) -> tuple[IngestOptions, list[str]]:
     """The options with an SAE for every layer, trained where there was none, and sentences on these."""
     from energy_lens.ingest.corpus import discover
+    from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.training.missing import MissingSaes, complete_saes
 
+    context_length = settle_context_length(options.model, options.context_length)
+    options = replace(options, context_length=context_length)
     how = MissingSaes() if tokens is None else MissingSaes(tokens=tokens)
     text = discover(train_on, options.exclude, options.columns) if train_on else None
     folders, notes = complete_saes(
         options.model, options.layers, options.saes, lambda: discover(paths, options.exclude, options.columns), text,
-        how, options.dtype, options.bos, options.context_length,
+        how, options.dtype, options.bos, context_length,
     )  # fmt: skip
     if not notes:
         say("Every layer has an SAE at hand: none is trained.")

@@ -117,8 +117,9 @@ def _energies(model: LanguageModel, energy: Energy, tokens: Tensor, sae: SparseA
     included = _included(x.detach().norm(dim=-1))
     activations = sae.encode(x.detach().float().flatten(0, 1), included.flatten())
     forward = ForwardPass(
-        model, tokens, lengths, {layer: x}, hidden, {layer: included}, {layer: activations}, {layer: sae}, {layer: None}
-    )
+        model, tokens, lengths, {layer: x}, {layer: x.detach()}, hidden, {layer: included}, {layer: activations},
+        {layer: sae}, {layer: None},
+    )  # fmt: skip
     (values,) = energy.read(forward).values.values()
     return values.double().sum(1)
 
