@@ -55,6 +55,7 @@ class EnergyLensAnalyzer:
         Raises UsageError for no text, a name that is no file name, or SAEs of another size than `sae_dict_size`.
         """
         from energy_lens.ingest.corpus import discover
+        from energy_lens.ingest.model.window import settle_context_length
         from energy_lens.ingest.pipeline.options import IngestOptions
         from energy_lens.ingest.pipeline.run import ingest
         from energy_lens.ingest.sae.choosing import choose_saes
@@ -78,10 +79,12 @@ class EnergyLensAnalyzer:
             notes: list[str] = []
             if config.train_missing_saes:
                 how = MissingSaes(config.sae_dict_size, config.sae_tokens)
+                length = settle_context_length(options.model, options.context_length)
                 folders, notes = complete_saes(
-                    options.model, options.layers, options.saes, lambda: discover([folder]), how=how
-                )
-                options = replace(options, saes=folders)
+                    options.model, options.layers, options.saes, lambda: discover([folder]), how=how,
+                    context_length=length,
+                )  # fmt: skip
+                options = replace(options, saes=folders, context_length=length)
             for layer, sae in choose_saes(options.model, options.layers, options.saes).items():
                 if sae.d_sae != config.sae_dict_size:
                     raise UsageError(

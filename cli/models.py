@@ -45,7 +45,7 @@ def model_check(
     ] = Precision.float32,
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", min=8, help="Tokens of each of the two contexts that are read.")
-    ] = 48,
+    ] = 32,
     form: ListingFormat = TextFormat.table,
 ) -> None:
     """Prove a model on the spot: what of it works with this program, and what does not.

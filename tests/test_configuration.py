@@ -182,7 +182,7 @@ def test_an_ingest_of_a_model_with_few_positions(
         settings = json.loads(warehouse.sql("SELECT settings FROM runs").value())
     assert settings["context_length"] == 64
     assert main(f"intervene --db {db} --features top:1 --contexts 8 --directions 0".split()) == 0
-    assert main(f"attractors --db {db} --layers 1".split()) == 0
+    assert main(f"attractors --db {db} --layer 1".split()) == 0
 
 
 def test_training_and_evaluation_of_a_model_with_few_positions(

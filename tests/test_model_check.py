@@ -19,7 +19,9 @@ from energy_lens.ingest.energies.base import Reading
 from energy_lens.ingest.energies.forward import ForwardPass
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import locate
+from energy_lens.ingest.model.loading import load_model, locate
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.tests.conftest import TINY_WIDTH, _tokenizer
 
 PROOFS = [
@@ -267,7 +269,7 @@ SHAPE = {
 }  # fmt: skip
 MAMBA = {"state_size": 8, "num_hidden_layers": 4, "hidden_size": TINY_WIDTH, "vocab_size": 512}
 
-#: Configuration of transformers, its settings, and the checks that do not apply beside gradient of tuned_lens.
+#: Configuration of transformers, and what it needs beside SHAPE.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
@@ -300,7 +302,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                                      "head_dim": 8}),
     "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
     "mamba": ("MambaConfig", MAMBA),
-    "mamba2": ("Mamba2Config", {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1}),
     "rwkv": ("RwkvConfig", {"attention_hidden_size": TINY_WIDTH}),
     "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": TINY_WIDTH, "attention_window_size": 8}),
 }  # fmt: skip
@@ -316,3 +317,47 @@ def family_folder(family: str, folder: Path) -> Path:
     transformers.AutoModelForCausalLM.from_config(made).save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
     return folder
+
+
+#: What keeps the attention energy from a family.
+UNREAD, CAPPED, SINKS = "The queries and keys of", "a cap on scores", "attention sinks"
+NO_ATTENTION = {
+    **dict.fromkeys(("bloom", "gpt_neo", "falcon", "falcon_alibi", "mpt", "mamba", "rwkv", "recurrent_gemma"), UNREAD),
+    "gemma2": CAPPED, "gpt_oss": SINKS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, tmp_path: Path) -> None:
+    """Nothing in the code names these. All that applies passes; what does not is one sentence with the remedy."""
+    model = load_model(str(family_folder(family, tmp_path / "model")))
+    findings = by_check(check_model(model, n_tokens=24))
+    assert [f"{f.check}: {f.note}" for f in findings.values() if f.outcome is Outcome.FAILED] == []
+    refused = {check: f.note for check, f in findings.items() if f.outcome is Outcome.INAPPLICABLE}
+    refused.pop("gradient of tuned_lens")
+    if why := NO_ATTENTION.get(family):
+        assert list(refused) == ["attention patterns", "gradient of attention"]
+        for note in refused.values():
+            assert why in note
+            assert note.endswith("(--energies).")
+    else:
+        assert refused == {}
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon", "gemma2", "mamba"])
+def test_an_attention_that_cannot_be_read_is_refused_before_the_work(
+    family: str, tmp_path: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An ingest with that energy plans nothing, and tokenises nothing."""
+    folder = family_folder(family, tmp_path / "model")
+    rows = torch.randn(16, TINY_WIDTH)
+    save_sae(
+        SparseAutoencoder(1, 2, rows.T.contiguous(), torch.zeros(16), rows, torch.zeros(TINY_WIDTH)),
+        tmp_path / "layer_1",
+    )
+    command = f"ingest {small_corpus} --db {tmp_path / 'x.duckdb'} --model {folder} --sae {tmp_path / 'layer_1'}"
+    assert main([*command.split(), "--energies", "nll,attention", "--dtype", "float32"]) == 2
+    said = capsys.readouterr().err
+    assert "leave" in said.splitlines()[-1]
+    assert "(--energies)." in said.splitlines()[-1]
+    assert "Tokenising" not in said

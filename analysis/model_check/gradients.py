@@ -12,14 +12,13 @@ differ a smaller h is tried: a step may lead past a kink, or into another expert
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from energy_lens.analysis.model_check.finding import Finding, carried_out, inapplicable, judged
-from energy_lens.errors import ElwError
+from energy_lens.analysis.model_check.finding import Finding, inapplicable, judged
+from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.forward import ForwardPass, run_forward
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
@@ -28,7 +27,7 @@ from energy_lens.ingest.model.resolving import find_parts
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 
 #: Tokens of the context whose energies are differentiated, and directions in which.
-GRADIENT_TOKENS, DIRECTIONS = 16, 3
+GRADIENT_TOKENS, DIRECTIONS = 16, 2
 
 #: h, where ‖δ_t‖ = ‖x_t‖, one after the other.
 STEPS = (2e-2, 4e-3, 8e-4, 1.6e-4)
@@ -41,87 +40,91 @@ STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
 TOLERANCES = {torch.float64: 2e-2, torch.float32: 5e-2}
 
 #: Models of so many parameters at most are copied to float64 for this.
-FLOAT64_PARAMETERS = 500_000_000
+FLOAT64_PARAMETERS = 50_000_000
 
 #: Features of the SAE with random rows that the energy hopfield is read with.
 FEATURES = 64
 
 
 def gradients(model: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> Iterator[Finding]:
-    """A finding for each energy that the package brings. tokens: [1, position]."""
+    """A finding for each energy that the package brings. tokens: [context, position], of which the first is read."""
     tokens = tokens[:1, :GRADIENT_TOKENS]
     if model.dtype in COARSE:
         for name in ENERGIES:
             yield inapplicable(f"gradient of {name}", "Differences of energies need --dtype float32.")
         return
     exact = _in_float64(model, tokens)
-    saes = {layer: _random_sae(layer, model.d_model) for layer in layers}
+    energies: dict[str, Energy] = {}
     for name in ENERGIES:
-        yield from carried_out(f"gradient of {name}", partial(_gradient, exact, name, tokens, saes))
-
-
-def _gradient(model: LanguageModel, name: str, tokens: Tensor, saes: dict[int, SparseAutoencoder]) -> Finding:
-    """Raises UsageError where the energy says that it is not defined for this model, or has no maps."""
-    (energy,) = make_energies([name], lambda: choose_translators(model.name))
-    energy.check(model, list(saes))
+        try:
+            (energy,) = make_energies([name], lambda: choose_translators(model.name))
+            energy.check(exact, layers)
+            energies[name] = energy
+        except UsageError as error:  # it says that it is not defined for this model, or has no maps
+            yield inapplicable(f"gradient of {name}", str(error))
+    saes = {layer: _random_sae(layer, model.d_model) for layer in layers}
     lengths = torch.full((1,), tokens.shape[1])
-    forward = run_forward(model, saes, tokens, lengths, lambda _layer, norms: _included(norms))
-    found = energy.read(forward).gradients
-    worst = 0.0
+    forward = run_forward(exact, saes, tokens, lengths, lambda _layer, norms: _included(norms))
+    found = {name: energy.read(forward).gradients for name, energy in energies.items()}
+    worst = dict.fromkeys(energies, 0.0)
     for layer, sae in saes.items():
-        x = forward.residuals[layer].detach()
-        directions = torch.randn(DIRECTIONS, *x.shape[1:], generator=torch.Generator().manual_seed(layer)).to(x.dtype)
-        directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
-        gradient = found[layer].to(x.dtype)
-        along = (gradient * directions).sum((1, 2))
-        size = (gradient.norm(dim=-1) * x.norm(dim=-1)).square().sum().div(model.d_model).sqrt().clamp_min(1e-12)
-        apart = torch.full_like(along, torch.inf)
-        for step in STEPS:
-            found_apart = (_derivatives(model, energy, tokens, sae, x, directions, step) - along).abs() / size
-            apart = torch.minimum(apart, found_apart.nan_to_num(torch.inf))
-            if float(apart.max()) <= TOLERANCES[model.dtype]:
-                break
-        worst = max(worst, float(apart.max()))
+        at_layer = {name: gradient[layer].to(exact.dtype) for name, gradient in found.items()}
+        apart = _apart(exact, energies, tokens, sae, forward.residuals[layer].detach(), at_layer)
+        worst = {name: max(worst[name], apart[name]) for name in worst}
     listed = ", ".join(map(str, saes))
-    return judged(
-        f"gradient of {name}", f"after block {listed}: differences of the energy along {DIRECTIONS} directions",
-        worst, TOLERANCES[model.dtype],
-        f"The gradient of {name} is not the derivative of that energy: leave it out (--energies), report the model.",
-    )  # fmt: skip
+    for name in energies:
+        yield judged(
+            f"gradient of {name}", f"after block {listed}: differences of the energy along {DIRECTIONS} directions",
+            worst[name], TOLERANCES[exact.dtype],
+            f"The gradient of {name} is not the derivative of that energy: leave it out (--energies), report the model.",
+        )  # fmt: skip
 
 
 @torch.no_grad()
-def _derivatives(
+def _apart(
     model: LanguageModel,
-    energy: Energy,
+    energies: Mapping[str, Energy],
     tokens: Tensor,
     sae: SparseAutoencoder,
     x: Tensor,
-    directions: Tensor,
-    step: float,
-) -> Tensor:
-    """dE/dh along each direction [direction], E summed over tokens."""
-    places = [x + at * step * directions for at in STENCIL]  # each [direction, position, d_model]
-    values = _energies(model, energy, tokens, sae, torch.cat(places)).view(len(STENCIL), -1)
-    weights = torch.tensor(list(STENCIL.values()), dtype=values.dtype)
-    return (weights @ values) / step
+    gradients: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """How far gradients [1, position, d_model] at x are from the energies' derivatives, the worst of some directions."""
+    directions = torch.randn(DIRECTIONS, *x.shape[1:], generator=torch.Generator().manual_seed(sae.layer)).to(x.dtype)
+    directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
+    weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64)
+    least = {name: torch.full((DIRECTIONS,), torch.inf, dtype=torch.float64) for name in energies}
+    for step in STEPS:
+        displaced = torch.cat([x + at * step * directions for at in STENCIL])  # [place · direction, position, d_model]
+        for name, values in _energies(model, energies, tokens, sae, displaced).items():
+            derivatives = weights @ values.view(len(STENCIL), DIRECTIONS) / step
+            gradient = gradients[name]
+            size = (gradient.norm(dim=-1) * x.norm(dim=-1)).square().sum().div(model.d_model).sqrt().clamp_min(1e-12)
+            apart = (derivatives - (gradient * directions).sum((1, 2))).abs() / size
+            least[name] = torch.minimum(least[name], apart.nan_to_num(torch.inf))
+        if all(float(apart.max()) <= TOLERANCES[model.dtype] for apart in least.values()):
+            break
+    return {name: float(apart.max()) for name, apart in least.items()}
 
 
-def _energies(model: LanguageModel, energy: Energy, tokens: Tensor, sae: SparseAutoencoder, x: Tensor) -> Tensor:
-    """E summed over tokens [n] for residuals x [n, position, d_model] in place of those of the SAE's layer."""
+def _energies(
+    model: LanguageModel, energies: Mapping[str, Energy], tokens: Tensor, sae: SparseAutoencoder, x: Tensor
+) -> dict[str, Tensor]:
+    """E summed over tokens [n], for residuals x [n, position, d_model] in place of those of the SAE's layer."""
     layer, tokens = sae.layer, tokens.expand(len(x), -1)
     lengths = torch.full((len(x),), tokens.shape[1])
+    included = _included(x.norm(dim=-1))
+    activations = sae.encode(x.float().flatten(0, 1), included.flatten())
+    hidden = model.hidden_above(tokens, layer, x)
     with torch.enable_grad():
+        # Providers go back along a graph; their gradients are not wanted here, so that a graph of nothing will do.
         x = x.clone().requires_grad_(True)
-        hidden = model.hidden_above(tokens, layer, x)
-    included = _included(x.detach().norm(dim=-1))
-    activations = sae.encode(x.detach().float().flatten(0, 1), included.flatten())
+        hidden = hidden + 0 * x.sum()
     forward = ForwardPass(
         model, tokens, lengths, {layer: x}, {layer: x.detach()}, hidden, {layer: included}, {layer: activations},
         {layer: sae}, {layer: None},
     )  # fmt: skip
-    (values,) = energy.read(forward).values.values()
-    return values.double().sum(1)
+    return {name: next(iter(energy.read(forward).values.values())).double().sum(1) for name, energy in energies.items()}
 
 
 def _included(norms: Tensor) -> Tensor:

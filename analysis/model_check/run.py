@@ -20,7 +20,7 @@ from energy_lens.ingest.model.loading import is_folder, load_model, locate, reso
 from energy_lens.warehouse.output import Rows
 
 #: Tokens of each of the two contexts that are read where no number is given.
-TOKENS = 48
+TOKENS = 32
 
 
 def check_by_name(
