@@ -208,7 +208,7 @@ def test_all_that_follows_works_on_it(with_bos: tuple[Path, Path], tmp_path: Pat
     ):
         assert main(command.split()) == 0, command
     assert main(["intervene", "try", "one two three four", "--feature", "1:3", "--db", str(copy)]) == 0
-    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "research_report.html").read_text(encoding="utf-8")
     assert "the first of them BOS" in page
 
 
