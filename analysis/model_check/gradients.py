@@ -76,7 +76,7 @@ def gradients(model: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> It
         yield judged(
             f"gradient of {name}", f"after block {listed}: differences of the energy along {DIRECTIONS} directions",
             worst[name], TOLERANCES[exact.dtype],
-            f"The gradient of {name} is not the derivative of that energy: leave it out (--energies), report the model.",
+            f"The gradient of {name} is not the derivative of that energy: leave it out (--energies) and report it.",
         )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def _apart(
     x: Tensor,
     gradients: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """How far gradients [1, position, d_model] at x are from the energies' derivatives, the worst of some directions."""
+    """How far gradients [1, position, d_model] at x are from derivatives of the energies, at the worst."""
     directions = torch.randn(DIRECTIONS, *x.shape[1:], generator=torch.Generator().manual_seed(sae.layer)).to(x.dtype)
     directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
     weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64)
