@@ -292,8 +292,9 @@ def test_an_offset_of_all_logits_does_not_cost_bfloat16_its_precision(load: Call
     with torch.no_grad():
         weight = exact.unembedding.weight + offset
         coarse = SimpleNamespace(
-            centred_unembedding=None, unembedding=SimpleNamespace(weight=weight.bfloat16(), bias=None)
-        )
+            centred_unembedding=None, unembedding=SimpleNamespace(weight=weight.bfloat16(), bias=None),
+            is_linear=True, logit_scale=1.0, logit_cap=None, bent=lambda products: products, slope=lambda _: 1.0,
+        )  # fmt: skip
     for name in ("common_row", "centred_unembedding"):
         setattr(coarse, name, getattr(LanguageModel, name).func(coarse))
     found = unembedding.next_token_losses(coarse, hidden.bfloat16(), targets)  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def divergences(model: LanguageModel, p_hidden: Tensor, q_hidden: Tensor) -> tup
 def test_divergence(size: float, model: LanguageModel, hidden: Tensor) -> None:
     other = hidden + size * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     found, expected = divergences(model, hidden, other)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-6)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)
 
 
 def test_divergences_in_bfloat16_are_not_below_0(tiny: Callable[..., Any]) -> None:

@@ -70,8 +70,13 @@ def test_nothing_of_the_model_is_changed(tiny: Callable[..., Any]) -> None:
     list(check_model(model))
     assert torch.equal(model.hidden(tokens), before)
     assert model.config._attn_implementation == attention
-    parts = [*model.blocks, model.final_norm]
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    hooks = [
+        hook
+        for module in model.module.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    # transformers leaves some of its own behind where it was asked for attention patterns.
+    assert [hook for hook in hooks if not hook.__module__.startswith("transformers.")] == []
 
 
 def test_a_model_in_bfloat16(tiny: Callable[..., Any]) -> None:

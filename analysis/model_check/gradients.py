@@ -89,7 +89,7 @@ def _apart(
     x: Tensor,
     gradients: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """How far gradients [1, position, d_model] at x are from the energies' derivatives, the worst of several."""
+    """How far gradients [1, position, d_model] at x are from derivatives of the energies, at the worst."""
     directions = torch.randn(DIRECTIONS, *x.shape[1:], generator=torch.Generator().manual_seed(sae.layer)).to(x.dtype)
     directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
     weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64)

@@ -55,8 +55,8 @@ def find_parts(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> Lan
 def _head(module: nn.Module) -> tuple[float, float | None]:
     """By what a model's logits are multiplied, and to what they are capped, as its configuration calls it.
 
-    Cohere has logit_scale, Falcon H1 lm_head_multiplier, Granite divides by logits_scaling; caps have three names
-    (Gemma 2, RecurrentGemma, xLSTM). What else there may be is found out by the proof.
+    Cohere has logit_scale, Falcon H1 lm_head_multiplier, Granite divides by logits_scaling; caps have three names, of
+    Gemma 2, RecurrentGemma and xLSTM. What else there may be is found out by the proof.
     """
     config = text_config(module)
     factors = [float(getattr(config, name, None) or 1) for name in ("logit_scale", "lm_head_multiplier")]
