@@ -40,7 +40,7 @@ FIGURES = (
 
 #: Columns of a query that each heading of a table shows.
 SHOWN = {
-    "Layer": ("layer",), "Hook": ("hook_name", "hook_name_out"), "Features": ("d_sae", "n_features"), "k": ("k",),
+    "Layer": ("layer",), "Features": ("d_sae", "n_features"), "k": ("k",),
     "FVU": ("fvu",),
     "FVU, macro": ("fvu_macro",), "CE recovered": ("ce_recovered_mean",),
     "L0": ("l0",), "Dead": ("dead_share",), "Firing here": ("n_firing",), "Documents": ("n_documents",),
@@ -91,7 +91,7 @@ SHOWN = {
     "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_network_energy",),
     "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
-TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256"}
+TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256", "Hook"}
 TEXTS |= {"Class", "Edit", "Predictor", "Dictionary", "Type", "fires most on", "Label", "Patch", "Place", "Direction"}
 
 #: Headings of figures with three significant digits.
