@@ -559,9 +559,10 @@ def test_layouts_are_told_apart() -> None:
     beside = {"README.md", "sparsity.safetensors", "ae.pt", "lm_config.json"}
     assert needed({"cfg.json", "sae_weights.safetensors", *beside}) == ["cfg.json", "sae_weights.safetensors"]
     assert needed({"params.npz", *beside}) == ["params.npz"]
-    llama = ["hyperparams.json", "checkpoints/final.safetensors"]
+    llama = ["hyperparams.json", "lm_config.json", "checkpoints/final.safetensors"]
     assert needed({*llama, "checkpoints/step_1.safetensors", *beside}) == llama
-    assert needed({"hyperparams.json", "final.safetensors", *beside}) == ["hyperparams.json", "final.safetensors"]
+    at_top = ["hyperparams.json", "lm_config.json", "final.safetensors"]
+    assert needed({*at_top, *beside}) == at_top
     own = ["cfg.json", "elw_statistics.safetensors", "sae_weights.safetensors"]
     assert needed({*own, *beside}) == own
     assert needed({"cfg.json", *beside}) == needed(beside) == needed(set()) == []

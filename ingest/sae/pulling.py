@@ -40,8 +40,8 @@ LAYOUTS = (
 #: Parts of the longest name in a layout.
 DEEPEST = max(file.count("/") + 1 for layout in LAYOUTS for file in layout)
 
-#: Files that are taken along where there are any: scales and names that a format keeps apart.
-OPTIONAL = (STATISTICS, "activation_scaler.json", "lm_config.json")
+#: Files that are taken along where there are any, by the first file of a layout: scales and names that are kept apart.
+OPTIONAL = {CONFIG: (STATISTICS, "activation_scaler.json"), "hyperparams.json": ("lm_config.json",)}
 
 
 def pull_sae(
@@ -94,7 +94,8 @@ def needed(files: Collection[str]) -> list[str]:
     whole = [layout for layout in LAYOUTS if all(file in files for file in layout)]
     if not whole:
         return []
-    beside = [file for layout in whole for file in layout[:-1]] + [file for file in OPTIONAL if file in files]
+    beside = [file for layout in whole for file in layout[:-1]]
+    beside += [file for layout in whole for file in OPTIONAL.get(layout[0], ()) if file in files]
     return list(dict.fromkeys([*beside, *(layout[-1] for layout in whole)]))
 
 
