@@ -131,8 +131,8 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
 
 
 def whole(tokenizer: Any, text: str) -> list[int]:
-    """The library's own ids of a text."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    """The library's own ids of a text in which nothing is a special token."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=True).input_ids
     return ids
 
 
