@@ -92,6 +92,22 @@ BosChoice = Annotated[
     ),
 ]
 
+#: Of an SAE that is registered, whether it was imported or pulled.
+CopyFolder = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
+]
+LayerOfSae = Annotated[
+    int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
+]
+ActivationScale = Annotated[
+    float | None,
+    typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
+]
+Calibrate = Annotated[
+    list[Path] | None,
+    typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
+]
+
 
 def layers_to_train(layers: str | None, model: str) -> tuple[int, ...]:
     """The layers given, or the default ones of the default model."""

@@ -12,13 +12,17 @@ from energy_lens.cli.app import sae_app
 from energy_lens.cli.listing import print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
+    ActivationScale,
     Bos,
     BosChoice,
+    Calibrate,
     CategoryColumn,
     ContextLength,
+    CopyFolder,
     Dtype,
     Excludes,
     IdColumn,
+    LayerOfSae,
     Layers,
     ListingFormat,
     Model,
@@ -253,20 +257,10 @@ def _rows_of_figures(evaluations: Sequence[Evaluation]) -> Rows:
 def sae_import(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, of SAELens or sparsify.")],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model it was trained on.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
-    ] = None,
-    activation_scale: Annotated[
-        float | None,
-        typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
-    ] = None,
-    calibrate: Annotated[
-        list[Path] | None,
-        typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
-    ] = None,
+    output: CopyFolder = None,
+    layer: LayerOfSae = None,
+    activation_scale: ActivationScale = None,
+    calibrate: Calibrate = None,
 ) -> None:
     """Register an SAE for a model: check it, write a copy in SAELens v6 format, print its folder."""
     from energy_lens.ingest.sae.registry import import_sae as register
@@ -287,20 +281,10 @@ def sae_pull(
         str | None,
         typer.Option("--model", metavar="MODEL", help="The model it was trained on; else the one that it names."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
-    ] = None,
-    activation_scale: Annotated[
-        float | None,
-        typer.Option("--activation-scale", metavar="X", help="Factor on its input, for expected_average_only_in."),
-    ] = None,
-    calibrate: Annotated[
-        list[Path] | None,
-        typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
-    ] = None,
+    output: CopyFolder = None,
+    layer: LayerOfSae = None,
+    activation_scale: ActivationScale = None,
+    calibrate: Calibrate = None,
 ) -> None:
     """Fetch a published SAE from the Hugging Face hub and register it as elw sae import does; print its folder."""
     import shlex

@@ -126,6 +126,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     return make
 
 
+@pytest.fixture
+def capped_llama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama caps its logits from now on, and its configuration does not say so."""
+    from transformers import LlamaForCausalLM
+
+    original = LlamaForCausalLM.forward
+
+    def capped(self, *arguments, **keywords):
+        output = original(self, *arguments, **keywords)
+        output.logits = 2 * (output.logits / 2).tanh()
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two categories of eight documents each: the smallest corpus in which every statistic is defined."""

@@ -132,20 +132,11 @@ def test_draws_have_the_curvature_of_the_loss(
     torch.testing.assert_close(found, expected, rtol=0.25, atol=1e-4)
 
 
-def test_an_unknown_end_is_refused(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("capped_llama")
+def test_an_unknown_end_is_refused(tiny: Callable[..., Any]) -> None:
     """A cap that the configuration calls by another name."""
-    from transformers import LlamaForCausalLM
-
     from energy_lens.errors import ElwError
 
-    original = LlamaForCausalLM.forward
-
-    def capped(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        output = original(self, *arguments, **keywords)
-        output.logits = 2 * (output.logits / 2).tanh()
-        return output
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
     with pytest.raises(ElwError, match="does more than norm, unembed, scale and cap"):
         load_model(str(tiny().folder))
 

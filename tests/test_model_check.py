@@ -242,21 +242,12 @@ def test_the_command(tiny: Callable[..., Any], capsys: pytest.CaptureFixture[str
     assert main(["model", "check", str(folder / "nowhere")]) == 2
 
 
+@pytest.mark.usefixtures("capped_llama")
 def test_the_command_on_a_model_that_does_not_work(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that other commands refuse without more ado: every line is shown, and 1 is returned."""
     folder = Path(shutil.copytree(tiny("llama").folder, tmp_path / "model"))
-    from transformers import LlamaForCausalLM
-
-    original = LlamaForCausalLM.forward
-
-    def capped(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        output = original(self, *arguments, **keywords)
-        output.logits = 2 * (output.logits / 2).tanh()
-        return output
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
     assert main(["model", "check", str(folder)]) == 1
     output, said = capsys.readouterr()
     assert "FAILED" in output

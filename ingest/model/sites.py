@@ -204,18 +204,24 @@ def harvest(model: LanguageModel, tokens: Tensor, sites: Mapping[K, Site]) -> di
 
     Blocks above the last one are not run.
     """
+    with tensors_at(model, sites) as found, _left_after(model.blocks[max(site.layer for site in sites.values())]):
+        model.hidden(tokens)
+    return found
+
+
+@contextlib.contextmanager
+def _left_after(block: nn.Module) -> Iterator[None]:
+    """Inside, a pass is left once it has been through a block."""
 
     def stop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         raise _Stop
 
-    with tensors_at(model, sites) as found:
-        handle = model.blocks[max(site.layer for site in sites.values())].register_forward_hook(stop)
-        try:
-            with contextlib.suppress(_Stop):
-                model.hidden(tokens)
-        finally:
-            handle.remove()
-    return found
+    handle = block.register_forward_hook(stop)
+    try:
+        with contextlib.suppress(_Stop):
+            yield
+    finally:
+        handle.remove()
 
 
 # ------------------------------------------------------------------------------------------------ going on
@@ -398,16 +404,12 @@ def _calls(model: LanguageModel, layer: int) -> list[_Call]:
         gave = output[0] if isinstance(output, tuple) and output else output
         calls.append(_Call(module, *(x.clone() if isinstance(x, Tensor) else None for x in (read, gave))))
 
-    def stop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        raise _Stop
-
     block = model.blocks[layer]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocabulary_size, (1, PROOF_TOKENS), generator=generator)
     with contextlib.ExitStack() as hooks:
         for module in block.modules():
             hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
-        hooks.callback(block.register_forward_hook(stop).remove)
-        with contextlib.suppress(_Stop):
-            model.hidden(tokens)
+        hooks.enter_context(_left_after(block))
+        model.hidden(tokens)
     return calls
