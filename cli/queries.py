@@ -11,6 +11,7 @@ from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import Database, Format, ListingFormat, TextFormat
 from energy_lens.console import say
+from energy_lens.errors import UsageError
 
 
 @app.command()
@@ -98,29 +99,49 @@ def runs(
         int | None,
         typer.Option("--use", metavar="ID", help="Make this run the one that efas and the other views show."),
     ] = None,
+    delete: Annotated[
+        int | None,
+        typer.Option("--delete", metavar="ID", help="Remove this run and all its rows; its id is not given again."),
+    ] = None,
     form: ListingFormat = TextFormat.table,
 ) -> None:
-    """List the runs of the warehouse, or choose the current one."""
-    from energy_lens.warehouse.database import Warehouse
+    """List the runs of the warehouse, choose the current one, or delete one."""
+    from energy_lens.warehouse.database import Warehouse, warehouse_path
     from energy_lens.warehouse.query import announce_state, list_runs, use_run
+    from energy_lens.warehouse.run_rows import delete_run
 
+    if use is not None and delete is not None:
+        raise UsageError("--use and --delete are two wishes: run elw runs once for each.")
+    if delete is not None:
+        deletion = delete_run(warehouse_path(db), delete)
+        say(f"Run {delete} of {deletion.path} is gone, {deletion.n_rows:,} rows; elw compact gives their room back.")
+        if deletion.current is not None:
+            say(f"Run {deletion.current} is current.")
+        return
     with Warehouse(db) as warehouse:  # also when one is chosen: no warehouse is made for it
         if use is None:
             announce_state(warehouse)
-            print_rows(list_runs(warehouse), form)
+            listed = list_runs(warehouse)
+            print_rows(listed, form)
+            if not warehouse.sql("SELECT count(*) FROM runs").value():
+                say(f"There is no run in {warehouse.path} yet: elw ingest makes one.")
     if use is not None:
-        with Warehouse(db, writable=True) as warehouse:
+        with Warehouse(db, writable=True, create=False) as warehouse:
             use_run(warehouse, use)
             say(f"Run {use} of {warehouse.path} is current now.")
 
 
 @app.command()
 def migrate(db: Database = None) -> None:
-    """Bring an older warehouse to this version's tables and views."""
+    """Bring an older warehouse to this version's tables and views, and make views anew that were changed."""
     from energy_lens.warehouse.database import Warehouse
 
     with Warehouse(db) as warehouse:
         behind = warehouse.behind
-    with Warehouse(db, writable=True) as warehouse:
+    with Warehouse(db, writable=True, create=False) as warehouse:
+        remade = warehouse.remake_views()
         number = warehouse.schema_number
         say(f"{warehouse.path} {'is now' if behind else 'was and is'} at schema {number}, with this version's views.")
+        if remade:
+            named = ", ".join(remade[:3]) + (f" and {len(remade) - 3} more" if len(remade) > 3 else "")
+            say(f"Made anew, since {'it was' if len(remade) == 1 else 'they were'} gone or changed: {named}.")

@@ -33,17 +33,10 @@ from energy_lens.warehouse.copying import (
     verify_definitions,
     verify_rows,
 )
-from energy_lens.warehouse.database import (
-    STORAGE_VERSION,
-    LockedError,
-    Warehouse,
-    compaction_folder,
-    connect,
-    ingest_lock,
-    warehouse_path,
-)
+from energy_lens.warehouse.database import LockedError, Warehouse, compaction_folder, ingest_lock, warehouse_path
 from energy_lens.warehouse.files import sync
 from energy_lens.warehouse.interrupts import translated_errors
+from energy_lens.warehouse.opening import STORAGE_VERSION, connect
 from energy_lens.warehouse.output import Rows
 
 #: What DuckDB may hold in memory; what it sorts beyond that goes to a file in the hidden folder.
@@ -148,7 +141,7 @@ def _fold_log(path: Path) -> None:
     """Bring what a killed writer left in its log into the file."""
     if not _log(path).exists():
         return
-    connection = connect(path, True, 0.0, {})
+    connection = connect(path, True, {})
     try:
         with translated_errors():
             connection.execute("CHECKPOINT")

@@ -10,12 +10,12 @@ held waits for it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,23 @@ import duckdb
 
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import migrations
-from energy_lens.warehouse.files import HeldError, lock, sync
+from energy_lens.warehouse.files import HeldError, lock
 from energy_lens.warehouse.interrupts import interruptibly, interrupts_noticed, translated_errors
+from energy_lens.warehouse.opening import (
+    LockedError,
+    compaction_folder,
+    create_if_missing,
+    opening_failure,
+    warehouse_path,
+)
 from energy_lens.warehouse.results import Result
+from energy_lens.warehouse.sharing import Membership, Terms, is_idle, join
 
 if TYPE_CHECKING:
     import polars
 
 
-DEFAULT_FILE = "elw.duckdb"
-
-#: Files are written so that every DuckDB from this version on can read them.
-STORAGE_VERSION = "v1.5.0"
+__all__ = ["LockedError", "Statement", "Warehouse", "compaction_folder", "ingest_lock", "warehouse_path"]
 
 #: Statements that reach files; COPY … FROM DATABASE and IMPORT DATABASE come as PRAGMA in DuckDB 2.0.
 _FILE_STATEMENTS = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "LOAD"}
@@ -43,15 +48,6 @@ _FILE_WORDS = re.compile(r"\b(copy|export|import|attach|load)\b", re.IGNORECASE)
 
 #: A commit holds the file for a tenth of a second, so a reader that waits this long meets another reader or a fault.
 READER_WAIT_SECONDS = 10.0
-
-
-def warehouse_path(path: str | Path | None = None) -> Path:
-    """The file that is meant: the given one, else ELW_WAREHOUSE, else elw.duckdb here."""
-    return Path(path or os.environ.get("ELW_WAREHOUSE") or DEFAULT_FILE).expanduser()
-
-
-class LockedError(WarehouseError):
-    """Another process holds the file; waiting may help."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,15 @@ class Warehouse:
     """A warehouse file, open. Reading is the default: read-only, no files, no network, configuration locked.
 
     path: the file; else ELW_WAREHOUSE, else elw.duckdb in this folder.
-    writable: open to write; the file is made if there is none, and brought to this version's schema.
+    writable: open to write; the file is brought to this version's schema.
     wait_seconds: how long to wait while another process holds the file; by default READER_WAIT_SECONDS.
     config: further DuckDB settings, such as memory_limit.
     restricted: statements reach no file or network and change no setting; by default so when reading.
     allowed_files: files that restricted statements may reach all the same.
+    create: of a writable one, whether to make the file if there is none.
+
+    Several of one file in a process share it, in threads too. One that wants it in another way, as a writer beside a
+    reader, has it as soon as the others are idle, and they have it again when they are next used.
     Raises WarehouseError when the file is missing, held for too long, damaged, or of a newer version.
     """
 
@@ -84,28 +84,37 @@ class Warehouse:
         *,
         writable: bool = False,
         wait_seconds: float | None = None,
-        config: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
         restricted: bool | None = None,
         allowed_files: Sequence[Path] = (),
+        create: bool = True,
     ) -> None:
         self.path = warehouse_path(path)
         self.writable = writable
-        self._restricted = False
-        wait = READER_WAIT_SECONDS if wait_seconds is None else wait_seconds
-        if writable:
-            _create_if_missing(self.path)
-        self._connection = connect(self.path, writable, wait, dict(config or {}))
+        self._wait = READER_WAIT_SECONDS if wait_seconds is None else wait_seconds
+        self._terms = Terms(
+            writable,
+            restricted=not writable if restricted is None else restricted,
+            config=tuple((str(name), str(value)) for name, value in (config or {}).items()),
+            allowed_files=tuple(map(str, allowed_files)),
+        )
+        self._turn = threading.RLock()  # a connection takes one call at a time
+        self._last: Callable[[], Result | None] = lambda: None  # a weak reference: DuckDB may have its rows yet
+        self._member: Membership | None = None
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._closed = False
+        if writable and create:
+            create_if_missing(self.path)
         try:
-            if not writable if restricted is None else restricted:
-                self._restrict(allowed_files)
-            if writable:
-                with interrupts_noticed():
-                    migrations.migrate(self._connection, self.path)
-            self.behind = not writable and migrations.check(self._connection, self.path)
+            with self._connected() as connection:
+                if writable:
+                    with interrupts_noticed():
+                        migrations.migrate(connection, self.path)
+                self.behind = not writable and migrations.check(connection, self.path)
         except BaseException as error:
-            self._connection.close()
+            self.close()
             if isinstance(error, duckdb.Error):
-                raise _opening_failure(self.path, error) from error
+                raise opening_failure(self.path, error) from error
             raise
 
     def __enter__(self) -> Warehouse:
@@ -115,7 +124,50 @@ class Warehouse:
         self.close()
 
     def close(self) -> None:
-        self._connection.close()
+        with self._turn:
+            self._closed = True
+            if (result := self._last()) is not None:
+                result.lose()
+            self._leave()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The connection, for one statement; the last result holds its own rows from now on."""
+        with self._turn:
+            if self._closed:
+                raise UsageError(f"{self.path} was closed: open it again with Warehouse(…).")
+            if self._connection is None:
+                self._member = join(self.path, self._terms, self._let_go, self._wait)
+                self._connection = self._member.connection
+            if (result := self._last()) is not None:
+                result.hold()
+            self._last = lambda: None
+            yield self._connection
+
+    def _let_go(self) -> bool:
+        """Close the connection until it is wanted again, for somebody who wants the file in another way.
+
+        Not while a statement or a transaction is under way, nor where temporary tables would be lost.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._connection is None:
+                return True
+            if (result := self._last()) is not None:
+                result.hold()
+            self._last = lambda: None
+            if not is_idle(self._connection):
+                return False
+            self._leave()
+            return True
+        finally:
+            self._turn.release()
+
+    def _leave(self) -> None:
+        member, self._member, self._connection = self._member, None, None
+        if member is not None:
+            member.leave()
 
     @property
     def schema_number(self) -> int:
@@ -123,22 +175,36 @@ class Warehouse:
         number: int = self.run("queries/schema_number").value()
         return number
 
+    def remake_views(self) -> list[str]:
+        """Make elw's views and macros anew; returns the names of those that were gone or had been changed."""
+        with self._connected() as connection:
+            return migrations.remake_views(connection, self.path)
+
     def sql(self, query: str, /, **parameters: Any) -> Result:
         """Run one statement; `$name` in it is bound to the keyword argument of that name.
 
+        Of several statements all are run, and the result is the last one's. It holds its own rows, whatever runs next.
         Raises UsageError, with DuckDB's own reason, when the statement cannot be run.
         """
-        if self._restricted:
-            self._refuse_files(query)
-        return Result(interruptibly(self._connection, lambda: self._connection.execute(query, parameters or None)))
+        with self._connected() as connection:
+            with translated_errors():
+                parsed = connection.extract_statements(query)
+            if not parsed:
+                raise UsageError("The query is empty: give a statement.")
+            if self._terms.restricted:
+                _refuse_files(query, parsed)
+            bound = {name: _plain(value) for name, value in parameters.items()} or None
+            result = Result(interruptibly(connection, lambda: connection.execute(query, bound)), self._turn, self)
+            self._last = weakref.ref(result)
+            return result
 
     def statements(self, script: str) -> list[Statement]:
         """The statements of a script, in order; comments and empty statements are none.
 
         Raises UsageError when the script cannot be parsed.
         """
-        with translated_errors():
-            parsed = self._connection.extract_statements(script)
+        with self._connected() as connection, translated_errors():
+            parsed = connection.extract_statements(script)
         if not all(statement.query.strip() for statement in parsed):
             # DuckDB 1.5 makes two statements of a PIVOT and loses their text, so the script stays in one piece.
             parameters = frozenset[str]().union(*(statement.named_parameters for statement in parsed))
@@ -165,9 +231,8 @@ class Warehouse:
         from energy_lens.sql import statement
 
         text = statement(name)
-        return interruptibly(
-            self._connection, lambda: polars.DataFrame(self._connection.sql(text, params=parameters or None))
-        )
+        with self._connected() as connection:
+            return interruptibly(connection, lambda: polars.DataFrame(connection.sql(text, params=parameters or None)))
 
     def run_formatted(self, name: str, identifiers: Mapping[str, str], /, **parameters: Any) -> Result:
         """Run sql/<name>.sql with quoted identifiers put in for its {placeholders}."""
@@ -185,7 +250,8 @@ class Warehouse:
         """
         target = str(file).replace("'", "''")
         statement = f"COPY (\n{query}\n) TO '{target}' ({options}, USE_TMP_FILE false)"
-        interruptibly(self._connection, lambda: self._connection.execute(statement, parameters or None))
+        with self._connected() as connection:
+            interruptibly(connection, lambda: connection.execute(statement, parameters or None))
 
     def append(self, table: str, frame: polars.DataFrame, order_by: Sequence[str] = ()) -> None:
         """Insert a frame's rows by column name, sorted by `order_by`; columns that are left out become NULL."""
@@ -193,65 +259,70 @@ class Warehouse:
         frame = frame.select(name for name, kind in frame.schema.items() if str(kind) != "Null")
         present = [column for column in order_by if column in frame.columns]
         order = f" ORDER BY {', '.join(present)}" if present else ""
-        with translated_errors():
-            self._connection.register("frame_to_append", _ArrowStream(frame))
-            try:
-                self._connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM frame_to_append{order}")
-            finally:
-                # After a failure the transaction is aborted and refuses this too; the first error is the one to tell.
-                with contextlib.suppress(duckdb.Error):
-                    self._connection.unregister("frame_to_append")
+        statement = f"INSERT INTO {table} BY NAME SELECT * FROM frame_to_append{order}"
+        with self._connected() as connection:
+
+            def insert() -> None:
+                connection.register("frame_to_append", _ArrowStream(frame))
+                try:
+                    connection.execute(statement)
+                finally:
+                    # After a failure the transaction is aborted and refuses this too; the first error is to be told.
+                    with contextlib.suppress(duckdb.Error):
+                        connection.unregister("frame_to_append")
+
+            interruptibly(connection, insert)  # DuckDB calls Python meanwhile, which a signal must not meet there
 
     @property
     def progress(self) -> float:
         """Share of the statement under way that is done, as DuckDB guesses; to be asked from another thread."""
-        percent: float = self._connection.query_progress()
-        return max(0.0, percent / 100)
+        connection = self._connection  # without its turn, which whoever runs the statement has
+        return 0.0 if connection is None else max(0.0, connection.query_progress() / 100)
 
     def abandon_transaction(self) -> bool:
         """Roll back a transaction that a script began and did not end; whether there was one."""
-        try:
-            self._connection.execute("ROLLBACK")
-        except duckdb.Error:
-            return False
+        with self._connected() as connection:
+            try:
+                connection.execute("ROLLBACK")
+            except duckdb.Error:
+                return False
         return True
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing: commits at the end, rolls back on any error, Ctrl-C included."""
-        with translated_errors():
-            self._connection.execute("BEGIN TRANSACTION")
+        with self._connected() as connection, translated_errors():
+            connection.execute("BEGIN TRANSACTION")
         try:
             yield
-            with translated_errors():
-                self._connection.execute("COMMIT")
+            with self._connected() as connection, translated_errors():
+                connection.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(duckdb.Error):
-                self._connection.execute("ROLLBACK")
+            with contextlib.suppress(duckdb.Error, UsageError), self._connected() as connection:
+                connection.execute("ROLLBACK")
             raise
 
-    def _restrict(self, allowed_files: Sequence[Path]) -> None:
-        """No files, no network, and the configuration locked, so that a statement cannot undo it."""
-        if allowed_files:
-            self.sql("SET allowed_paths = $paths", paths=[str(file) for file in allowed_files])
-        self.sql("SET enable_external_access = false")
-        self.sql("SET lock_configuration = true")
-        self._restricted = True
 
-    def _refuse_files(self, query: str) -> None:
-        """Refuse what writes files, since DuckDB lets a statement reach the warehouse's own whatever its settings are:
-        COPY … TO would overwrite a file that is open to read (measured).
-        """
-        with translated_errors():
-            statements = self._connection.extract_statements(query)
-        for statement in statements:
-            name = statement.type.name
-            wrapped = name in ("EXPLAIN", "PREPARE", "PRAGMA") and _FILE_WORDS.search(query)
-            if name in _FILE_STATEMENTS or wrapped:
-                word = wrapped[1].upper() if wrapped else name.replace("_", " ")
-                raise UsageError(
-                    f"{word} is refused, since a query reaches no files: elw sql --output writes its rows."
-                )
+def _refuse_files(query: str, parsed: Sequence[duckdb.Statement]) -> None:
+    """Refuse what writes files, since DuckDB lets a statement reach the warehouse's own whatever its settings are:
+    COPY … TO would overwrite a file that is open to read (measured).
+    """
+    for statement in parsed:
+        name = statement.type.name
+        wrapped = name in ("EXPLAIN", "PREPARE", "PRAGMA") and _FILE_WORDS.search(query)
+        if name in _FILE_STATEMENTS or wrapped:
+            word = wrapped[1].upper() if wrapped else name.replace("_", " ")
+            raise UsageError(f"{word} is refused, since a query reaches no files: elw sql --output writes its rows.")
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as Python has it, since DuckDB takes no numbers of numpy; its times to the microsecond."""
+    if type(value).__module__ != "numpy":
+        return value
+    kind = value.dtype.kind
+    if kind in "mM" and str(value.dtype).endswith("[ns]"):
+        value = value.astype(f"{kind}8[us]")
+    return value.tolist()
 
 
 class _ArrowStream:
@@ -264,107 +335,7 @@ class _ArrowStream:
         return self._frame.__arrow_c_stream__(requested_schema)
 
 
-# ------------------------------------------------------------------------------------------------ opening
-
-
-def _create_if_missing(path: Path) -> None:
-    """Make a new warehouse whole or not at all: FILE.new gets the schema and then the name, whatever kills us.
-
-    An empty file, such as mktemp leaves, counts as missing.
-    """
-
-    def missing() -> bool:
-        return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
-
-    if not missing() or not os.path.isdir(path.parent):
-        return
-    new = path.with_name(path.name + ".new")
-    log = path.with_name(path.name + ".wal")
-    try:
-        with _folder_lock(path.parent):
-            if not missing():  # another process was faster
-                return
-            if log.exists():
-                raise WarehouseError(f"{log} is left of a warehouse that is gone: bring {path} back, or remove {log}.")
-            for leftover in (new, new.with_name(new.name + ".wal")):
-                leftover.unlink(missing_ok=True)
-            connection = connect(new, True, 0.0, {})
-            try:
-                with interrupts_noticed():
-                    migrations.migrate(connection, path)
-                    connection.execute("CHECKPOINT")
-            finally:
-                connection.close()
-            sync(new)
-            os.replace(new, path)  # not through `files`: DuckDB makes the file, and a log beside it
-            sync(path.parent)
-    except OSError as error:
-        raise WarehouseError(f"{path} cannot be made ({error.strerror}): name another file with --db.") from error
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """One process at a time makes a warehouse in a folder; without effect where folders cannot be locked."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def connect(path: Path, writable: bool, wait_seconds: float, config: dict[str, str]) -> duckdb.DuckDBPyConnection:
-    """A connection to a file as it is: what `Warehouse` opens, before it looks at the schema.
-
-    Raises WarehouseError when there is no such file to open, LockedError when it is held for longer than that.
-    """
-    if path.parent.name == compaction_folder(path).name:
-        whole = path.parent.parent / path.name
-        raise WarehouseError(f"{path} is the unfinished work of elw compact: name {whole} with --db.")
-    if not writable and not os.path.exists(path):
-        raise WarehouseError(f"There is no warehouse at {path}: make one with elw ingest, or name another with --db.")
-    if os.path.isdir(path):
-        raise WarehouseError(f"{path} is a folder, not a warehouse file: name a file with --db.")
-    if writable and not os.path.isdir(path.parent):
-        raise WarehouseError(f"The folder {path.parent} does not exist: make it, or name another file with --db.")
-    settings = {"python_enable_replacements": "false", **config}
-    if writable:
-        settings["storage_compatibility_version"] = STORAGE_VERSION
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            connection = duckdb.connect(str(path), read_only=not writable, config=settings)
-            # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data.
-            connection.execute("SET enable_progress_bar = false")
-            return connection
-        except duckdb.Error as error:
-            failure = _opening_failure(path, error)
-        if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
-            raise failure
-        time.sleep(0.05)
-
-
-def _opening_failure(path: Path, error: duckdb.Error) -> WarehouseError:
-    text = " ".join(str(error).split())
-    if "lock on file" in text or "Conflicting lock" in text:
-        holder = re.search(r"held in (.+?) \(PID (\d+)\)", text)
-        who = f"{holder[1]} (process {holder[2]})" if holder else "another process"
-        return LockedError(f"{path} is held by {who}: wait for it or close it, then try again.")
-    if "different configuration" in text:
-        return WarehouseError(f"{path} is already open in this process: use that Warehouse, or close it first.")
-    if "version number" in text or "newer version" in text:
-        return WarehouseError(f"{path} was written by a newer DuckDB than {duckdb.__version__}: upgrade duckdb.")
-    if "Permission denied" in text or "read-only" in text.lower():
-        return WarehouseError(f"{path} cannot be opened for want of permission: check its owner and mode.")
-    if "No space left" in text:
-        return WarehouseError(f"{path} cannot be opened, since the disk is full: make room and run it again.")
-    return WarehouseError(f"{path} is not a readable warehouse ({text[:160]}): restore it from a copy or ingest anew.")
-
-
-def compaction_folder(path: Path) -> Path:
-    """Where a compaction of that file works; hidden, so that no corpus takes it for text."""
-    return path.with_name(f".{path.name}.compact")
+# ------------------------------------------------------------------------------------------------ writing alone
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -13,6 +15,11 @@ import duckdb
 from energy_lens.errors import ElwError, UsageError
 
 T = TypeVar("T")
+
+FULL_DISK = "The disk is full; nothing was half-written: make room and run the command again."
+
+#: The disk is full, or the user's share of it, or a file may not become larger.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: What no other statement would have avoided.
 _FAILURES = (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
@@ -69,6 +76,17 @@ def interrupts_noticed() -> Iterator[None]:
         raise
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room, whatever its kind: a commit that finds none fails as a transaction,
+    and what follows it as a database that is no longer valid.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    text = str(error)
+    signs = [os.strerror(number) for number in _NO_ROOM]
+    return any(sign in text for sign in signs) or ("disk" in text.lower() and "full" in text.lower())
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """DuckDB's errors as ours: a bad statement is a usage error, a full disk and the rest are failures."""
@@ -79,11 +97,10 @@ def translated_errors() -> Iterator[None]:
         raise KeyboardInterrupt from error
     except duckdb.Error as error:
         text = str(error).strip()
-        # Whatever the kind of error: a commit that finds no room fails as a transaction.
-        if "No space left" in text or ("disk" in text.lower() and "full" in text.lower()):
-            raise ElwError(
-                "The disk is full; nothing was half-written: make room and run the command again."
-            ) from error
+        if "KeyboardInterrupt" in text:  # what DuckDB had Python do, such as hand over a frame, met the signal
+            raise KeyboardInterrupt from error
+        if is_full_disk(error):
+            raise ElwError(FULL_DISK) from error
         if isinstance(error, _FAILURES):
             raise ElwError(f"DuckDB failed: {text.splitlines()[0]}") from error
         if "'pytz'" in str(error):

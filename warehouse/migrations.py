@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import duckdb
 
 from energy_lens.errors import WarehouseError
-from energy_lens.sql import FOLDER
+from energy_lens.sql import FOLDER, statement
 
 _COLUMNS_AS_IN = re.compile(r"^-- columns as in: (.+)$", re.MULTILINE)
 
@@ -68,16 +69,62 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
                 connection.execute(
                     "INSERT INTO schema_migrations VALUES (?, ?, now() AT TIME ZONE 'UTC')", [number, file.stem]
                 )
-    definitions = {file.stem: file.read_text(encoding="utf-8") for file in view_files()}
-    digest = hashlib.sha256("\n".join(definitions.values()).encode()).hexdigest()
-    if connection.execute("SELECT sha256 FROM schema_views").fetchall() != [(digest,)]:
+    if connection.execute("SELECT sha256 FROM schema_views").fetchall() != [(_digest(),)]:
+        _make_views(connection, path)
+
+
+def remake_views(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
+    """Make all views and macros anew; returns the names of those that were gone or not as this version has them.
+
+    Raises WarehouseError when a table has the name of one.
+    """
+    before = _view_words(connection)
+    _make_views(connection, path)
+    return sorted(name for name, words in _view_words(connection).items() if before.get(name) != words)
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    definitions = _view_definitions()
+    try:
         with _transaction(connection):
             connection.execute("\n".join(definitions.values()))
             for view, text in definitions.items():
                 if match := _COLUMNS_AS_IN.search(text):
                     _copy_comments(connection, view, match[1].split(", "))
             connection.execute("DELETE FROM schema_views")
-            connection.execute("INSERT INTO schema_views VALUES (?, now() AT TIME ZONE 'UTC')", [digest])
+            connection.execute("INSERT INTO schema_views VALUES (?, now() AT TIME ZONE 'UTC')", [_digest()])
+    except duckdb.CatalogException as error:
+        if taken := re.search(r"[Ee]xisting object (\w+) is of type (\w+)", str(error)):
+            raise WarehouseError(
+                f"{path} has a {taken[2].lower()} named {taken[1]}, where a view of elw belongs: rename or drop it."
+            ) from error
+        raise
+
+
+def _view_definitions() -> dict[str, str]:
+    """{name: SQL} of views and macros, in the order in which they are applied."""
+    return {file.stem: file.read_text(encoding="utf-8") for file in view_files()}
+
+
+def _digest() -> str:
+    return hashlib.sha256("\n".join(_view_definitions().values()).encode()).hexdigest()
+
+
+def _view_words(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """{name: the words that define it} of elw's views and macros as the file has them.
+
+    Sorted, since DuckDB gives names in SELECT * EXCLUDE (…) in another order each time that it reads a file.
+    """
+    rows = connection.execute(statement("queries/definitions")).fetchall()
+    own = _view_definitions()
+    return {name: sorted(re.findall(r"\w+", text)) for name, text in rows if name in own}
+
+
+@cache
+def own_tables() -> frozenset[str]:
+    """Names of the tables that migrations make; a file may hold a user's own beside them."""
+    text = "\n".join(file.read_text(encoding="utf-8") for _, file in migration_files())
+    return frozenset(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", text, re.MULTILINE))
 
 
 def check(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:

@@ -253,12 +253,23 @@ def announce_state(warehouse: Warehouse) -> None:
     if warehouse.behind:
         say("This warehouse was made by an older version and lacks some tables or views: run elw migrate.")
         return
+    say_left_rows(warehouse)
+    n_runs, current = warehouse.run("runs/states").fetchall()[0]
+    if n_runs and current is None:
+        say("No run is current, so that efas and the other views are empty: choose one with elw runs --use ID.")
     if lag := warehouse.run("queries/lag").fetchone():
         run_id, committed, covered = lag
         say(
             f"The statistics of run {run_id} cover {covered:,} of its {committed:,} tokens: its ingest is under way "
             "or was cut short, and the same elw ingest completes them."
         )
+
+
+def say_left_rows(warehouse: Warehouse) -> None:
+    """Say which runs are gone and left rows behind, as DELETE FROM runs does."""
+    if left := [run_id for (run_id,) in warehouse.run("runs/orphans").fetchall()]:
+        which = f"run {left[0]}" if len(left) == 1 else f"{len(left)} runs, such as run {left[0]},"
+        say(f"{warehouse.path} has rows of {which} that it does not hold: elw runs --delete {left[0]} removes them.")
 
 
 @contextlib.contextmanager
@@ -289,7 +300,7 @@ def tables(warehouse: Warehouse) -> output.Rows:
     relations = warehouse.run("queries/catalogue").fetchall()
     names = [name for kind, name, _ in relations if kind == "table"]
     counts = [f"SELECT {literal(name)} AS name, count(*) AS rows FROM {identifier(name)}" for name in names]
-    rows = dict(warehouse.sql(" UNION ALL ".join(counts)).fetchall()) if counts else {}
+    rows: dict[str, int] = dict(warehouse.sql(" UNION ALL ".join(counts)).fetchall()) if counts else {}
     columns = [("kind", "varchar"), ("name", "varchar"), ("rows", "bigint"), ("comment", "varchar")]
     return output.Rows.of(columns, [(kind, name, rows.get(name), comment) for kind, name, comment in relations])
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from energy_lens.errors import WarehouseError
 from energy_lens.sql import identifier
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
 from energy_lens.warehouse.quality import insert_saes
+from energy_lens.warehouse.run_rows import give_id
 
 #: Version of what the stream accumulates; raise it when stored numbers change their meaning.
 STATISTICS_VERSION = 3
@@ -82,6 +87,8 @@ class StoredRun:
     """A run's plan and how far it was carried out."""
 
     run_id: int
+    identity: str  #: of its settings
+    created_at: datetime  #: UTC
     dtype: str
     segment_contexts: int
     documents: Mapping[str, StoredDocument]  #: by sha256
@@ -107,14 +114,34 @@ def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
     row = warehouse.run("ingest/find_run", identity=identity).fetchone()
     if row is None:
         return None
-    run_id, dtype, segment_contexts, stats_groups, calibrated = row
+    run_id, dtype, segment_contexts, stats_groups, calibrated, created_at = row
     documents = [StoredDocument(*row) for row in warehouse.run("ingest/documents", run=run_id).fetchall()]
     groups, committed, n_contexts = _read_groups(warehouse, run_id)
     medians = warehouse.run("ingest/norm_medians", run=run_id).fetchall()
+    by_hash = {document.sha256: document for document in documents}
     return StoredRun(
-        run_id, dtype, segment_contexts, {document.sha256: document for document in documents}, n_contexts, groups,
-        committed, dict(medians), calibrated, stats_groups,
+        run_id, identity, created_at, dtype, segment_contexts, by_hash, n_contexts, groups, committed, dict(medians),
+        calibrated, stats_groups,
     )  # fmt: skip
+
+
+def open_again(db: Path, run: StoredRun, wait_seconds: float | None = None) -> Warehouse:
+    """The warehouse that a run is planned in, open to write.
+
+    Raises WarehouseError when the file is gone, or is another one that does not hold that very run.
+    """
+    ended = "was removed or replaced while its ingest was under way: bring it back and run the command again."
+    if not os.path.exists(db):
+        raise WarehouseError(f"{db} {ended}")
+    warehouse = Warehouse(db, writable=True, create=False, wait_seconds=wait_seconds)
+    try:
+        which = {"run": run.run_id, "identity": run.identity, "created_at": run.created_at}
+        if not warehouse.run("ingest/is_planned", **which).value():
+            raise WarehouseError(f"{db} no longer holds run {run.run_id}: it {ended}")
+    except BaseException:
+        warehouse.close()
+        raise
+    return warehouse
 
 
 def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
@@ -175,7 +202,7 @@ def create_run(
     energies: rows of `run_energies` in the order of settings.energies, as Energy.facts gives them.
     Call within a transaction.
     """
-    run_id = int(warehouse.sql("SELECT coalesce(max(run_id), 0) + 1 FROM runs").value())
+    run_id = give_id(warehouse)
     warehouse.run(
         "ingest/create_run", run=run_id, identity=settings.identity, settings=settings.as_json(), version=version,
         model=model["name"], model_sha256=settings.model_sha256, tokenizer_sha256=settings.tokenizer_sha256,
@@ -249,6 +276,12 @@ def _group_row(run_id: int, group: Group) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def current_run(warehouse: Warehouse) -> int | None:
+    """The run that the public views show; None when there is none."""
+    current: int | None = warehouse.run("runs/states").fetchall()[0][1]
+    return current
+
+
 def make_current(warehouse: Warehouse, run_id: int) -> None:
     """Let the public views show this run. Call within a transaction."""
-    warehouse.sql("UPDATE runs SET is_current = (run_id = $run)", run=run_id)
+    warehouse.run("queries/use_run", run_id=run_id)

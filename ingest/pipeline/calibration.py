@@ -20,9 +20,8 @@ from energy_lens.ingest.reading import ContextReading, Instruments
 from energy_lens.ingest.statistics.directions import reference_rows
 from energy_lens.ingest.statistics.histograms import quartile_rows
 from energy_lens.ingest.statistics.stream import products, quadratic_form
-from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context, PlannedDocument, sample_contexts
-from energy_lens.warehouse.runs import StoredRun
+from energy_lens.warehouse.runs import StoredRun, open_again
 
 #: Tokens of the calibration sample.
 CALIBRATION_TOKENS = 4_096
@@ -40,7 +39,7 @@ def calibrate(db: Path, run: StoredRun, instruments: Instruments, source: TokenS
     reader = instruments.reader()
     readings = list(reader.read([(context, token_ids[context.context_id]) for context in sample]))
     calibration = calibration_rows(run.run_id, readings, instruments)
-    with Warehouse(db, writable=True) as warehouse, warehouse.transaction():
+    with open_again(db, run) as warehouse, warehouse.transaction():
         for sae in instruments.saes.values():
             warehouse.append("activation_quartiles", quartile_rows(sae).with_columns(run_id=pl.lit(run.run_id)))
             references = reference_rows(sae, instruments.seed)

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 
 from energy_lens.console import say
+from energy_lens.errors import WarehouseError
 from energy_lens.ingest.pipeline.groups import GroupTables
 from energy_lens.warehouse.database import LockedError, Warehouse
 from energy_lens.warehouse.physical_order import SORTED_BY
+from energy_lens.warehouse.runs import StoredRun, open_again
 
 #: Groups that are held in memory at once: one that is made, and one that is stored or waits for the file.
 MAX_PENDING_GROUPS = 2
@@ -27,11 +29,19 @@ GLANCE = 0.1
 
 
 def store_group(warehouse: Warehouse, run_id: int, tables: GroupTables) -> None:
-    """Store a group's rows in one transaction, each table in its physical order."""
+    """Store a group's rows in one transaction, each table in its physical order.
+
+    Raises WarehouseError, with nothing stored, when the run's plan does not have the group, or has its rows already.
+    """
     with warehouse.transaction():
         for table, frame in tables.frames.items():
             warehouse.append(table, frame, order_by=SORTED_BY[table])
-        warehouse.run("ingest/commit_group", run=run_id, group=tables.group.group_id)
+        n_groups = warehouse.run("ingest/commit_group", run=run_id, group=tables.group.group_id).value()
+        if n_groups != 1:
+            raise WarehouseError(
+                f"{warehouse.path} was changed while its ingest was under way: group {tables.group.group_id} of run "
+                f"{run_id} is not planned there, or stored already. Run the command again."
+            )
         warehouse.run("ingest/touch_run", run=run_id)
 
 
@@ -43,8 +53,8 @@ class Writer:
     announced, or on leaving.
     """
 
-    def __init__(self, db: Path, run_id: int) -> None:
-        self._db, self._run_id = db, run_id
+    def __init__(self, db: Path, run: StoredRun) -> None:
+        self._db, self._run = db, run
         self._groups: queue.SimpleQueue[GroupTables | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(MAX_PENDING_GROUPS)
         self._leaving = threading.Event()
@@ -101,8 +111,8 @@ class Writer:
         told = False
         while True:
             try:
-                with Warehouse(self._db, writable=True, wait_seconds=ATTEMPT) as warehouse:
-                    store_group(warehouse, self._run_id, tables)
+                with open_again(self._db, self._run, ATTEMPT) as warehouse:
+                    store_group(warehouse, self._run.run_id, tables)
                 return True
             except LockedError as error:
                 if not told:

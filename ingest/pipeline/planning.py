@@ -38,8 +38,10 @@ from energy_lens.warehouse.runs import (
     add_gradient_columns,
     append_plan,
     create_run,
+    current_run,
     find_run,
     make_current,
+    open_again,
 )
 
 
@@ -73,7 +75,7 @@ def bring_up_to_date(
     source: TokenSource,
     notes: Notes,
 ) -> StoredRun:
-    """The run with the documents at hand in its plan, made the current one."""
+    """The run with the documents at hand in its plan; it is the current one if it has anything to show."""
     if run is None:
         return write_plan(options, settings, None, list(documents.values()), instruments, source, notes)
     new = new_documents(run, documents)
@@ -83,9 +85,23 @@ def bring_up_to_date(
         check_texts(run, groups_left(run, options.max_tokens), documents)
         if new:
             return write_plan(options, settings, run, new, instruments, source, notes)
-    with Warehouse(options.db, writable=True) as warehouse, warehouse.transaction():
-        make_current(warehouse, run.run_id)
+    with open_again(options.db, run) as warehouse, warehouse.transaction():
+        notes.add(show_run(warehouse, run.run_id, run.stats_groups > 0))
     return run
+
+
+def show_run(warehouse: Warehouse, run_id: int, has_statistics: bool) -> list[str]:
+    """Make a run current once it has statistics, or while there is no other; a sentence where it is not made so.
+
+    Call within a transaction.
+    """
+    current = current_run(warehouse)
+    if has_statistics or current in (None, run_id):
+        make_current(warehouse, run_id)
+        return []
+    return [
+        f"Run {current} stays the current one, which efas and the other views show, until run {run_id} has statistics."
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ a run that exists
@@ -161,7 +177,10 @@ def write_plan(
     if run is None and "nll" in settings.energies and not settings.probes:
         say("Roles will rest on first order. --probes 3 predicts ablations far better, for three more backward passes.")
     medians = {} if run else measured_medians(plan.documents, instruments, source)
-    with Warehouse(options.db, writable=True) as warehouse, warehouse.transaction():
+    with (
+        open_again(options.db, run) if run else Warehouse(options.db, writable=True, create=False) as warehouse,
+        warehouse.transaction(),
+    ):
         if run:
             run_id = run.run_id
         else:
@@ -171,8 +190,9 @@ def write_plan(
             run_id = create_run(warehouse, settings, model.facts(), saes, energies, plan.segment_contexts, __version__)
         append_plan(warehouse, run_id, plan.documents, plan.details, plan.groups)
         del plan  # it comes back from the file, and twice in memory is much for a large corpus
-        make_current(warehouse, run_id)
+        sentences = show_run(warehouse, run_id, run is not None and run.stats_groups > 0)
         stored_run = find_run(warehouse, settings.identity)
+    notes.add(sentences)
     assert stored_run is not None
     return stored_run
 

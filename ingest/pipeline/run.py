@@ -42,7 +42,8 @@ from energy_lens.ingest.statistics.finish import finish
 from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.plan import Group
-from energy_lens.warehouse.runs import RunSettings, StoredRun, find_run, latest_generation
+from energy_lens.warehouse.query import say_left_rows
+from energy_lens.warehouse.runs import RunSettings, StoredRun, find_run, latest_generation, make_current, open_again
 
 
 @dataclass
@@ -114,12 +115,13 @@ def settle(
     wanted = wanted_settings(options, energies, saes)
     # Opening to write makes the file, or brings its schema up to date, before any time goes into the model.
     with Warehouse(options.db, writable=True) as warehouse:
+        say_left_rows(warehouse)
         candidates = stored_runs(warehouse, wanted)
     model = None
     if wanted.dtype != "float32" and (options.new_run or not candidates):
         model = load_in(options.model, wanted.dtype, wanted.context_length, max(saes))
         if wanted.dtype != "auto" and name_of(model) != wanted.dtype:  # which the model cannot run in
-            with Warehouse(options.db, writable=True) as warehouse:
+            with Warehouse(options.db, writable=True, create=False) as warehouse:
                 candidates = stored_runs(warehouse, replace(wanted, dtype=name_of(model)))
         wanted = replace(wanted, dtype=name_of(model))
     if candidates and not options.new_run:
@@ -211,14 +213,16 @@ def carry_out(
         except KeyboardInterrupt:
             interrupted = True
             say("Interrupted: finishing the statistics of what is committed …")
-            committed = committed_among(left, options.db, settings)
+            committed = committed_among(left, options.db, run)
     seconds = time.monotonic() - started
     instruments.model.forget()  # a large run's finish takes memory of its own
     n_tokens = sum(group.n_tokens for group in committed)
     started = time.monotonic()
     if run.stats_groups != len(run.committed) + len(committed):
         decoders = {layer: sae.W_dec for layer, sae in instruments.saes.items()}
-        finish(partial(Warehouse, options.db, writable=True), run.run_id, decoders)
+        finish(partial(open_again, options.db, run), run.run_id, decoders)
+        with open_again(options.db, run) as warehouse, warehouse.transaction():
+            make_current(warehouse, run.run_id)
     return IngestSummary(
         db=str(options.db),
         run_id=run.run_id,
@@ -247,14 +251,14 @@ def process(
 ) -> None:
     """Run the groups and commit them all, each as soon as the file is free."""
     energies = [energy.name for energy in instruments.energies]
-    with Warehouse(options.db, writable=True) as warehouse:
+    with open_again(options.db, run) as warehouse:
         histogram_plan = read_histogram_plan(warehouse, run.run_id, instruments.saes, energies)
         directions = read_directions(warehouse, run.run_id, instruments.saes, instruments.seed)
     reader = instruments.reader()
     n_tokens = sum(group.n_tokens for group in groups)
     fuse(options, context_length, run, reader, n_tokens)
     builder = GroupBuilder(run.run_id, context_length, reader, histogram_plan, directions, options.store_gradients)
-    with bar("Ingest", n_tokens, "token") as progress, Writer(options.db, run.run_id) as writer:
+    with bar("Ingest", n_tokens, "token") as progress, Writer(options.db, run) as writer:
         for group in groups:
             writer.announce()
             token_ids = source.contexts_of(run, [context for row in group.rows for context in row])
@@ -276,13 +280,13 @@ def fuse(options: IngestOptions, context_length: int, run: StoredRun, reader: Re
     if reason:
         say(f"The model's blocks are not compiled: {reason}. The run goes on without, at four fifths of the speed.")
         return
-    with Warehouse(options.db, writable=True) as warehouse:
+    with open_again(options.db, run) as warehouse:
         warehouse.run("ingest/record_compiled", run=run.run_id)
 
 
-def committed_among(groups: Sequence[Group], db: Path, settings: RunSettings) -> list[Group]:
+def committed_among(groups: Sequence[Group], db: Path, run: StoredRun) -> list[Group]:
     """Those of the groups that are in the file: Ctrl-C may have come right after a commit."""
-    with Warehouse(db, writable=True) as warehouse:
-        run = find_run(warehouse, settings.identity)
-    assert run is not None
-    return [group for group in groups if group.group_id in run.committed]
+    with open_again(db, run) as warehouse:
+        stored = find_run(warehouse, run.identity)
+    assert stored is not None
+    return [group for group in groups if group.group_id in stored.committed]

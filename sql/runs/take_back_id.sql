@@ -1,0 +1,3 @@
+UPDATE run_ids
+SET deleted_at = now() AT TIME ZONE 'UTC'
+WHERE id = $run
