@@ -34,7 +34,7 @@ from energy_lens.warehouse.opening import (
     warehouse_path,
 )
 from energy_lens.warehouse.results import Result
-from energy_lens.warehouse.sharing import Membership, Terms, is_idle, join
+from energy_lens.warehouse.sharing import Membership, Terms, join, keeps_something
 
 if TYPE_CHECKING:
     import polars
@@ -45,6 +45,9 @@ __all__ = ["LockedError", "Statement", "Warehouse", "compaction_folder", "ingest
 #: Statements that reach files; COPY … FROM DATABASE and IMPORT DATABASE come as PRAGMA in DuckDB 2.0.
 _FILE_STATEMENTS = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "LOAD"}
 _FILE_WORDS = re.compile(r"\b(copy|export|import|attach|load)\b", re.IGNORECASE)
+
+#: Words with which a statement begins a transaction.
+_BEGINNING = ("BEGIN", "START")
 
 #: A commit holds the file for a tenth of a second, so a reader that waits this long meets another reader or a fault.
 READER_WAIT_SECONDS = 10.0
@@ -102,6 +105,7 @@ class Warehouse:
         self._last: Callable[[], Result | None] = lambda: None  # a weak reference: DuckDB may have its rows yet
         self._member: Membership | None = None
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._in_transaction = False
         self._closed = False
         if writable and create:
             create_if_missing(self.path)
@@ -154,10 +158,12 @@ class Warehouse:
         try:
             if self._connection is None:
                 return True
+            if self._in_transaction:
+                return False
             if (result := self._last()) is not None:
                 result.hold()
             self._last = lambda: None
-            if not is_idle(self._connection):
+            if keeps_something(self._connection):
                 return False
             self._leave()
             return True
@@ -193,8 +199,12 @@ class Warehouse:
                 raise UsageError("The query is empty: give a statement.")
             if self._terms.restricted:
                 _refuse_files(query, parsed)
+            words = [s.query.split()[0].upper() for s in parsed if s.type.name == "TRANSACTION" and s.query.split()]
+            self._in_transaction |= any(word in _BEGINNING for word in words)
             bound = {name: _plain(value) for name, value in parameters.items()} or None
             result = Result(interruptibly(connection, lambda: connection.execute(query, bound)), self._turn, self)
+            if words and words[-1] not in _BEGINNING:
+                self._in_transaction = False
             self._last = weakref.ref(result)
             return result
 
@@ -286,6 +296,8 @@ class Warehouse:
                 connection.execute("ROLLBACK")
             except duckdb.Error:
                 return False
+            finally:
+                self._in_transaction = False
         return True
 
     @contextlib.contextmanager
@@ -293,6 +305,7 @@ class Warehouse:
         """All or nothing: commits at the end, rolls back on any error, Ctrl-C included."""
         with self._connected() as connection, translated_errors():
             connection.execute("BEGIN TRANSACTION")
+            self._in_transaction = True
         try:
             yield
             with self._connected() as connection, translated_errors():
@@ -301,6 +314,8 @@ class Warehouse:
             with contextlib.suppress(duckdb.Error, UsageError), self._connected() as connection:
                 connection.execute("ROLLBACK")
             raise
+        finally:
+            self._in_transaction = False
 
 
 def _refuse_files(query: str, parsed: Sequence[duckdb.Statement]) -> None:

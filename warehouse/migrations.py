@@ -94,7 +94,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             connection.execute("DELETE FROM schema_views")
             connection.execute("INSERT INTO schema_views VALUES (?, now() AT TIME ZONE 'UTC')", [_digest()])
     except duckdb.CatalogException as error:
-        if taken := re.search(r"[Ee]xisting object (\w+) is of type (\w+)", str(error)):
+        if taken := re.search(r"[Ee]xisting object \"?(\w+)\"? is of type (\w+)", str(error)):
             raise WarehouseError(
                 f"{path} has a {taken[2].lower()} named {taken[1]}, where a view of elw belongs: rename or drop it."
             ) from error
@@ -117,7 +117,11 @@ def _view_words(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     """
     rows = connection.execute(statement("queries/definitions")).fetchall()
     own = _view_definitions()
-    return {name: sorted(re.findall(r"\w+", text)) for name, text in rows if name in own}
+    words: dict[str, list[str]] = {name: [] for name, _ in rows if name in own}
+    for name, text in rows:  # of a macro, one for each number of its parameters
+        if name in own:
+            words[name] = sorted([*words[name], *re.findall(r"\w+", text)])
+    return words
 
 
 @cache

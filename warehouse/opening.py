@@ -99,7 +99,10 @@ def connect(path: Path, writable: bool, config: Mapping[str, str]) -> duckdb.Duc
     if writable:
         settings["storage_compatibility_version"] = STORAGE_VERSION
     try:
-        return duckdb.connect(os.path.abspath(path), read_only=not writable, config=settings)
+        connection = duckdb.connect(os.path.abspath(path), read_only=not writable, config=settings)
+        # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data.
+        connection.execute("SET enable_progress_bar = false")
+        return connection
     except duckdb.Error as error:
         raise opening_failure(path, error, config) from error
 

@@ -149,9 +149,7 @@ class Result:
 
     def _left(self, size: int | None = None) -> list[Row]:
         """The next of the rows that are not fetched, at most so many; DuckDB has none of them any more."""
-        with self._turn:
-            if self._cursor is not None:
-                self._rows = self._taken(self._cursor.fetchall)
+        self.hold()
         if self._lost is not None:
             raise self._lost
         if self._rows is None:

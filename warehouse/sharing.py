@@ -68,8 +68,6 @@ class _Shared:
         self.identity = _identity(path)
         self.members: weakref.WeakSet[Membership] = weakref.WeakSet()
         try:
-            # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data.
-            self.root.execute("SET enable_progress_bar = false")
             if terms.restricted:
                 self._restrict()
         except BaseException:
@@ -140,13 +138,6 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def is_idle(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether nothing is lost when a connection closes: no transaction, temporary table or view, or further file."""
-    try:
-        connection.execute("BEGIN TRANSACTION")
-    except duckdb.TransactionException:
-        return False
-    try:
-        return not connection.execute(statement("queries/kept_by_connection")).fetchall()
-    finally:
-        connection.execute("ROLLBACK")
+def keeps_something(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether something would be lost when a connection closes: a temporary table or view, a further database."""
+    return bool(connection.execute(statement("queries/kept_by_connection")).fetchall())
