@@ -151,7 +151,7 @@ class CurrentRun:
         if not names:
             return {}
         with Warehouse(self.path) as warehouse:
-            sources = (
+            sources: dict[Any, Any] = (
                 {} if warehouse.behind else dict(warehouse.run("current_run/energies", run=self.run_id).fetchall())
             )
         if unknown := [name for name in names if not sources.get(name)]:

@@ -219,7 +219,7 @@ def sae_evaluate(
         if save:
             say(f"Saved with the SAE in {save_evaluation(evaluation)}.")
         if db is not None:
-            with Warehouse(db, writable=True) as warehouse:
+            with Warehouse(db, writable=True, create=False) as warehouse:
                 runs = quality.store_evaluation(
                     warehouse, evaluation.sae_sha256, language_model.sha256, evaluation.as_dict()
                 )

@@ -75,7 +75,7 @@ def critical_doses(path: Path, options: DoseOptions) -> int:
         frame = _doses(current, current.load_model("float32"), sae, landscape, options.feature, token_ids)
         place = {"run_id": current.run_id, "layer": options.layer, "feature": options.feature}
         frame = frame.with_columns(later_layer=pl.lit(landscape.layer), **{k: pl.lit(v) for k, v in place.items()})
-        with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+        with Warehouse(path, writable=True, create=False) as warehouse, warehouse.transaction():
             warehouse.run("attractors/forget_doses", **key)
             warehouse.append("critical_doses", frame)
     return landscape.layer

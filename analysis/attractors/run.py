@@ -93,7 +93,9 @@ def find_attractors(path: Path, options: AttractorOptions) -> list[int]:
     layers = current.chosen(options.layers, current.facts.layers, "layer")
     saes = {layer: current.sae(layer) for layer in layers}
     with ingest_lock(path):
-        with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
+        with Warehouse(
+            path, writable=True, create=False
+        ):  # brings the schema up to date before any time goes into the model
             pass
         samples = _samples(current, current.load_model(), saes, options)
         with bar("Attractors", len(layers), "layer") as progress:
@@ -194,7 +196,7 @@ def _frames(
 
 def _store(path: Path, run_id: int, layer: int, frames: dict[str, pl.DataFrame]) -> None:
     """Replace what the warehouse holds of a layer's attractors."""
-    with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+    with Warehouse(path, writable=True, create=False) as warehouse, warehouse.transaction():
         created = warehouse.sql("SELECT now() AT TIME ZONE 'UTC'").value()
         for table, frame in frames.items():
             warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run AND layer = $layer", run=run_id, layer=layer)

@@ -75,7 +75,9 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     for layer, feature in request.listed:
         check_feature(saes[layer], feature)
     with ingest_lock(path):
-        with Warehouse(path, writable=True) as warehouse:  # brings the schema up to date before the model is loaded
+        with Warehouse(
+            path, writable=True, create=False
+        ) as warehouse:  # brings the schema up to date before the model is loaded
             renew_effects(warehouse, current.run_id)
         landscapes = {}
         if options.shift:
@@ -122,7 +124,7 @@ def _plan(path: Path, current: CurrentRun, options: InterventionOptions, request
     identity = _settings_hash(options, words, layer)
     sample = current.sample(options.contexts, options.seed)
     batches = [sample[i : i + BATCH_CONTEXTS] for i in range(0, len(sample), BATCH_CONTEXTS)]
-    with Warehouse(path, writable=True) as warehouse:
+    with Warehouse(path, writable=True, create=False) as warehouse:
         known = _found(warehouse, current.run_id, identity)
         if known is not None:
             return Planned(current.run_id, known[0], layer, known[1])
@@ -199,7 +201,7 @@ def _carry_out(
         pending = warehouse.run("interventions/pending", **plan.key).fetchall()
         features = [feature for (feature,) in warehouse.run("interventions/features", **plan.key).fetchall()]
         bins = read_histogram_plan(warehouse, plan.run_id, {plan.layer: sae}, [LOSS]).layers.get(plan.layer)
-        others = dict(warehouse.run("interventions/control_features", **plan.key).fetchall())
+        others: dict[Any, Any] = dict(warehouse.run("interventions/control_features", **plan.key).fetchall())
         first = warehouse.run("interventions/first_contexts", **plan.key, n=COVARIANCE_CONTEXTS).fetchall()
     n_new_patches = 0
     if pending and features:  # else nothing is left, or none of them ever fires, which is on record
@@ -219,14 +221,14 @@ def _carry_out(
                 n_new_patches += len(frames.get("interventions", ()))
                 progress.set_postfix_str(f"{n_new_patches:,} patches", refresh=False)
                 progress.update(len(ids))
-    with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+    with Warehouse(path, writable=True, create=False) as warehouse, warehouse.transaction():
         store_effects(warehouse, plan.run_id, plan.intervention_id, options.seed)
     return n_new_patches
 
 
 def _store_batch(path: Path, plan: Planned, batch: int, frames: Mapping[str, pl.DataFrame]) -> None:
     """What was measured in a batch, and that it was, in one transaction."""
-    with Warehouse(path, writable=True) as warehouse, warehouse.transaction():
+    with Warehouse(path, writable=True, create=False) as warehouse, warehouse.transaction():
         for table, frame in frames.items():
             keyed = frame.with_columns(**{name: pl.lit(id_) for name, id_ in plan.place.items()})
             warehouse.append(table, keyed, ("feature", "direction", "context_id"))
