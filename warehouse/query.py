@@ -330,6 +330,11 @@ def list_runs(warehouse: Warehouse) -> output.Rows:
     return output.Rows(result.columns, kinds, _batches(result))
 
 
+def count_runs(warehouse: Warehouse) -> int:
+    """How many runs a warehouse has."""
+    return int(warehouse.run("runs/states").value())
+
+
 def use_run(warehouse: Warehouse, run_id: int) -> None:
     """Make a run the current one. Raises UsageError when there is none of this number."""
     known = [number for (number,) in warehouse.sql("SELECT run_id FROM runs ORDER BY run_id").fetchall()]
