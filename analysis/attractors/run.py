@@ -93,9 +93,7 @@ def find_attractors(path: Path, options: AttractorOptions) -> list[int]:
     layers = current.chosen(options.layers, current.facts.layers, "layer")
     saes = {layer: current.sae(layer) for layer in layers}
     with ingest_lock(path):
-        with Warehouse(
-            path, writable=True, create=False
-        ):  # brings the schema up to date before any time goes into the model
+        with Warehouse(path, writable=True, create=False):  # migrates before any time goes into the model
             pass
         samples = _samples(current, current.load_model(), saes, options)
         with bar("Attractors", len(layers), "layer") as progress:

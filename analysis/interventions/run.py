@@ -75,9 +75,7 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     for layer, feature in request.listed:
         check_feature(saes[layer], feature)
     with ingest_lock(path):
-        with Warehouse(
-            path, writable=True, create=False
-        ) as warehouse:  # brings the schema up to date before the model is loaded
+        with Warehouse(path, writable=True, create=False) as warehouse:  # migrates before the model is loaded
             renew_effects(warehouse, current.run_id)
         landscapes = {}
         if options.shift:
