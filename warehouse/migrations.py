@@ -113,14 +113,15 @@ def _digest() -> str:
 def _view_words(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     """{name: the words that define it} of elw's views and macros as the file has them.
 
-    Sorted, since DuckDB gives names in SELECT * EXCLUDE (…) in another order each time that it reads a file.
+    Sorted, since DuckDB gives names in SELECT * EXCLUDE (…) in another order each time that it reads a file; and 1e-6
+    comes back as 1e-06.
     """
     rows = connection.execute(statement("queries/definitions")).fetchall()
     own = _view_definitions()
     words: dict[str, list[str]] = {name: [] for name, _ in rows if name in own}
     for name, text in rows:  # of a macro, one for each number of its parameters
         if name in own:
-            words[name] = sorted([*words[name], *re.findall(r"\w+", text)])
+            words[name] = sorted([*words[name], *re.findall(r"\w+", re.sub(r"(\de[+-]?)0+(?=\d)", r"\1", text))])
     return words
 
 

@@ -104,7 +104,8 @@ class Result:
         import polars
 
         names, kinds = _distinct(self.columns), self.kinds
-        if self._is_exact_in_numpy and not self._begun and self._rows is None:
+        has_arrays = self._arrays is not None and not self._n_fetched
+        if has_arrays or (self._is_exact_in_numpy and not self._begun and self._rows is None):
             arrays = self.numpy().values()
             return polars.DataFrame([_series(*c) for c in zip(names, arrays, kinds, strict=True)])
         return polars.DataFrame([_series_of_objects(*c) for c in zip(names, self._cells(), kinds, strict=True)])
