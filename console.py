@@ -1,11 +1,14 @@
 """What a person sees while a command works: sentences and progress bars, all on stderr.
 
-stdout carries data only, so that a pipe never meets a word of these.
+stdout carries data only, so that a pipe never meets a word of these. Nobody has to read them: where stderr is closed,
+full, or a pipe whose reader has left, they are lost and the work goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,10 +17,66 @@ if TYPE_CHECKING:
 #: Seconds between two drawings of a bar: on a terminal, and in a log, where every drawing is a line that stays.
 ON_TERMINAL, IN_LOG = 0.5, 30.0
 
+#: Characters of the names in a sentence, so that it stays a line.
+ROOM_FOR_NAMES = 60
+
+
+class Messages:
+    """A stream for a person's eyes: what it cannot hand on is lost, and nothing is raised.
+
+    stream: where to; None is stderr, whatever that is by then. Of a stream that is none nothing is written.
+    """
+
+    _given: Any = None
+
+    def __init__(self, stream: Any = None) -> None:
+        self._given = stream
+
+    @property
+    def _stream(self) -> Any:
+        return sys.stderr if self._given is None else self._given
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # ValueError: it is closed
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                self._stream.write(text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return bool(self._stream.isatty())
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+#: stderr as messages are written to it.
+messages = Messages()
+
 
 def say(sentence: str) -> None:
     """A line for the user."""
-    print(sentence, file=sys.stderr, flush=True)
+    messages.write(f"{sentence}\n")
+    messages.flush()
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of these names, as many as leave a sentence a line, and how many more there are."""
+    room, n_shown = ROOM_FOR_NAMES, 0
+    while n_shown < len(names) and (n_shown == 0 or len(names[n_shown]) + 2 <= room):
+        room -= len(names[n_shown]) + 2
+        n_shown += 1
+    # One that is cut keeps its end, which of a path says more.
+    shown = [name if len(name) <= ROOM_FOR_NAMES else "…" + name[1 - ROOM_FOR_NAMES :] for name in names[:n_shown]]
+    n_more = len(names) - n_shown
+    return ", ".join(shown) + (f" and {n_more:,} more" if n_more else "")
 
 
 def bar(what: str, total: float, unit: str = "", *, form: str | None = None, hidden: bool = False) -> tqdm[Any]:
@@ -29,8 +88,8 @@ def bar(what: str, total: float, unit: str = "", *, form: str | None = None, hid
     """
     from tqdm import tqdm
 
-    scaled = unit in ("token", "row", "B")
+    scaled, on_terminal = unit in ("token", "row", "B"), messages.isatty()
     return tqdm(
-        desc=what, total=total, unit=unit or "it", unit_scale=scaled, bar_format=form, file=sys.stderr,
-        disable=hidden, mininterval=ON_TERMINAL if sys.stderr.isatty() else IN_LOG,
+        desc=what, total=total, unit=unit or "it", unit_scale=scaled, bar_format=form, file=messages,
+        dynamic_ncols=on_terminal, disable=hidden, mininterval=ON_TERMINAL if on_terminal else IN_LOG,
     )  # fmt: skip

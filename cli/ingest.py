@@ -27,6 +27,7 @@ from energy_lens.cli.options import (
     Saes,
     TextColumn,
     numbers,
+    path_given,
     words,
 )
 from energy_lens.console import say
@@ -60,6 +61,7 @@ def ingest(
         typer.Option(
             "--train-on",
             metavar="PATH",
+            parser=path_given,
             help="Text to train them on, as PATH; repeatable; else the corpus and the package's sample.",
         ),
     ] = None,
@@ -69,7 +71,12 @@ def ingest(
     ] = None,
     lens: Annotated[
         Path | None,
-        typer.Option("--lens", metavar="FILE", help="Maps of the energy tuned_lens; else those shipped for the model."),
+        typer.Option(
+            "--lens",
+            metavar="FILE",
+            parser=path_given,
+            help="Maps of the energy tuned_lens; else those shipped for the model.",
+        ),
     ] = None,
     context: ContextLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Contexts in a forward pass.")] = 8,

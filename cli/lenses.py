@@ -26,6 +26,7 @@ from energy_lens.cli.options import (
     TextColumn,
     TextFormat,
     layers_to_train,
+    path_given,
 )
 from energy_lens.console import bar, say
 from energy_lens.errors import UsageError
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 @lens_app.command("train")
 def lens_train(
     paths: Paths,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File for the maps, .safetensors.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", parser=path_given, help="File for the maps, .safetensors.")
+    ],
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Training tokens.")] = 131_072,

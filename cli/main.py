@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import typer
 
+from energy_lens.cli import streams
 from energy_lens.cli.app import app
-from energy_lens.console import say
+from energy_lens.console import messages, say
 from energy_lens.errors import ElwError
 
 # Importing a file registers its commands; this is their order in `elw --help`.
@@ -41,56 +42,62 @@ COMMANDS = (ingest, queries, check, compaction, report, interventions, attractor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; every failure is a sentence on stderr."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command line and return its exit code; every failure is a sentence on stderr.
+
+    arguments: of a call within a program, whose streams are left as they are; None: this process is `elw`.
+    """
+    if arguments is not None:
+        return _run(list(arguments), alone=False)
+    streams.prepare()
+    try:
+        return _run(sys.argv[1:], alone=True)
+    finally:
+        streams.settle()
+
+
+def _run(words: list[str], alone: bool) -> int:
+    """alone: the process is here for this command, and may end with it."""
     options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options  # before the command or behind it
+    words = [word for word in options if word != "--debug"] + words[len(options) :]
     try:
-        with contextlib.suppress(ValueError):
-            while debug:
-                words.remove("--debug")
-        command = typer.main.get_command(app)
-        with command.make_context("elw", words) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-    except typer.Exit as leaving:
-        return int(leaving.exit_code)
+        code = 0
+        try:
+            command = typer.main.get_command(app)
+            with command.make_context("elw", words) as context:
+                command.invoke(context)
+        except typer.Exit as leaving:
+            code = int(leaving.exit_code)
+        streams.flush_output()
+        return code
     except (KeyboardInterrupt, typer.Abort):
         code = _failed("interrupted.", 130, debug)
-        if arguments is None:
+        if alone:
+            streams.settle()
             os._exit(code)  # files are closed by now; threads that are still at work shall not be waited for
         return code
-    except BrokenPipeError:
-        _discard_stdout()  # the reader has seen enough
-        return 0
     except ElwError as error:
         return _failed(str(error), error.exit_code, debug)
     except Exception as error:
+        if isinstance(error, BrokenPipeError | ConnectionResetError) and streams.reader_has_left():
+            return 0  # it has seen enough
         if hasattr(error, "format_message"):  # the command line itself is wrong
             failed = getattr(error, "ctx", None)
             page = f"{failed.command_path if failed else 'elw'} --help"
             return _failed(f"{error.format_message().rstrip('.')}: see {page}.", 2, debug)
         if isinstance(error, OSError) and error.strerror:
-            _discard_stdout()
             what = error.filename or "the output"
             return _failed(f"{what} cannot be used ({error.strerror}).", 1, debug)
         reason = " ".join(str(error).split())[:200]
         kind = type(error).__name__ + (f" ({reason})" if reason else "")
         return _failed(f"Unexpected {kind}; run again with --debug to see where it came from.", 1, debug)
-    return 0
 
 
 def _failed(sentence: str, exit_code: int, debug: bool) -> int:
     """Say what went wrong; with --debug also where. Returns the exit code."""
     if debug:
-        traceback.print_exc()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()  # what was written before stands before it
+        traceback.print_exc(file=messages)
+    with contextlib.suppress(OSError):
+        streams.flush_output()  # what was written before stands before it
     say(f"elw: {sentence}")
     return exit_code
-
-
-def _discard_stdout() -> None:
-    """Send what is still in stdout's buffer nowhere, or Python would fail on it again at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

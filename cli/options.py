@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -23,17 +24,41 @@ Compile = StrEnum("Compile", "auto on off")
 Bos = StrEnum("Bos", "auto yes no")
 SaeFormat = StrEnum("SaeFormat", "saelens sparsify")
 
+#: What `-` means where something is written.
+STDOUT = Path("-")
+
+
+def path_given(text: str) -> Path:
+    """The path that a word names. An empty one, as of a variable that is not set, would be the current folder.
+
+    `-` stays for stdin or stdout, and `./-` is the file of that name. Raises BadParameter for an empty word.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty; name a file or folder, as . for the current one")
+    return Path(os.path.abspath(text)) if text != "-" and Path(text) == Path("-") else Path(text)
+
+
 Database = Annotated[
     Path | None,
-    typer.Option("--db", metavar="FILE", help="The warehouse; else $ELW_WAREHOUSE, else elw.duckdb here."),
+    typer.Option(
+        "--db", metavar="FILE", parser=path_given, help="The warehouse; else $ELW_WAREHOUSE, else elw.duckdb here."
+    ),
 ]
+OutputOrStdout = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", parser=path_given,
+        help="Write to a file, whole or not at all; - is stdout.",
+    ),
+]  # fmt: skip
 ListingFormat = Annotated[TextFormat, typer.Option("--format", "-f", help="How to print it.")]
 Paths = Annotated[
     list[Path],
     typer.Argument(
         metavar="PATH...",
-        help="Files and folders of UTF-8 text; tables whose rows are texts (.jsonl, .csv, .tsv, .parquet, the first "
-        "three also .gz or .zst); data sets as hf:owner/name[/config][:split][@revision].",
+        parser=path_given,
+        help="Files and folders of UTF-8 text, - for one text from stdin; tables whose rows are texts (.jsonl, .csv, "
+        ".tsv, .parquet, the first three also .gz or .zst); data sets as hf:owner/name[/config][:split][@revision].",
     ),
 ]
 TextColumn = Annotated[
@@ -71,12 +96,17 @@ Layers = Annotated[
 Saes = Annotated[
     list[Path] | None,
     typer.Option(
-        "--sae", metavar="DIR", help="An SAE's folder, or a folder of such; repeatable; else the shipped ones."
+        "--sae",
+        metavar="DIR",
+        parser=path_given,
+        help="An SAE's folder, or a folder of such; repeatable; else the shipped ones.",
     ),
 ]
 Excludes = Annotated[
     list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Leave out files whose name or path matches; repeatable."),
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Leave out files and folders whose name or path matches; repeatable."
+    ),
 ]
 
 ContextLength = Annotated[
@@ -94,10 +124,11 @@ BosChoice = Annotated[
 
 #: Of an SAE that is registered, whether it was imported or pulled.
 CopyFolder = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the copy; else in the cache.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", parser=path_given, help="Folder of the copy; else in the cache."),
 ]
 LayerOfSae = Annotated[
-    int | None, typer.Option("--layer", metavar="N", help="Block whose output it reads, if the files do not say.")
+    int | None, typer.Option("--layer", metavar="N", help="Block that it reads at, if the files do not say.")
 ]
 ActivationScale = Annotated[
     float | None,
@@ -105,7 +136,9 @@ ActivationScale = Annotated[
 ]
 Calibrate = Annotated[
     list[Path] | None,
-    typer.Option("--calibrate", metavar="PATH", help="Text to measure the median norm on; repeatable."),
+    typer.Option(
+        "--calibrate", metavar="PATH", parser=path_given, help="Text to measure the median norm on; repeatable."
+    ),
 ]
 
 

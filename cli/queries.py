@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, Format, ListingFormat, TextFormat
+from energy_lens.cli.options import STDOUT, Database, Format, ListingFormat, OutputOrStdout, TextFormat
 from energy_lens.console import say
 from energy_lens.errors import UsageError
 
 
-@app.command()
+class SqlCommand(TyperCommand):
+    """A command whose argument is SQL, which may begin with a dash: most files of SQL begin with a comment."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._query_last(args))
+
+    def _query_last(self, words: list[str]) -> list[str]:
+        """The words with a query that begins with a dash behind a --, where it is not taken for an option."""
+        spelled = {word: bool(option.is_flag) for option in self.params for word in option.opts if word[0] == "-"}  # type: ignore[attr-defined]
+        left, queries = [], []
+        following = iter(words)
+        for word in following:
+            if word == "--":
+                return [*left, "--", *queries, *following]
+            if self._is_query(word, spelled):
+                queries.append(word)
+                continue
+            left.append(word)
+            if spelled.get(word) is False:  # the next word is its value, whatever that looks like
+                left.extend([value] if (value := next(following, None)) is not None else [])
+        return [*left, "--", *queries] if queries else left
+
+    @staticmethod
+    def _is_query(word: str, spelled: dict[str, bool]) -> bool:
+        if not word.startswith("-") or word == "-":
+            return False
+        if word.startswith("--"):
+            name = word.partition("=")[0]
+            return name not in spelled and name != "--help" and any(character.isspace() for character in word)
+        return word[:2] not in spelled and not (word[1].isalpha() and word.isprintable() and " " not in word)
+
+
+@app.command(cls=SqlCommand)
 def sql(
     query: Annotated[
         str | None,
@@ -25,9 +57,7 @@ def sql(
         Format | None,
         typer.Option("--format", "-f", help="How to write the rows; else by the ending of --output, else table."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not at all.")
-    ] = None,
+    output: OutputOrStdout = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,7 +86,7 @@ def sql(
         script=queries.read_script(query),
         parameters=queries.parse_parameters(parameter or []),
         format=form.value if form else None,
-        output=output,
+        output=None if output == STDOUT else output,
         rows=rows,
         write=write,
     )

@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from energy_lens.cli.app import app
-from energy_lens.cli.options import Database, words
+from energy_lens.cli.options import Database, path_given, words
 from energy_lens.errors import UsageError
 
 
 @app.command()
 def report(
     db: Database = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the report.")] = Path(
-        "report"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", parser=path_given, help="Folder of the report.")
+    ] = Path("report"),
     form: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT,...", help="md, html or both.")] = "md,html",
 ) -> None:
     """Write a report with tables and figures; print the paths of its files."""

@@ -33,6 +33,7 @@ from energy_lens.cli.options import (
     TextFormat,
     layers_to_train,
     numbers,
+    path_given,
 )
 from energy_lens.console import say
 from energy_lens.errors import UsageError
@@ -47,7 +48,13 @@ def sae_train(
     paths: Paths,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for one folder a layer, or one a k and layer."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            parser=path_given,
+            help="Folder for one folder a layer, or one a k and layer.",
+        ),
     ],
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
@@ -162,7 +169,12 @@ def sae_evaluate(
     save: Annotated[bool, typer.Option("--save", help="Keep the figures in the cfg.json of each --sae.")] = False,
     db: Annotated[
         Path | None,
-        typer.Option("--db", metavar="FILE", help="A warehouse: store the figures with its runs that use these SAEs."),
+        typer.Option(
+            "--db",
+            metavar="FILE",
+            parser=path_given,
+            help="A warehouse: store the figures with its runs that use these SAEs.",
+        ),
     ] = None,
     exclude: Excludes = None,
     text_column: TextColumn = None,
@@ -255,7 +267,9 @@ def _rows_of_figures(evaluations: Sequence[Evaluation]) -> Rows:
 
 @sae_app.command("import")
 def sae_import(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, of SAELens or sparsify.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=path_given, help="An SAE's folder, of SAELens or sparsify.")
+    ],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model it was trained on.")],
     output: CopyFolder = None,
     layer: LayerOfSae = None,
@@ -298,10 +312,14 @@ def sae_pull(
 
 @sae_app.command("export")
 def sae_export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An SAE's folder, in any format that can be read.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=path_given, help="An SAE's folder, in any format that can be read.")
+    ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write; sparsify's is layers.N in it."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=path_given, help="Folder to write; sparsify's is layers.N in it."
+        ),
     ],
     form: Annotated[SaeFormat, typer.Option("--format", "-f", help="Format to write.")] = SaeFormat.saelens,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,

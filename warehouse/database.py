@@ -33,6 +33,7 @@ from energy_lens.warehouse.opening import (
     opening_failure,
     warehouse_path,
 )
+from energy_lens.warehouse.refusals import file_statement
 from energy_lens.warehouse.results import Result
 from energy_lens.warehouse.sharing import Membership, Terms, join, keeps_something
 
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["LockedError", "Statement", "Warehouse", "compaction_folder", "ingest_lock", "warehouse_path"]
-
-#: Statements that reach files; COPY … FROM DATABASE and IMPORT DATABASE come as PRAGMA in DuckDB 2.0.
-_FILE_STATEMENTS = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "LOAD"}
-_FILE_WORDS = re.compile(r"\b(copy|export|import|attach|load)\b", re.IGNORECASE)
 
 #: Words with which a statement begins a transaction.
 _BEGINNING = ("BEGIN", "START")
@@ -320,14 +317,11 @@ class Warehouse:
 
 def _refuse_files(query: str, parsed: Sequence[duckdb.Statement]) -> None:
     """Refuse what writes files, since DuckDB lets a statement reach the warehouse's own whatever its settings are:
-    COPY … TO would overwrite a file that is open to read (measured).
+    COPY … TO would overwrite a file that is open to read (measured with DuckDB 1.5).
     """
-    for statement in parsed:
-        name = statement.type.name
-        wrapped = name in ("EXPLAIN", "PREPARE", "PRAGMA") and _FILE_WORDS.search(query)
-        if name in _FILE_STATEMENTS or wrapped:
-            word = wrapped[1].upper() if wrapped else name.replace("_", " ")
-            raise UsageError(f"{word} is refused, since a query reaches no files: elw sql --output writes its rows.")
+    word = file_statement(parsed, query)
+    if word is not None:
+        raise UsageError(f"{word} is refused, since a query reaches no files: elw sql --output writes its rows.")
 
 
 def _plain(value: Any) -> Any:

@@ -161,10 +161,12 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """A file to write text to, as UTF-8; a full disk is a sentence."""
+    """A file to write text to, as UTF-8; a full disk is a sentence. Raises BrokenPipeError when its reader has left."""
     try:
         with path.open("w", encoding="utf-8", newline="") as stream:
             yield stream
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise ElwError(
             f"{path.parent} cannot take the output ({error.strerror}): make room or choose another."

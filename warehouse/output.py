@@ -14,6 +14,7 @@ the result.
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import io
 import json
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, islice, zip_longest
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from energy_lens.sql import identifier
 
@@ -148,14 +149,31 @@ def write(
 
 
 def standard_output() -> TextIO:
-    """stdout, ready for any character: UTF-8 in a pipe, the terminal's own encoding on a terminal."""
+    """stdout, ready for any character: UTF-8 in a pipe, the terminal's own encoding on a terminal.
+
+    The stream itself stays as it is, for it may be a caller's: this writes to what is below it. Where there is none,
+    nothing is written.
+    """
     stream = sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        if stream.isatty():
-            stream.reconfigure(errors="replace")
-        else:
-            stream.reconfigure(encoding="utf-8", newline="\n")
-    return stream
+    if stream is None or stream.closed:
+        return _Nowhere()
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()  # what was written before stands before it
+    if stream.isatty():
+        return cast(TextIO, codecs.getwriter(stream.encoding)(stream.buffer, "replace"))
+    return cast(TextIO, codecs.getwriter("utf-8")(stream.buffer))
+
+
+class _Nowhere(io.StringIO):
+    """Where text goes that nobody is there for."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+    def writelines(self, lines: Iterable[str], /) -> None:
+        for _ in lines:
+            pass
 
 
 def terminal_width(stream: TextIO) -> int | None:

@@ -47,21 +47,26 @@ class Query:
 
 def read_script(argument: str | None) -> str:
     """The SQL that is meant: the argument, or what comes through stdin for `-` or none."""
-    if argument is None and sys.stdin.isatty():
+    if argument is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("There is no query: give one, as in elw sql 'SELECT * FROM efas', or send it through a pipe.")
     try:
         script = _stdin() if argument is None or argument == "-" else _utf8(argument)
     except UnicodeError as error:
         raise UsageError("The query is not UTF-8 text: convert it.") from error
+    script = script.removeprefix("\ufeff")  # which some editors begin a file with
     if not script.strip():
         raise UsageError("The query is empty: give SQL, as in elw sql 'SELECT * FROM efas'.")
     return script
 
 
 def _stdin() -> str:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8")
-    return sys.stdin.read()
+    """All of stdin, as UTF-8, whatever encoding the stream has: it may be a caller's and is left so."""
+    if sys.stdin is None:
+        return ""
+    if not isinstance(sys.stdin, io.TextIOWrapper):
+        return sys.stdin.read()
+    text = sys.stdin.buffer.read().decode("utf-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _utf8(argument: str) -> str:
@@ -139,8 +144,12 @@ def run(db: Path | None, query: Query) -> list[str]:
     if is_special(query.output):
         if form == "parquet":
             raise UsageError(f"{query.output} is not a file, which Parquet needs: name one with --output.")
-        with Warehouse(path, writable=query.write, restricted=True) as warehouse:
+        with (
+            contextlib.suppress(BrokenPipeError),  # its reader has seen enough
+            Warehouse(path, writable=query.write, restricted=True) as warehouse,
+        ):
             return _run_script(warehouse, query, form, query.output)
+        return []
     with replacing(query.output) as scratch:
         allowed = [scratch] if form == "parquet" else []
         with Warehouse(path, writable=query.write, restricted=True, allowed_files=allowed) as warehouse:
