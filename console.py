@@ -68,14 +68,11 @@ def say(sentence: str) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first of these names, as many as leave a sentence a line, and how many more there are."""
-    room, n_shown = ROOM_FOR_NAMES, 0
-    while n_shown < len(names) and (n_shown == 0 or len(names[n_shown]) + 2 <= room):
-        room -= len(names[n_shown]) + 2
-        n_shown += 1
-    # One that is cut keeps its end, which of a path says more.
-    shown = [name if len(name) <= ROOM_FOR_NAMES else "…" + name[1 - ROOM_FOR_NAMES :] for name in names[:n_shown]]
-    n_more = len(names) - n_shown
+    """The first two of these names, more as long as a sentence with them stays a line, and how many more there are."""
+    shown = list(names[:2])
+    while len(shown) < len(names) and len(", ".join([*shown, names[len(shown)]])) <= ROOM_FOR_NAMES:
+        shown.append(names[len(shown)])
+    n_more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {n_more:,} more" if n_more else "")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from energy_lens.cli.app import app
+from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     Bos,
@@ -35,6 +36,7 @@ from energy_lens.errors import UsageError
 
 if TYPE_CHECKING:
     from energy_lens.ingest.pipeline import IngestOptions
+    from energy_lens.ingest.pipes import Pipe
 
 
 @app.command()
@@ -122,6 +124,7 @@ def ingest(
     Whatever stops it, the same command goes on where it stood; on an unchanged corpus it does nothing.
     """
     from energy_lens.ingest import pipeline
+    from energy_lens.ingest.pipes import held
     from energy_lens.ingest.rows import Columns
     from energy_lens.warehouse.database import warehouse_path
 
@@ -146,16 +149,17 @@ def ingest(
         columns=Columns(text_column, category_column, id_column),
     )
     notes: list[str] = []
+    corpus = held(paths)  # for the SAEs and the run both
     if train_saes or train_on:
-        options, notes = _with_trained(paths, options, train_on, sae_tokens)
+        options, notes = _with_trained(corpus, options, train_on, sae_tokens)
     elif sae_tokens is not None:
         raise UsageError("--sae-tokens has no meaning where no SAE is trained: add --train-saes.")
-    summary = pipeline.ingest(paths, options)
+    summary = pipeline.ingest(corpus, options)
     summary.notes[:0] = notes
     if as_json:
         import json
 
-        print(json.dumps(summary.as_dict(), indent=2))
+        print_line(json.dumps(summary.as_dict(), indent=2))
     else:
         say(str(summary))
     if summary.interrupted:
@@ -163,7 +167,7 @@ def ingest(
 
 
 def _with_trained(
-    paths: Sequence[Path], options: IngestOptions, train_on: Sequence[Path] | None, tokens: int | None
+    paths: Sequence[str | Path | Pipe], options: IngestOptions, train_on: Sequence[Path] | None, tokens: int | None
 ) -> tuple[IngestOptions, list[str]]:
     """The options with an SAE for every layer, trained where there was none, and sentences on these."""
     from energy_lens.ingest.corpus import discover

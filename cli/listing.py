@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from energy_lens.cli import streams
 from energy_lens.cli.options import TextFormat
 from energy_lens.console import say
 
@@ -13,11 +16,28 @@ if TYPE_CHECKING:
 
 
 def print_rows(rows: Rows, form: TextFormat) -> None:
-    """A listing, all of it."""
+    """A listing, all of it, as far as it is read."""
     from energy_lens.warehouse.query import print_listing
 
-    for note in print_listing(rows, form.value):
-        say(note)
+    with _while_read():
+        for note in print_listing(rows, form.value):
+            say(note)
+
+
+def print_line(text: object) -> None:
+    """A line of data: the path of what was written, or a summary."""
+    with _while_read():
+        print(text)
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    """A reader that has seen enough ends the printing, and not what the command has yet to do."""
+    try:
+        yield
+    except (BrokenPipeError, ConnectionResetError):
+        if not streams.reader_has_left():
+            raise
 
 
 def to_six_digits(value: float | str) -> float | str:

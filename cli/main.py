@@ -60,8 +60,8 @@ def _run(words: list[str], alone: bool) -> int:
     options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options  # before the command or behind it
     words = [word for word in options if word != "--debug"] + words[len(options) :]
+    code = 0
     try:
-        code = 0
         try:
             command = typer.main.get_command(app)
             with command.make_context("elw", words) as context:
@@ -80,7 +80,7 @@ def _run(words: list[str], alone: bool) -> int:
         return _failed(str(error), error.exit_code, debug)
     except Exception as error:
         if isinstance(error, BrokenPipeError | ConnectionResetError) and streams.reader_has_left():
-            return 0  # it has seen enough
+            return code  # it has seen enough
         if hasattr(error, "format_message"):  # the command line itself is wrong
             failed = getattr(error, "ctx", None)
             page = f"{failed.command_path if failed else 'elw'} --help"

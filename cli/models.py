@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from energy_lens.cli.app import model_app
-from energy_lens.cli.listing import print_rows
+from energy_lens.cli.listing import print_line, print_rows
 from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, Precision, TextFormat, numbers
 from energy_lens.console import say
 from energy_lens.errors import ElwError
@@ -26,7 +26,7 @@ def model_pull(
     from energy_lens.ingest.model.loading import locate
 
     folder, _ = locate(name)
-    print(folder)
+    print_line(folder)
 
 
 @model_app.command("check")

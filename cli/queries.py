@@ -23,7 +23,8 @@ class SqlCommand(TyperCommand):
     def _query_last(self, words: list[str]) -> list[str]:
         """The words with a query that begins with a dash behind a --, where it is not taken for an option."""
         spelled = {word: bool(option.is_flag) for option in self.params for word in option.opts if word[0] == "-"}  # type: ignore[attr-defined]
-        left, queries = [], []
+        left: list[str] = []
+        queries: list[str] = []
         following = iter(words)
         for word in following:
             if word == "--":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from energy_lens.cli.app import app
+from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import Database, path_given, words
 from energy_lens.errors import UsageError
 
@@ -29,4 +30,4 @@ def report(
     from energy_lens.reports.render import render
 
     for path in render(warehouse_path(db), output, tuple(formats)):
-        print(path)
+        print_line(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from energy_lens.cli.app import sae_app
-from energy_lens.cli.listing import print_rows, rounded
+from energy_lens.cli.listing import print_line, print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
     ActivationScale,
@@ -138,7 +138,7 @@ def sae_train(
         saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
     for sae, place in zip(saes, places, strict=True):
         save_sae(sae, place, torch.float16 if half else torch.float32)
-        print(place)
+        print_line(place)
     shutil.rmtree(scratch)
 
 
@@ -224,7 +224,7 @@ def sae_evaluate(
         import json
         from dataclasses import asdict
 
-        print(json.dumps([asdict(entry) for entry in evaluations], indent=2))
+        print_line(json.dumps([asdict(entry) for entry in evaluations], indent=2))
     else:
         print_rows(_rows_of_figures(evaluations), form)
     for evaluation in evaluations:
@@ -279,7 +279,7 @@ def sae_import(
     """Register an SAE for a model: check it, write a copy in SAELens v6 format, print its folder."""
     from energy_lens.ingest.sae.registry import import_sae as register
 
-    print(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
+    print_line(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
 
 
 @sae_app.command("pull")
@@ -306,7 +306,7 @@ def sae_pull(
     from energy_lens.ingest.sae.pulling import pull_sae
 
     folder, model_name = pull_sae(address, model, output, layer, activation_scale, tuple(calibrate or ()))
-    print(folder)
+    print_line(folder)
     say(f"To read with it: elw ingest PATH --model {shlex.quote(model_name)} --sae {shlex.quote(str(folder))}")
 
 
@@ -327,7 +327,7 @@ def sae_export(
     """Write an SAE in another format; print its folder."""
     from energy_lens.ingest.sae.registry import export_sae as export
 
-    print(export(folder, form.value, output, half))
+    print_line(export(folder, form.value, output, half))
 
 
 @sae_app.command("list")

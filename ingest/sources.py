@@ -1,6 +1,7 @@
-"""Where a document's text is, and how to have it again: a file of text, or a row of a table.
+"""Where a document's text is, and how to have it again: a file of text, a row of a table, or what a pipe brought.
 
-A source is stored with a run as its `location`: a file's path, or the table's URL with the row and the column.
+A source is stored with a run as its `location`: a file's path, the table's URL with the row and the column, or a URL
+that leads nowhere for a pipe.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
 from energy_lens.errors import UsageError
+from energy_lens.ingest import pipes
 from energy_lens.ingest.hub import SCHEME, HubDataset, hub_dataset_at
+from energy_lens.ingest.pipes import PipedText
 from energy_lens.ingest.rows import Columns, TableFile
 from energy_lens.ingest.texts import read_bytes
 
@@ -55,11 +58,13 @@ class TableRow:
         return f"{self.table.location}?row={self.number}&column={quote(self.column)}"
 
 
-Source = TextFile | TableRow
+Source = TextFile | TableRow | PipedText
 
 
 def source_at(location: str) -> Source:
     """The source that has this location."""
+    if location.startswith(pipes.SCHEME):
+        return PipedText.at(location)
     if not location.startswith(("rows:", SCHEME)):
         return TextFile(Path(location))
     where, _, query = location.rpartition("?")
@@ -79,10 +84,12 @@ def table_of(location: str) -> str | None:
 
 
 def is_gone(location: str) -> bool:
-    """Whether the file of a source does not exist any more; a data set of the hub is taken to be there."""
+    """Whether the file of a source does not exist any more; what was no file is not said to have been removed."""
     source = source_at(location)
     if isinstance(source, TextFile):
         return not source.path.exists()
+    if isinstance(source, PipedText):
+        return False
     return isinstance(source.table, TableFile) and not source.table.path.exists()
 
 
@@ -102,14 +109,18 @@ class GoneError(UsageError):
 def contents(sources: Sequence[Source]) -> Iterator[tuple[Source, Iterator[bytes]]]:
     """Each source with its bytes in pieces, to be read before the next one; a table is read once for all its rows.
 
-    Order: text files first, then by table and row. Raises GoneError for a file or row that is not there, UsageError
-    for one that cannot be read.
+    Order: text files and pipes first, then by table and row. Raises GoneError for a file or row that is not there,
+    UsageError for one that cannot be read.
     """
     for source in sources:
         if isinstance(source, TextFile):
             if not source.path.is_file():
                 raise GoneError(source)
             yield source, read_bytes(source.path)
+        elif isinstance(source, PipedText):
+            if source.kept is None:
+                raise GoneError(source)
+            yield source, source.pieces()
     rows = [source for source in sources if isinstance(source, TableRow)]
     rows.sort(key=lambda row: (row.table.location, row.column, row.number))
     for (_, column), of_table in groupby(rows, key=lambda row: (row.table.location, row.column)):

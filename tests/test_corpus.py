@@ -39,27 +39,27 @@ def refusal(*paths: Path, exclude: tuple[str, ...] = ()) -> str:
 # ------------------------------------------------------------------------------------------------ categories
 
 
-def test_category_is_the_first_folder_else_the_given_paths_own_name(tmp_path: Path) -> None:
-    """natural/deep/a.txt belongs to natural, a file right in the folder to the folder, a file alone to itself."""
+def test_category_is_the_first_folder_else_the_name_of_the_folder_it_is_in(tmp_path: Path) -> None:
+    """natural/deep/a.txt belongs to natural, a file right in the folder to the folder, as does a file given singly."""
     root = write(tmp_path / "texts", {"natural/deep/a.txt": "one", "code/b.txt": "two", "top.txt": "three"})
     alone = write(tmp_path / "elsewhere", {"alone.txt": "four"}) / "alone.txt"
     assert facts(discover([root, alone])) == {
         "natural/deep/a.txt": ("natural", ()),
         "code/b.txt": ("code", ()),
         "top.txt": ("texts", ()),
-        "alone.txt": ("alone.txt", ()),
+        "alone.txt": ("elsewhere", ()),
     }
 
 
 def test_own_name_of_the_current_folder_and_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`elw ingest .` names the category after the folder; a link goes by its own name, not by its target's."""
+    """`elw ingest .` names the category after the folder; a link goes by its own place and name, not its target's."""
     root = write(tmp_path / "letters", {"a.txt": "one"})
     (tmp_path / "latest").symlink_to(root)
     (tmp_path / "latest.txt").symlink_to(root / "a.txt")
     monkeypatch.chdir(root)
     assert facts(discover(["."])) == {"a.txt": ("letters", ())}
     assert facts(discover([tmp_path / "latest"])) == {"a.txt": ("latest", ())}
-    assert facts(discover([tmp_path / "latest.txt"])) == {"latest.txt": ("latest.txt", ())}
+    assert facts(discover([tmp_path / "latest.txt"])) == {"latest.txt": (tmp_path.name, ())}
 
 
 # ------------------------------------------------------------------------------------------------ equal content

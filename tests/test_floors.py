@@ -36,6 +36,8 @@ FLOORS = (
         "ingest.hub",
         "ingest.repositories",
         "ingest.texts",
+        "ingest.pipes",
+        "ingest.own_files",
         "ingest.token_file",
         "ingest.inclusion",
         "ingest.token_classes",

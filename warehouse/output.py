@@ -171,10 +171,6 @@ class _Nowhere(io.StringIO):
     def write(self, text: str, /) -> int:
         return len(text)
 
-    def writelines(self, lines: Iterable[str], /) -> None:
-        for _ in lines:
-            pass
-
 
 def terminal_width(stream: TextIO) -> int | None:
     """Columns of the terminal that a stream shows on; None when it is a file or a pipe."""

@@ -64,7 +64,7 @@ def _stdin() -> str:
     if sys.stdin is None:
         return ""
     if not isinstance(sys.stdin, io.TextIOWrapper):
-        return sys.stdin.read()
+        return str(sys.stdin.read())
     text = sys.stdin.buffer.read().decode("utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -198,7 +198,8 @@ def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form
     rows = output.Rows(result.columns, kinds, _batches(result))
     with text_file(file) if file else contextlib.nullcontext(output.standard_output()) as stream:
         if form == "table" and result.columns == ["explain_key", "explain_value"]:
-            stream.writelines(f"{plan}\n" for batch in rows.batches for _, plan in batch)
+            for _, plan in (row for batch in rows.batches for row in batch):
+                stream.write(f"{plan}\n")
             return []
         shown = output.TABLE_ROWS if query.rows is None and file is None else query.rows
         return output.write(rows, form, stream, shown or None, output.terminal_width(stream))

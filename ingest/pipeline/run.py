@@ -34,6 +34,7 @@ from energy_lens.ingest.pipeline.commits import Writer
 from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date, groups_left
+from energy_lens.ingest.pipes import Pipe
 from energy_lens.ingest.reading import Instruments, Reader
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, choose_saes
@@ -78,7 +79,7 @@ class IngestSummary:
         )
 
 
-def ingest(paths: Sequence[str | Path], options: IngestOptions) -> IngestSummary:
+def ingest(paths: Sequence[str | Path | Pipe], options: IngestOptions) -> IngestSummary:
     """Run a model and its SAEs over the text below `paths` and store what they say.
 
     Raises UsageError for input that cannot be used, WarehouseError when the file cannot be opened, ElwError when the
