@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from energy_lens.console import say
+from energy_lens.console import say, some_of
 from energy_lens.errors import UsageError
 from energy_lens.ingest.contexts import TokenSource, check_planned
 from energy_lens.ingest.corpus import Document
@@ -76,6 +76,7 @@ def bring_up_to_date(
     notes: Notes,
 ) -> StoredRun:
     """The run with the documents at hand in its plan; it is the current one if it has anything to show."""
+    notes.add(misplaced_texts(run, documents))
     if run is None:
         return write_plan(options, settings, None, list(documents.values()), instruments, source, notes)
     new = new_documents(run, documents)
@@ -131,6 +132,44 @@ def changed_files(run: StoredRun, documents: Mapping[str, Document]) -> list[str
                 f"{paths[0]}{more} {verb} {what} since: the run still holds the old text; --new-run starts afresh."
             )
     return sentences
+
+
+def misplaced_texts(run: StoredRun | None, documents: Mapping[str, Document]) -> list[str]:
+    """A sentence on texts that moved to another category since, and one on copies that count in another than theirs.
+
+    Equal texts are one document, and a run keeps the category in which it read it.
+    """
+    moved, copied = [], []
+    for sha256, document in documents.items():
+        stored = run.documents.get(sha256) if run else None
+        counts_in = stored.category if stored else document.category
+        places = [
+            (document.path, document.category),
+            *zip(document.aliases, document.alias_categories, strict=True),
+        ]
+        elsewhere = [f"{path} (of {category}, in {counts_in})" for path, category in places if category != counts_in]
+        if len(elsewhere) == len(places):
+            moved.append(elsewhere[0])
+        else:
+            copied += elsewhere
+    sentences = []
+    if moved:
+        are = f"{len(moved):,} texts are" if len(moved) > 1 else "1 text is"
+        sentences.append(
+            f"{are} of another category now and still counted in the old one: {_first_of(moved)}; --new-run starts "
+            "afresh, and elw sql 'FROM documents' shows what the run has."
+        )
+    if copied:
+        are = f"{len(copied):,} copies are" if len(copied) > 1 else "1 copy is"
+        sentences.append(
+            f"{are} counted in another category alone, since equal texts are one document: {_first_of(copied)}; "
+            "elw sql 'FROM document_aliases' shows those that the run has."
+        )
+    return sentences
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def groups_left(run: StoredRun, max_tokens: int | None) -> list[Group]:
@@ -230,12 +269,15 @@ def plan_notes(plan: Plan, min_tail: int, appended: bool) -> list[str]:
         sentences.append(f"{dropped:,} tokens in document ends of fewer than {min_tail} are left out.")
     sizes = Counter((document.category, document.half) for document in plan.documents if document.contexts)
     if small := sorted({category for (category, _), size in sizes.items() if size <= MIN_MATES}):
-        lacking = ", ".join(small)
+        lacking = some_of(small)
         if appended:
             what = f"the tokens of the new documents do not count in it for {lacking}"
         else:
             what = f"z, p and q are NULL for {lacking}"
-        sentences.append(f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; {what}.")
+        where = "; elw sql 'FROM documents' shows categories and halves" if lacking != ", ".join(small) else ""
+        sentences.append(
+            f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; {what}{where}."
+        )
     return sentences
 
 
