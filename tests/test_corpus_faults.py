@@ -18,8 +18,8 @@ from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.pipeline import IngestOptions, IngestSummary, ingest
 from energy_lens.ingest.pipeline.planning import misplaced_texts
 from energy_lens.ingest.rows import Columns
-from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.tests.conftest import Tiny
+from energy_lens.warehouse.database import Warehouse, ingest_lock
 
 
 def write(root: Path, files: dict[str, str | bytes]) -> Path:
