@@ -39,12 +39,15 @@ class SqlCommand(TyperCommand):
 
     @staticmethod
     def _is_query(word: str, spelled: dict[str, bool]) -> bool:
+        """Whether a word that begins with a dash is SQL: it has a space where no option has one, or is no name at all.
+
+        spelled: the options. A mistyped one stays one, to be told as such.
+        """
         if not word.startswith("-") or word == "-":
             return False
-        if word.startswith("--"):
-            name = word.partition("=")[0]
-            return name not in spelled and name != "--help" and any(character.isspace() for character in word)
-        return word[:2] not in spelled and not (word[1].isalpha() and word.isprintable() and " " not in word)
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        has_space = any(character.isspace() for character in word)
+        return name not in spelled and (has_space or not name.lstrip("-")[:1].isalpha())
 
 
 @app.command(cls=SqlCommand)

@@ -176,7 +176,6 @@ def test_every_error_is_one_sentence(
 ) -> None:
     from energy_lens.warehouse import query
 
-    monkeypatch.setattr(sys.modules[main.__module__], "_discard_stdout", lambda: None)
     monkeypatch.setattr(query, "run", failing(error))
     assert main(["sql", "SELECT 1"]) == code
     out, err = capfd.readouterr()

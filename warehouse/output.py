@@ -155,7 +155,7 @@ def standard_output() -> TextIO:
     nothing is written.
     """
     stream = sys.stdout
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         return _Nowhere()
     if not isinstance(stream, io.TextIOWrapper):
         return stream
