@@ -49,7 +49,7 @@ def _is_of_warehouse(file: Path) -> bool:
     if name.endswith(".wal"):
         return b"\0" in start
     if name.endswith(".lock"):
-        return re.fullmatch(rb"\s*\d{0,10}\s*", start) is not None  # a lock says which process holds it
+        return re.fullmatch(rb"\s*\d{1,10}\s*", start) is not None  # a lock says which process holds it
     return file.parent.name.endswith(".tmp") and name.startswith("duckdb_temp")
 
 
