@@ -7,7 +7,10 @@ its figures, an SAE.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +29,12 @@ class OwnFiles:
     """Tells files that elw wrote from texts, looking into each folder once."""
 
     def __init__(self) -> None:
+        self._open = _open_files()
         self._reported: dict[Path, bool] = {}
 
     def __contains__(self, file: Path) -> bool:
-        return _is_of_warehouse(file) or _is_report(file) or self._is_figure(file) or _is_of_sae(file)
+        start = self._beginning(file)
+        return _is_of_warehouse(file, start) or _is_report(file, start) or self._is_figure(file) or _is_of_sae(file)
 
     def _is_figure(self, file: Path) -> bool:
         """Whether it is in the folder of figures beside a report."""
@@ -37,13 +42,44 @@ class OwnFiles:
             return False
         folder = file.parent.parent
         if folder not in self._reported:
-            self._reported[folder] = any(_is_report(beside) for beside in _files_in(folder))
+            beside = [path for path in _files_in(folder) if path.suffix in _REPORTS]
+            self._reported[folder] = any(_is_report(path, self._beginning(path)) for path in beside)
         return self._reported[folder]
 
+    def _beginning(self, file: Path) -> bytes:
+        """The first bytes of a file; none of one that cannot be read, which is told where it is read as text.
 
-def _is_of_warehouse(file: Path) -> bool:
+        A file that this process has open is read through what it has open: to open it again and close that would end
+        the lock by which DuckDB keeps other processes from a warehouse (POSIX, fcntl: "all locks are released").
+        """
+        try:
+            status = os.stat(file)
+            if (descriptor := self._open.get((status.st_dev, status.st_ino))) is not None:
+                return os.pread(descriptor, BEGINNING, 0)
+            with open(file, "rb") as opened:
+                return opened.read(BEGINNING)
+        except OSError:
+            return b""
+
+
+def _open_files() -> dict[tuple[int, int], int]:
+    """{(device, inode): descriptor} of the regular files that this process has open."""
+    found = {}
+    try:
+        descriptors = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        return {}
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                found[status.st_dev, status.st_ino] = descriptor
+    return found
+
+
+def _is_of_warehouse(file: Path, start: bytes) -> bool:
     """A DuckDB file, whatever its name; the log beside it, the lock of its ingest, what DuckDB spills."""
-    name, start = file.name, _beginning(file)
+    name = file.name
     if start[8:12] == b"DUCK" and b"\0" in start[12:20]:  # behind a checksum, before the storage version
         return True
     if name.endswith(".wal"):
@@ -53,9 +89,9 @@ def _is_of_warehouse(file: Path) -> bool:
     return file.parent.name.endswith(".tmp") and name.startswith("duckdb_temp")
 
 
-def _is_report(file: Path) -> bool:
+def _is_report(file: Path, start: bytes) -> bool:
     begins = _REPORTS.get(file.suffix)
-    return begins is not None and begins(_beginning(file))
+    return begins is not None and begins(start)
 
 
 def _is_of_sae(file: Path) -> bool:
@@ -70,12 +106,3 @@ def _files_in(folder: Path) -> list[Path]:
         return [path for path in folder.iterdir() if path.is_file()]
     except OSError:
         return []
-
-
-def _beginning(file: Path) -> bytes:
-    """The first bytes of a file; none of one that cannot be read, which is told where it is read as text."""
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(BEGINNING)
-    except OSError:
-        return b""

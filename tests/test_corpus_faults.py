@@ -72,6 +72,17 @@ def test_a_warehouse_and_what_lies_beside_it_are_never_text(
         discover(["elw.duckdb"])
 
 
+def test_looking_at_a_warehouse_leaves_its_lock(tmp_path: Path) -> None:
+    """A process that opens and closes a file ends its own locks on it, DuckDB's too, and another could write."""
+    db = write(tmp_path, {"a.txt": "one"}) / "elw.duckdb"
+    with Warehouse(db, writable=True):
+        assert list(categories(discover([tmp_path]))) == ["a.txt"]
+        code = "import duckdb, sys; duckdb.connect(sys.argv[1])"
+        other = subprocess.run([sys.executable, "-c", code, db], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "lock" in other.stderr
+
+
 def test_a_report_is_never_text_and_what_lies_beside_it_is(tiny_warehouse: Path, tmp_path: Path) -> None:
     from energy_lens.reports.render import render
 
