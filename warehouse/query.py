@@ -65,7 +65,7 @@ def _stdin() -> str:
         return ""
     if not isinstance(sys.stdin, io.TextIOWrapper):
         return str(sys.stdin.read())
-    text = sys.stdin.buffer.read().decode("utf-8")
+    text: str = sys.stdin.buffer.read().decode("utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
