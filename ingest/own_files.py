@@ -55,7 +55,8 @@ class OwnFiles:
         try:
             status = os.stat(file)
             if (descriptor := self._open.get((status.st_dev, status.st_ino))) is not None:
-                return os.pread(descriptor, BEGINNING, 0)
+                with contextlib.suppress(OSError):  # a log is open to be written alone, and has no lock
+                    return os.pread(descriptor, BEGINNING, 0)
             with open(file, "rb") as opened:
                 return opened.read(BEGINNING)
         except OSError:
