@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,11 +15,17 @@ from energy_lens.errors import UsageError
 from energy_lens.warehouse.database import Warehouse
 
 
-@pytest.fixture
-def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A warehouse, the one that commands mean, alone in the current folder."""
-    path = tmp_path / "elw.duckdb"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "elw.duckdb"
     Warehouse(path, writable=True).close()
+    return path
+
+
+@pytest.fixture
+def db(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A warehouse, the one that commands mean, alone in the current folder."""
+    path = Path(shutil.copy(template, tmp_path))
     monkeypatch.setenv("ELW_WAREHOUSE", str(path))
     monkeypatch.chdir(tmp_path)
     return path
