@@ -10,6 +10,7 @@ Names are imported on first use, since polars and torch together take seconds to
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ from energy_lens.version import __version__
 if TYPE_CHECKING:
     from energy_lens.analyzer import EnergyLensAnalyzer, EnergyLensConfig
     from energy_lens.warehouse.database import Warehouse
+
+# torch's threads wait for each other some thousand times per batch. By default they spin, and when another program
+# wants a core they spin for as long as it runs: several times slower than sleeping. The library reads this once, when
+# it is loaded; it stands here, since whichever module loads torch, this file has run before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["EnergyLensAnalyzer", "EnergyLensConfig", "Warehouse", "__version__"]
 
