@@ -173,7 +173,9 @@ def _with_trained(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.training.missing import MissingSaes, complete_saes
+    from energy_lens.warehouse.database import check_writable
 
+    check_writable(options.db)  # now: what cannot be written shall not cost the training first
     context_length = settle_context_length(options.model, options.context_length)
     options = replace(options, context_length=context_length)
     how = MissingSaes() if tokens is None else MissingSaes(tokens=tokens)

@@ -67,24 +67,26 @@ def lens_train(
     from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
+    from energy_lens.warehouse.locks import claimed_file
 
     options = FitOptions(tokens=tokens, context_length=settle_context_length(model, context), seed=seed)
     chosen = layers_to_train(layers, model)
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
-    documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
-    language_model = load_in(model, dtype.value, options.context_length)
-    settle_bos(language_model, bos.value)
-    with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
+    with claimed_file(output, "elw lens train"):  # now: what cannot be written shall not cost the fit first
+        documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
+        language_model = load_in(model, dtype.value, options.context_length)
+        settle_bos(language_model, bos.value)
+        with bar("", 1.0, form="{desc}{percentage:.1f}% [{elapsed}<{remaining}]") as progress:
 
-        def show(what: str, share: float) -> None:
-            if what != progress.desc.removesuffix(": "):
-                progress.reset()
-                progress.set_description(what)
-            progress.update(share - progress.n)
+            def show(what: str, share: float) -> None:
+                if what != progress.desc.removesuffix(": "):
+                    progress.reset()
+                    progress.set_description(what)
+                progress.update(share - progress.n)
 
-        translators = fit_translators(language_model, documents, chosen, options, show)
-    save_translators(translators, output, torch.float16 if half else torch.float32)
+            translators = fit_translators(language_model, documents, chosen, options, show)
+        save_translators(translators, output, torch.float16 if half else torch.float32)
     if held_out := translators.metadata.get("held_out"):
         say(f"On {held_out['tokens']:,} tokens of documents that were held out, in nats:")
         print_rows(_rows_of_held_out(held_out), form)

@@ -113,6 +113,7 @@ def sae_train(
     from energy_lens.ingest.sae.saving import save_sae
     from energy_lens.ingest.training.progress import TrainingBar
     from energy_lens.ingest.training.saes import TrainingConfig, train_saes
+    from energy_lens.warehouse.locks import claimed_folder
 
     chosen = layers_to_train(layers, model)
     settings = {
@@ -124,22 +125,25 @@ def sae_train(
     config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
     places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
-    if taken := [folder for folder in places if folder.exists()]:
-        raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
+    _check_none_exists(places)
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     scratch = output / ".training"
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)  # now: what cannot be written shall not cost an hour first
-    except OSError as error:
-        raise UsageError(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
-    language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
-    settle_bos(language_model, bos.value)
-    with TrainingBar() as bar:
-        saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
-    for sae, place in zip(saes, places, strict=True):
-        save_sae(sae, place, torch.float16 if half else torch.float32)
-        print_line(place)
-    shutil.rmtree(scratch)
+    with claimed_folder(output, "elw sae train"):  # now: what cannot be written shall not cost an hour first
+        _check_none_exists(places)  # once more: another training may have come first
+        scratch.mkdir(exist_ok=True)
+        language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
+        settle_bos(language_model, bos.value)
+        with TrainingBar() as bar:
+            saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
+        for sae, place in zip(saes, places, strict=True):
+            save_sae(sae, place, torch.float16 if half else torch.float32)
+            print_line(place)
+        shutil.rmtree(scratch)
+
+
+def _check_none_exists(places: Sequence[Path]) -> None:
+    if taken := [folder for folder in places if folder.exists()]:
+        raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
 
 
 @sae_app.command("evaluate")
@@ -197,9 +201,9 @@ def sae_evaluate(
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
     from energy_lens.ingest.sae.choosing import saes_to_evaluate
-    from energy_lens.ingest.sae.saving import save_evaluation
+    from energy_lens.ingest.sae.saving import check_keeps_figures, save_evaluation
     from energy_lens.warehouse import quality
-    from energy_lens.warehouse.database import Warehouse
+    from energy_lens.warehouse.database import Warehouse, check_writable
 
     if save and not sae:
         raise UsageError("--save changes the folders given with --sae, and none was given: name them.")
@@ -210,9 +214,12 @@ def sae_evaluate(
     chosen = numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
+    for entry in saes if save else ():  # now: what cannot be kept shall not cost the evaluation first
+        check_keeps_figures(entry.source)
     language_model = load_in(model, dtype.value, context_length)
     settle_bos(language_model, bos.value, saes)
     if db is not None:
+        check_writable(db)
         with Warehouse(db) as warehouse:  # before the work; and no warehouse is made for it
             used = [entry for entry in saes if quality.runs_of(warehouse, entry.sha256, language_model.sha256)]
             if not used:

@@ -21,6 +21,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import figures, formatting, tables
 from energy_lens.reports.queries import Answer, gather
 from energy_lens.warehouse.files import whole
+from energy_lens.warehouse.locks import claimed_folder
 
 FORMATS = ("md", "html")
 
@@ -31,19 +32,21 @@ def render(db: Path, output: Path, formats: tuple[str, ...] = FORMATS) -> list[P
     """Write the report of a warehouse's current run into the folder `output`; returns the files in order.
 
     formats: of the document itself, "md" or "html"; raw_results.json and figures/ are always written.
-    Raises UsageError for an unknown format or an output that is no folder, WarehouseError when the warehouse cannot be
+    Raises UsageError for an unknown format, an output that is no folder, that cannot be written or that another command
+    is writing, WarehouseError when the warehouse cannot be
     opened, ElwError when its run has no statistics or the folder cannot be written.
     """
     check_formats(formats)
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder: name a folder with --output.")
-    answers = gather(db)
-    drawn = figures.draw(answers)
-    texts = {f"figures/{name}.svg": svg for name, svg in drawn.items()}
-    texts["raw_results.json"] = raw_results(answers)
-    for chosen in dict.fromkeys(formats):
-        texts[f"research_report.{chosen}"] = document(answers, drawn, chosen)
-    return write_files(output, texts)
+    with claimed_folder(output, "elw report"):
+        answers = gather(db)
+        drawn = figures.draw(answers)
+        texts = {f"figures/{name}.svg": svg for name, svg in drawn.items()}
+        texts["raw_results.json"] = raw_results(answers)
+        for chosen in dict.fromkeys(formats):
+            texts[f"research_report.{chosen}"] = document(answers, drawn, chosen)
+        return write_files(output, texts)
 
 
 def check_formats(formats: tuple[str, ...]) -> None:

@@ -315,7 +315,7 @@ def test_readers_go_on_and_writers_are_respected(db: Path, monkeypatch: pytest.M
     monkeypatch.setattr("energy_lens.warehouse.database.READER_WAIT_SECONDS", 0.1)
     rows = rows_of(db)
     lock = "from energy_lens.warehouse.database import ingest_lock\nheld = ingest_lock(Path(db))\nheld.__enter__()"
-    for code, found in ((lock, "Another ingest or compaction"), ("c = duckdb.connect(db)", "is held by")):
+    for code, found in ((lock, "is being written by elw ingest"), ("c = duckdb.connect(db)", "is held by")):
         process = another(db, code)
         with pytest.raises(LockedError, match=rf"{found}.*process {process.pid}") as raised:
             compact(db)

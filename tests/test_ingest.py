@@ -427,7 +427,7 @@ def test_a_second_ingest_into_the_same_file_is_refused(
     own = replace(options, db=tmp_path / "shared.duckdb")
     driver.start(texts, own)
     driver.wait_for("group")
-    with pytest.raises(LockedError, match=rf"Another ingest or compaction \(process {driver.child}\) is writing .*\.$"):
+    with pytest.raises(LockedError, match=rf"is being written by elw ingest \(process {driver.child}\): wait .*\.$"):
         ingest([texts], own)
     driver.wait_for("summary ")
     assert driver.end() == 0

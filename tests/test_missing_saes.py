@@ -361,7 +361,7 @@ def test_a_second_process_waits_for_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And finds what that one has trained."""
-    from energy_lens.warehouse.files import lock
+    from energy_lens.warehouse.locks import lock
 
     model = tiny("llama")
     (first,) = complete(model, small_corpus)
@@ -375,13 +375,13 @@ def test_a_second_process_waits_for_the_first(
 
     monkeypatch.setattr(missing, "_wait", wait)
     second = threading.Thread(target=lambda: found.extend(complete(model, small_corpus)))
-    with lock(place.parent / ".lock"):
+    with lock(place.parent / ".lock", "elw ingest --train-saes"):
         trains_nothing(monkeypatch)
         second.start()
         assert waits.wait(60)
         (tmp_path / "aside").rename(place)
     second.join(60)
-    assert holders == [str(os.getpid())]
+    assert holders == [f"elw ingest --train-saes (process {os.getpid()})"]
     assert [sae.sha256 for sae in found] == [first.sha256]
 
 

@@ -71,7 +71,7 @@ def compact(db: Path | None = None) -> Compaction:
     path = Path(os.path.realpath(named))
     if not os.access(path, os.W_OK):  # a rename would not mind
         raise WarehouseError(f"{path} is write-protected: change its mode, or compact a copy.")
-    with ingest_lock(path):
+    with ingest_lock(path, "elw compact"):
         for name in dict.fromkeys((named, path)):  # DuckDB names the log after the link through which it opened
             _fold_log(name)
         folder = compaction_folder(path)

@@ -23,8 +23,8 @@ import duckdb
 
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.warehouse import migrations
-from energy_lens.warehouse.files import HeldError, lock
 from energy_lens.warehouse.interrupts import interruptibly, interrupts_noticed, translated_errors
+from energy_lens.warehouse.locks import HeldError, NoLocksError, lock
 from energy_lens.warehouse.opening import (
     LockedError,
     compaction_folder,
@@ -343,26 +343,45 @@ class _ArrowStream:
         return self._frame.__arrow_c_stream__(requested_schema)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises WarehouseError unless a warehouse can be written at that path, be it there yet or not; makes nothing.
+
+    For work that takes long before it stores anything.
+    """
+    path = warehouse_path(path)
+    if os.path.exists(path):
+        Warehouse(path).close()
+    elif not os.path.isdir(path.parent):
+        raise WarehouseError(f"The folder {path.parent} does not exist: make it, or name another file with --db.")
+    for place in (path, path.parent):  # DuckDB makes a log beside the file
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            raise WarehouseError(f"{place} cannot be written: change its mode, or name another file with --db.")
+
+
 # ------------------------------------------------------------------------------------------------ writing alone
 
 
 @contextlib.contextmanager
-def ingest_lock(path: Path) -> Iterator[None]:
-    """Hold FILE.ingest.lock: one ingest or compaction per warehouse, by whatever link it is named.
+def ingest_lock(path: Path, command: str = "elw ingest") -> Iterator[None]:
+    """Hold FILE.ingest.lock: one command that writes a warehouse at a time, by whatever link the file is named.
 
     The lock is the kernel's and ends with the process, however that ends; the file stays. Whoever holds it knows that
     no compaction is at work, and removes what a killed one left.
-    Raises LockedError when another process holds it.
+    command: that takes it, as a user types it. Raises LockedError when another process holds it.
     """
     path = Path(os.path.realpath(path))
     file = path.with_name(path.name + ".ingest.lock")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock(file))
+            stack.enter_context(lock(file, command))
         except HeldError as error:
             raise LockedError(
-                f"Another ingest or compaction (process {error.holder}) is writing {path}: wait for it, or name "
-                "another file with --db."
+                f"{path} is being written by {error.holder}: wait for it, or name another file with --db."
+            ) from error
+        except NoLocksError as error:
+            raise WarehouseError(
+                f"{file} cannot be locked ({error.strerror}), since its file system knows no locks: keep the "
+                "warehouse on a disk of this machine (--db)."
             ) from error
         except OSError as error:
             raise WarehouseError(

@@ -1,51 +1,18 @@
-"""Files written whole or not at all: a scratch file beside the target, synced, then renamed over it; and lock files."""
+"""Files written whole or not at all: a scratch file beside the target, synced, then renamed over it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from energy_lens.errors import ElwError, UsageError
-
-
-class HeldError(Exception):
-    """A lock is another process's."""
-
-    def __init__(self, holder: str) -> None:
-        self.holder = holder  #: the other's process id, as far as it is known
-        super().__init__(holder)
-
-
-@contextlib.contextmanager
-def lock(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock file. The lock is the kernel's and ends with the process, however that ends; the file stays.
-
-    wait: called with the holder's process id where another process holds it, which is then waited for; without it
-    HeldError is raised. What the disk says passes through as OSError: the caller knows the remedy.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            if wait is None:
-                raise HeldError(holder) from error
-            wait(holder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def is_special(output: Path) -> bool:
@@ -91,6 +58,15 @@ def replacing(output: Path) -> Iterator[Path]:
             _take_names([scratch])
         except OSError as error:
             raise ElwError(f"{output} cannot be replaced ({error.strerror}): name another file.") from error
+    finally:
+        scratch.remove()
+
+
+def check_replaceable(file: Path) -> None:
+    """Raises OSError unless `whole` can write a file of that name: for work whose end shall not be the first to know."""
+    scratch = _Scratch.beside(file)
+    try:
+        scratch.make()
     finally:
         scratch.remove()
 

@@ -6,6 +6,7 @@ Nothing here knows a table; `sharing` says what several in one process open toge
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -34,6 +35,10 @@ _ELSEWHERE = re.compile(
 
 #: How DuckDB begins when a setting is none, or its value will not do.
 _OF_SETTINGS = ("options were not recognized", "Parser Error", "Syntax Error", "Not implemented Error", "configuration")
+
+
+#: What a file system answers that knows no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO)
 
 
 class LockedError(WarehouseError):
@@ -120,6 +125,11 @@ def opening_failure(path: Path, error: duckdb.Error, config: Mapping[str, str] |
     text = " ".join(str(error).split())
     if is_full_disk(error):
         return ElwError(FULL_DISK)
+    if unlocked := re.search(rf"lock on file [^:]*: ({'|'.join(map(os.strerror, _NO_LOCKS))})", text):
+        return WarehouseError(
+            f"{path} cannot be locked ({unlocked[1]}), since its file system knows no locks: keep the warehouse on a "
+            "disk of this machine (--db)."
+        )
     if "lock on file" in text or "Conflicting lock" in text:
         holder = re.search(r"held in (.+?) \(PID (\d+)\)", text)
         who = f"{holder[1]} (process {holder[2]})" if holder else "another process"

@@ -71,7 +71,9 @@ def critical_doses(path: Path, options: DoseOptions) -> int:
     require(len(active) > 0, f"Feature {options.layer}:{options.feature} never fires in run {current.run_id}.")
     order = np.random.default_rng(options.seed).permutation(len(active))[: options.tokens]
     token_ids = np.sort(active[order])
-    with ingest_lock(path):
+    with ingest_lock(path, "elw attractors dose"):
+        with Warehouse(path, writable=True):  # brings the schema up to date before any time goes into the model
+            pass
         frame = _doses(current, current.load_model("float32"), sae, landscape, options.feature, token_ids)
         place = {"run_id": current.run_id, "layer": options.layer, "feature": options.feature}
         frame = frame.with_columns(later_layer=pl.lit(landscape.layer), **{k: pl.lit(v) for k, v in place.items()})

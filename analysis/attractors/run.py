@@ -92,7 +92,7 @@ def find_attractors(path: Path, options: AttractorOptions) -> list[int]:
     current = CurrentRun(path)
     layers = current.chosen(options.layers, current.facts.layers, "layer")
     saes = {layer: current.sae(layer) for layer in layers}
-    with ingest_lock(path):
+    with ingest_lock(path, "elw attractors"):
         with Warehouse(path, writable=True, create=False):  # migrates before any time goes into the model
             pass
         samples = _samples(current, current.load_model(), saes, options)

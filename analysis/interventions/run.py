@@ -74,7 +74,7 @@ def intervene(path: Path, options: InterventionOptions) -> list[Intervened]:
     saes = {layer: current.sae(layer) for layer in layers}
     for layer, feature in request.listed:
         check_feature(saes[layer], feature)
-    with ingest_lock(path):
+    with ingest_lock(path, "elw intervene"):
         with Warehouse(path, writable=True, create=False) as warehouse:  # migrates before the model is loaded
             renew_effects(warehouse, current.run_id)
         landscapes = {}

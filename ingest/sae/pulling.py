@@ -26,6 +26,7 @@ from energy_lens.ingest.sae.formats import (
 from energy_lens.ingest.sae.gemma_scope import PARAMS
 from energy_lens.ingest.sae.published import PublishedSae, closest, hub_name, published
 from energy_lens.ingest.sae.registry import check_free, register
+from energy_lens.warehouse.locks import claimed_folder
 
 #: The files of an SAE's folder, by format: SAELens, sparsify, Gemma Scope, Llama Scope in its two arrangements. The
 #: last one holds the weights.
@@ -60,6 +61,8 @@ def pull_sae(
     """
     if output is not None:
         check_free(output)
+        with claimed_folder(output, "elw sae pull"):  # what cannot be written shall not cost a download first
+            pass
     where = published(address)
     found = repository(where.repository)
     path, files = _files_of(found, where.path)

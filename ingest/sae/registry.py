@@ -29,6 +29,7 @@ from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.model_names import trained_on
 from energy_lens.ingest.sae.saving import save_sae, save_sparsify
 from energy_lens.warehouse.files import is_abandoned
+from energy_lens.warehouse.locks import LOCK, claimed_folder
 from energy_lens.warehouse.plan import sample_contexts
 
 
@@ -57,20 +58,23 @@ def register(
     origin: Mapping[str, Any] | None = None,
 ) -> Path:
     """Register an SAE that was read; as `import_sae`. origin: what its copy is to say of where it came from."""
+    target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
     if output is not None:
         check_free(output)
-    documents = discover(calibrate) if calibrate else []
-    model = load_model(model_name)
-    check_saes(model, [sae])
-    settle_bos(model, "auto", [sae])
-    if documents:
-        texts = list(_sample(model, documents))
-        if not texts:
-            raise UsageError(f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text.")
-        sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
-    origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae), **(origin or {})}
-    target = output or registered_folder(model_name) / f"layer_{sae.layer}-{sae.sha256[:12]}"
-    save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
+    with claimed_folder(target, "elw sae import"):
+        documents = discover(calibrate) if calibrate else []
+        model = load_model(model_name)
+        check_saes(model, [sae])
+        settle_bos(model, "auto", [sae])
+        if documents:
+            texts = list(_sample(model, documents))
+            if not texts:
+                raise UsageError(
+                    f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text."
+                )
+            sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
+        origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae), **(origin or {})}
+        save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
     return target
 
 
@@ -82,16 +86,20 @@ def export_sae(folder: Path, form: str, output: Path, half: bool = False) -> Pat
     sae = load_sae(folder)
     check_free(output)
     dtype = torch.float16 if half else torch.float32
-    if form == "sparsify":
-        return save_sparsify(sae, output, dtype)
-    save_sae(sae, output, dtype)
+    with claimed_folder(output, "elw sae export"):
+        check_free(output)  # once more: another export may have come first
+        if form == "sparsify":
+            return save_sparsify(sae, output, dtype)
+        save_sae(sae, output, dtype)
     return output
 
 
 def check_free(output: Path) -> None:
     """Raises UsageError unless a folder can be written there without touching anything."""
     # What a killed writer left under a scratch name is cleared away by the next one (warehouse.files).
-    if output.exists() and not (output.is_dir() and all(is_abandoned(path) for path in output.iterdir())):
+    if output.exists() and not (
+        output.is_dir() and all(is_abandoned(path) or path.name == LOCK for path in output.iterdir())
+    ):
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
 
 

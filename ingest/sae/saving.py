@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from energy_lens.ingest.sae.formats import (
     WEIGHTS,
 )
 from energy_lens.ingest.sae.hook_names import BLOCK
-from energy_lens.warehouse.files import whole
+from energy_lens.warehouse.files import check_replaceable, whole
 
 
 def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -166,13 +167,34 @@ def save_evaluation(evaluation: Evaluation) -> Path:
     Raises UsageError when it is not in SAELens v6 format, ElwError when it cannot be written.
     """
     path = Path(evaluation.source) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
-            raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
+    with _told(path):
+        config = _with_metadata(path)
         config["metadata"]["elw"] = {**(config["metadata"].get("elw") or {}), **evaluation.metadata()}
         with whole(path) as (scratch,):
             scratch.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def check_keeps_figures(folder: str | Path) -> None:
+    """Raises what `save_evaluation` would raise for the SAE of that folder, before anything is measured."""
+    path = Path(folder) / CONFIG
+    with _told(path):
+        _with_metadata(path)
+        check_replaceable(path)
+
+
+def _with_metadata(path: Path) -> dict[str, Any]:
+    """The configuration in a file, whose metadata can keep figures."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not isinstance(config.get("metadata"), dict):
+        raise UsageError(f"{path} is not in SAELens v6 format, so it cannot keep figures: use --json or --db.")
+    return config
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the disk says of a configuration is told in a sentence."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ElwError(f"{path} cannot be written ({error}): copy the SAE to a folder that can.") from error
-    return path

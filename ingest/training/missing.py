@@ -55,7 +55,8 @@ from energy_lens.ingest.shipped import SAMPLE
 from energy_lens.ingest.training.activation_store import STORE_VERSION
 from energy_lens.ingest.training.progress import TrainingBar
 from energy_lens.ingest.training.saes import TrainingConfig, train_saes
-from energy_lens.warehouse.files import lock, whole
+from energy_lens.warehouse.files import whole
+from energy_lens.warehouse.locks import NoLocksError, lock
 
 #: Version of what is trained from equal settings and texts; raise it when SAEs of before are not to be found again.
 VERSION = 1
@@ -240,7 +241,7 @@ class _Training:
         """
         # One folder a set of layers: their residuals are of the same tokens.
         scratch = folder / f".training-{'-'.join(map(str, layers))}"
-        with _writing(folder, scratch), lock(folder / ".lock", _wait):
+        with _writing(folder, scratch), lock(folder / ".lock", "elw ingest --train-saes", _wait):
             if len(found := _found(folder, layers)) == len(layers):
                 return list(found.values()), self._note(list(found.values()), "")
             with whole(folder / RECORD) as (record,):
@@ -319,6 +320,11 @@ def _writing(folder: Path, scratch: Path) -> Iterator[None]:
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         yield
+    except NoLocksError as error:
+        raise ElwError(
+            f"{error.filename} cannot be locked ({error.strerror}), since its file system knows no locks: set ELW_CACHE "
+            "to a folder on a disk of this machine."
+        ) from error
     except OSError as error:
         raise ElwError(
             f"{folder} cannot be written ({error.strerror or error}): make room, or set ELW_CACHE to a folder that "
@@ -330,7 +336,7 @@ def _writing(folder: Path, scratch: Path) -> Iterator[None]:
 
 
 def _wait(holder: str) -> None:
-    say(f"These SAEs are being trained by process {holder}: waiting for it …")
+    say(f"These SAEs are being trained by {holder}: waiting for it …")
 
 
 def _digest(parts: object) -> str:
