@@ -21,7 +21,7 @@ from torch import Tensor
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import Integers, PairedContexts, within_rows
 from energy_lens.console import bar, say
-from energy_lens.errors import UsageError, require
+from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most, require_seed
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.warehouse.database import Warehouse
@@ -36,6 +36,9 @@ MAX_GRADIENT_NUMBERS = 200_000_000
 #: With fewer, (b + 1)/(N + 1) cannot be 0.05.
 FEWEST_PERMUTATIONS = 19
 
+#: Beyond what says anything more of a p, and what is held of each.
+MOST_PERMUTATIONS = 1_000_000
+
 ALL = "all"
 
 
@@ -49,6 +52,15 @@ class PermutationOptions:
     permutations: int = 1_000
     contexts: int | None = None  #: size of the sample; None: all that are stored, else DEFAULT_CONTEXTS
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that is out of range."""
+        n, contexts = self.permutations, self.contexts
+        require(n >= FEWEST_PERMUTATIONS, f"--permutations is {n}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
+        require_at_most("--permutations", n, MOST_PERMUTATIONS)
+        require(contexts is None or contexts >= 1, f"--contexts is {contexts}; at least 1 is needed.")
+        require_at_most("--contexts", contexts or 0, LARGEST_COUNT)
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,6 @@ class PermutationInputs:
 
     def __init__(self, path: Path | None, options: PermutationOptions) -> None:
         """Raises UsageError as `check_run` does."""
-        n = options.permutations
-        require(n >= FEWEST_PERMUTATIONS, f"--permutations is {n}; p = 0.05 needs {FEWEST_PERMUTATIONS}.")
         self.path, self.options = path, options
         self._current = CurrentRun(path)
         self.run = self._current.facts

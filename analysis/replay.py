@@ -26,7 +26,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, require, require_at_most, require_seed
 from energy_lens.ingest.energies.registry import make_energies
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import norm_medians
@@ -55,6 +55,9 @@ DRAFT_FEATURES = 2_048
 
 #: Deals of the gradients to the tokens, by text and layer.
 PERMUTATIONS = 1_000
+
+#: Draws of the noise, at most: each takes about a second.
+MOST_REPETITIONS = 10_000
 
 LEVEL = 0.05
 
@@ -99,12 +102,20 @@ class TextAtLayer:
     g: Floats  #: gradients [token, 1], or [token, feature] where each feature has its own
 
 
+def check_drawing(seed: int, repetitions: int) -> None:
+    """Raises UsageError for a seed or a number of repetitions that is out of range."""
+    require_seed(seed)
+    require(repetitions >= 1, f"--repetitions is {repetitions}; at least 1 is needed.")
+    require_at_most("--repetitions", repetitions, MOST_REPETITIONS)
+
+
 def replay(model: LanguageModel, saes: Sequence[SparseAutoencoder], seed: int = 0, repetitions: int = 20) -> list[Arm]:
     """The arms of the replay, the published one first; equal seeds give equal figures.
 
     saes: one a layer. repetitions: how often the noise of the last two arms is drawn.
-    Raises UsageError for SAEs that do not fit the model.
+    Raises UsageError for SAEs that do not fit the model, and for what `check_drawing` refuses.
     """
+    check_drawing(seed, repetitions)
     check_saes(model, saes)
     texts = _read_texts(model, saes)
     readings = [(reading, sae) for text in texts for reading, sae in zip(text, saes, strict=True)]

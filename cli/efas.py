@@ -98,12 +98,13 @@ def efas_replay_draft(
     """
     from dataclasses import asdict
 
-    from energy_lens.analysis.replay import conclusion, replay
+    from energy_lens.analysis.replay import check_drawing, conclusion, replay
     from energy_lens.ingest.model import loading as models
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.sae.choosing import choose_saes
     from energy_lens.warehouse.output import Rows
 
+    check_drawing(seed, repetitions)
     chosen = numbers(layers, "--layers") if layers is not None else None
     saes = choose_saes(model, chosen, sae or ())
     language_model = models.load_model(model)

@@ -176,9 +176,9 @@ def _with_trained(
     from energy_lens.warehouse.database import check_writable
 
     check_writable(options.db)  # now: what cannot be written shall not cost the training first
+    how = MissingSaes() if tokens is None else MissingSaes(tokens=tokens)
     context_length = settle_context_length(options.model, options.context_length)
     options = replace(options, context_length=context_length)
-    how = MissingSaes() if tokens is None else MissingSaes(tokens=tokens)
     text = discover(train_on, options.exclude, options.columns) if train_on else None
     folders, notes = complete_saes(
         options.model, options.layers, options.saes, lambda: discover(paths, options.exclude, options.columns), text,

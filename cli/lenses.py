@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,12 +65,15 @@ def lens_train(
     from energy_lens.ingest.energies.translators import save_translators
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
-    from energy_lens.ingest.model.window import settle_context_length
+    from energy_lens.ingest.model.window import LEAST_CONTEXT, settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.training.lenses import FitOptions, fit_translators
     from energy_lens.warehouse.locks import claimed_file
 
-    options = FitOptions(tokens=tokens, context_length=settle_context_length(model, context), seed=seed)
+    options = FitOptions(
+        tokens=tokens, context_length=LEAST_CONTEXT if context is None else context, seed=seed
+    )  # before a model is fetched
+    options = replace(options, context_length=settle_context_length(model, context))
     chosen = layers_to_train(layers, model)
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,10 +120,10 @@ def sae_train(
     settings = {
         "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
-        "learning_rate": learning_rate, "context_length": settle_context_length(model, context),
-        "point": hook_point,
+        "learning_rate": learning_rate, "context_length": context, "point": hook_point,
     }  # fmt: skip
     config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    config = replace(config, context_length=settle_context_length(model, context))  # which may fetch the model
     parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
     places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
     _check_none_exists(places)
@@ -197,7 +198,7 @@ def sae_evaluate(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model.bos import settle_bos
     from energy_lens.ingest.model.precision import load_in
-    from energy_lens.ingest.model.window import settle_context_length
+    from energy_lens.ingest.model.window import DEFAULT_CONTEXT, settle_context_length
     from energy_lens.ingest.rows import Columns
     from energy_lens.ingest.sae import evaluation as sae_evaluation
     from energy_lens.ingest.sae.choosing import saes_to_evaluate
@@ -207,16 +208,17 @@ def sae_evaluate(
 
     if save and not sae:
         raise UsageError("--save changes the folders given with --sae, and none was given: name them.")
-    context_length = settle_context_length(model, context)
     options = sae_evaluation.EvaluationOptions(
-        max_tokens or None, context_length, batch_size, seed, ce=not no_ce, ce_tokens=ce_tokens or None
-    )
+        max_tokens or None, DEFAULT_CONTEXT if context is None else context, batch_size, seed, ce=not no_ce,
+        ce_tokens=ce_tokens or None,
+    )  # fmt: skip
+    options = replace(options, context_length=settle_context_length(model, context))  # which may fetch the model
     chosen = numbers(layers, "--layers") if layers is not None else None
     documents = discover(paths, tuple(exclude or ()), Columns(text_column, category_column, id_column))
     saes = saes_to_evaluate(model, chosen, sae or ())
     for entry in saes if save else ():  # now: what cannot be kept shall not cost the evaluation first
         check_keeps_figures(entry.source)
-    language_model = load_in(model, dtype.value, context_length)
+    language_model = load_in(model, dtype.value, options.context_length)
     settle_bos(language_model, bos.value, saes)
     if db is not None:
         check_writable(db)

@@ -1,4 +1,4 @@
-"""One command at a time writes in a place: who is second is told who is first, and what cannot be written is told first."""
+"""One command at a time writes in a place, who is second is told who is first, and what cannot be written is told."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_folder_that_may_not_be_written_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_made_in_vain_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(UsageError), claimed_folder(tmp_path / "a" / "b", "elw report"):
+    with pytest.raises(UsageError), claimed_folder(tmp_path / "a" / "b", "elw report"):  # noqa: PT012
         assert everything(tmp_path) == {"a", "a/b", f"a/b/{LOCK}"}
         raise UsageError("nothing to report")
     assert everything(tmp_path) == set()

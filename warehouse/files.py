@@ -63,7 +63,7 @@ def replacing(output: Path) -> Iterator[Path]:
 
 
 def check_replaceable(file: Path) -> None:
-    """Raises OSError unless `whole` can write a file of that name: for work whose end shall not be the first to know."""
+    """Raises OSError unless `whole` can write a file of that name; asked before long work."""
     scratch = _Scratch.beside(file)
     try:
         scratch.make()

@@ -20,7 +20,7 @@ from torch import Tensor
 from energy_lens.analysis.attractors.landscape import Landscape, basin_shift, written
 from energy_lens.analysis.attractors.network import Settled
 from energy_lens.analysis.current_run import CurrentRun, check_feature
-from energy_lens.errors import UsageError, require
+from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most, require_seed
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.sites import harvest, hidden_from, needs_below
@@ -48,7 +48,8 @@ class DoseOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range."""
         require(self.tokens >= 1, f"--tokens is {self.tokens}; at least 1 is needed.")
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_at_most("--tokens", self.tokens, LARGEST_COUNT)
+        require_seed(self.seed)
 
 
 def critical_doses(path: Path, options: DoseOptions) -> int:

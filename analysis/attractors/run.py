@@ -32,7 +32,7 @@ from energy_lens.analysis.attractors.network import (
 )
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.console import bar
-from energy_lens.errors import require
+from energy_lens.errors import LARGEST_COUNT, require, require_at_most, require_seed
 from energy_lens.ingest.contexts import padded
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -54,6 +54,9 @@ TOP_FEATURES = 5
 #: Steps along which energies are kept.
 DESCENT_STEPS = 32
 
+#: Decoder rows that no SAE has.
+MOST_MEMORIES = 1_000_000
+
 #: A limit that no listing reaches.
 ALL_ROWS = 2**31 - 1
 
@@ -70,8 +73,13 @@ class AttractorOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range."""
         require(self.tokens >= 16, f"--tokens is {self.tokens}; at least 16 are needed.")
-        require(1 < self.target < 1e6, f"--perplexity is {self.target:g}; it must be above 1.")
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_at_most("--tokens", self.tokens, LARGEST_COUNT)
+        require(
+            1 < self.target < MOST_MEMORIES,
+            f"--perplexity is {self.target:g}; it must be above 1 and below {MOST_MEMORIES:,}, since it counts decoder "
+            "rows.",
+        )
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -260,7 +268,7 @@ def _descent_rows(memories: Memories, start: Tensor) -> pl.DataFrame:
 
 def largest_attractors(warehouse: Warehouse, layers: Sequence[int], limit: int) -> Rows:
     """The largest attractors of each layer."""
-    largest = warehouse.run("attractors/listing", layers=list(layers), limit=limit or ALL_ROWS)
+    largest = warehouse.run("attractors/listing", layers=list(layers), limit=min(limit or ALL_ROWS, ALL_ROWS))
     return Rows(largest.columns, [Kind.of(kind) for kind in largest.kinds], [largest.fetchall()])
 
 

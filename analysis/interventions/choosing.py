@@ -12,7 +12,7 @@ import polars as pl
 
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions.edits import LOSS
-from energy_lens.errors import UsageError, require
+from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
 
@@ -53,6 +53,8 @@ class Request:
                 listed.append(_listed(word))
                 continue
             general.append(word)
+        for kind, number in (("top", top), ("random", random)):
+            require_at_most(f"--features {kind}", number, LARGEST_COUNT)
         require(
             bool(top or random or listed or classes),
             "No feature was chosen: say top:50, random:50, 15:656 or class:regex (--features).",

@@ -20,6 +20,9 @@ from energy_lens.errors import require
 #: The energy that interventions are measured in and chosen by: the model's own loss.
 LOSS = "nll"
 
+#: Of an edit, in size: times the largest activations its square still fits in a pass's float32.
+LARGEST_VALUE = 1e9
+
 #: What can be done to an activation, and where (`Edit` says how each is meant).
 KINDS = ("ablate", "scale", "clamp", "add")
 PLACES = ("active", "all")
@@ -41,6 +44,10 @@ class Edit:
         require(where in PLACES, f"--where is {where!r}; choose {' or '.join(PLACES)}.")
         require((value is None) == (kind == "ablate"), f"{kind} {needs} (--value).")
         require(value is None or math.isfinite(value), f"--value is {value}; a finite number is needed.")
+        require(
+            value is None or abs(value) <= LARGEST_VALUE,
+            f"--value is {value}; it must lie between {-LARGEST_VALUE:g} and {LARGEST_VALUE:g}, or passes overflow.",
+        )
         require(
             where == "active" or kind in ("clamp", "add"),
             f"{kind} changes nothing where a feature is inactive: leave out --where all, or add or clamp.",

@@ -116,7 +116,9 @@ def _predictor_frame(rows: Sequence[Mapping[str, Any]], n_probes: int) -> pl.Dat
 def effects(warehouse: Warehouse, done: Sequence[Intervened], limit: int) -> Rows:
     """The largest effects of interventions over all categories, and the means along their control directions beside."""
     largest = warehouse.run(
-        "interventions/effects", interventions=[one.intervention_id for one in done], limit=limit or ALL_ROWS
+        "interventions/effects",
+        interventions=[one.intervention_id for one in done],
+        limit=min(limit or ALL_ROWS, ALL_ROWS),
     )
     return Rows(largest.columns, [Kind.of(kind) for kind in largest.kinds], [largest.fetchall()])
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from energy_lens.analysis.current_run import CurrentRun, check_feature
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.errors import require
+from energy_lens.errors import LONGEST_CONTEXT, require, require_at_most
 from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -84,6 +84,7 @@ def try_on_text(path: Path | None, text: str, feature: FeatureName, edit: Edit, 
     longer than the model's window.
     """
     require(n_tokens >= 0, f"--tokens is {n_tokens}; it must not be negative.")
+    require_at_most("--tokens", n_tokens, LONGEST_CONTEXT)
     current = CurrentRun(path)
     sae = current.sae(feature.layer)
     check_feature(sae, feature.feature)

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from energy_lens.analysis.interventions.choosing import SCORES
 from energy_lens.analysis.interventions.controls import CONTROLS
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.errors import require
+from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, require, require_at_most, require_batch, require_seed
 from energy_lens.ingest.model.precision import CHOICES
+from energy_lens.ingest.model.window import DEFAULT_CONTEXT
+
+#: Passes, or directions, that are taken for each patch, at most.
+MOST = 1_000
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class InterventionOptions:
         require(not unknown, f"--controls does not know {', '.join(unknown)}; choose among {', '.join(CONTROLS)}.")
         require(bool(self.controls), "--controls names no kind; leave controls out with --directions 0.")
         require(self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed.")
-        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 patch is needed.")
+        require_at_most("--contexts", self.contexts, LARGEST_COUNT)
+        require_batch(self.batch_size, DEFAULT_CONTEXT, "patch")
         require(self.dtype in CHOICES, f"--dtype is {self.dtype!r}; choose {', '.join(CHOICES)}.")
         counts = {
-            "--probes": self.probes, "--directions": self.directions, "--seed": self.seed, "--shift": self.shift,
-            "--path": self.path_points,
+            "--probes": (self.probes, MOST), "--directions": (self.directions, MOST),
+            "--path": (self.path_points, MOST), "--shift": (self.shift, LONGEST_CONTEXT),
         }  # fmt: skip
-        for option, count in counts.items():
+        for option, (count, most) in counts.items():
             require(count >= 0, f"{option} is {count}; it must not be negative.")
+            require_at_most(option, count, most)
+        require_seed(self.seed)

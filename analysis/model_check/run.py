@@ -12,7 +12,7 @@ from torch import Tensor
 from energy_lens.analysis.model_check import facts, passes
 from energy_lens.analysis.model_check.finding import Finding, Outcome, carried_out
 from energy_lens.analysis.model_check.gradients import gradients
-from energy_lens.errors import require
+from energy_lens.errors import LONGEST_CONTEXT, require, require_at_most
 from energy_lens.ingest.model.bos import settle_bos
 from energy_lens.ingest.model.converted import fault
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -32,10 +32,17 @@ def check_by_name(
     of two contexts. Raises what `load_model` raises for a model that cannot be loaded, and UsageError for layers that
     it lacks. A model that other commands would refuse is looked at all the same, to see what of it does not hold.
     """
+    check_n_tokens(n_tokens)
     name = resolved(name)
     model = load_model(name, dtype, proved=False)
     yield from copy_in_cache(name)
     yield from check_model(model, layers, n_tokens, partial(load_model, name, torch.bfloat16))
+
+
+def check_n_tokens(n_tokens: int) -> None:
+    """Raises UsageError for contexts that are too short to look at, or longer than any."""
+    require(n_tokens >= 8, f"--tokens is {n_tokens}; at least 8 are needed.")
+    require_at_most("--tokens", n_tokens, LONGEST_CONTEXT)
 
 
 def check_model(
@@ -45,7 +52,7 @@ def check_model(
     in_bfloat16: Callable[[], LanguageModel] | None = None,
 ) -> Iterator[Finding]:
     """The same for a model at hand, proved or not. in_bfloat16: gives it in that precision, to be looked at too."""
-    require(n_tokens >= 8, f"--tokens is {n_tokens}; at least 8 are needed.")
+    check_n_tokens(n_tokens)
     chosen = default_layers(model.n_layers) if layers is None else list(dict.fromkeys(layers))
     model.check_layers(chosen)
     settle_bos(model, "auto")

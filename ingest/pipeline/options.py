@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from energy_lens.errors import require
+from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, require, require_at_most, require_batch, require_seed
 from energy_lens.ingest.model import bos, compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
+from energy_lens.ingest.model.window import DEFAULT_CONTEXT
 from energy_lens.ingest.rows import Columns
+
+#: Curvature probes, at most: each keeps a gradient of every token of a pass.
+MOST_PROBES = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,20 @@ class IngestOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""
-        length, batch_size = self.context_length, self.batch_size
+        length = self.context_length
         require(length is None or length >= 4, f"--context is {length}; at least 4 tokens are needed.")
-        require(length is None or length <= 32_767, f"--context is {length}; at most 32,767 tokens are possible.")
-        require(batch_size >= 1, f"--batch-size is {batch_size}; at least 1 context is needed.")
+        require_at_most("--context", length or 0, LONGEST_CONTEXT)
+        require_batch(self.batch_size, length or DEFAULT_CONTEXT)
         max_tokens = self.max_tokens
         require(max_tokens is None or max_tokens >= 1, f"--max-tokens is {max_tokens}; it must be positive.")
+        require_at_most("--max-tokens", max_tokens or 0, LARGEST_COUNT)
         require(self.probes >= 0, f"--probes is {self.probes}; it must not be negative.")
+        require_at_most("--probes", self.probes, MOST_PROBES)
         require(
             not self.probes or "nll" in self.energies,
             "--probes measure the curvature of nll, which is not among the energies; add it (--energies).",
         )
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_seed(self.seed)
         words = (("--bos", self.bos, bos.CHOICES), ("--compile", self.compile, compiling.CHOICES))
         for option, word, choices in words:
             require(word in choices, f"{option} is {word!r}; choose {', '.join(choices)}.")

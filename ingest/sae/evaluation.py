@@ -27,7 +27,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.console import bar
-from energy_lens.errors import ElwError, UsageError, require
+from energy_lens.errors import (
+    LARGEST_COUNT,
+    LONGEST_CONTEXT,
+    ElwError,
+    UsageError,
+    require,
+    require_at_most,
+    require_batch,
+    require_seed,
+)
 from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, SpecialTokens, exclusion_reasons
@@ -56,9 +65,11 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         for option, limit in (("--max-tokens", self.max_tokens), ("--ce-tokens", self.ce_tokens)):
             require(limit is None or limit >= 1, f"{option} is {limit}; it must be positive.")
+            require_at_most(option, limit or 0, LARGEST_COUNT)
         require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
-        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; at least 1 context is needed.")
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_at_most("--context", self.context_length, LONGEST_CONTEXT)
+        require_batch(self.batch_size, self.context_length)
+        require_seed(self.seed)
 
 
 def evaluate(

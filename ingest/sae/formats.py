@@ -50,6 +50,9 @@ SAELENS_VERSION = "6.0.0"
 SCALED_INPUT = "expected_average_only_in"
 
 #: Where a checkpoint of SAELens' training has that number.
+#: What a factor on an SAE's input can be: it makes norms of a model's residuals about √d_model.
+SCALES = (1e-9, 1e9)
+
 ACTIVATION_SCALER = "activation_scaler.json"
 
 #: Architectures of checkpoints: trained on the k·n largest of a batch, used with one threshold for all features.
@@ -128,8 +131,11 @@ def load_sae(
     corrections: entries that its config lacks or has wrong, as SAELens' registry lists them.
     Raises UsageError, naming what was expected and what was found, for anything that is not exactly one of the formats.
     """
-    if activation_scale is not None and not 0 < activation_scale < math.inf:
-        raise UsageError(f"{folder}: the activation scale is {activation_scale}; a positive number is expected.")
+    if activation_scale is not None and not SCALES[0] <= activation_scale <= SCALES[1]:
+        raise UsageError(
+            f"{folder}: the activation scale is {activation_scale:g}; a number between {SCALES[0]:g} and {SCALES[1]:g} "
+            "is expected (--activation-scale)."
+        )
     if (folder / PARAMS).exists() and not (folder / CONFIG).exists():
         if activation_scale is not None:
             raise UsageError(f"{folder} is of Gemma Scope, whose input is not scaled: leave the activation scale out.")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from energy_lens.errors import UsageError, require
+from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, UsageError, require, require_at_most, require_seed
 from energy_lens.ingest.contexts import special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
@@ -59,10 +59,12 @@ class FitOptions:
     def __post_init__(self) -> None:
         least = self.batch_contexts * self.context_length
         require(self.tokens >= least, f"--tokens is {self.tokens}; give at least {least:,}.")
-        require(self.learning_rate >= 0, f"learning_rate is {self.learning_rate}; it must not be negative.")
-        require(self.ridge > 0, f"ridge is {self.ridge}; it must be positive.")
+        require(0 <= self.learning_rate <= 1, f"learning_rate is {self.learning_rate}; it must lie between 0 and 1.")
+        require(0 < self.ridge < 1e6, f"ridge is {self.ridge}; it must be positive, and below a million.")
         require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_at_most("--tokens", self.tokens, LARGEST_COUNT)
+        require_at_most("--context", self.context_length, LONGEST_CONTEXT)
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)

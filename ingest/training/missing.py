@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from energy_lens.console import say
-from energy_lens.errors import ElwError, UsageError, require
+from energy_lens.errors import LARGEST_COUNT, ElwError, UsageError, require, require_at_most
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
 from energy_lens.ingest.model.configuration import configuration_sha256
@@ -54,7 +54,7 @@ from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.shipped import SAMPLE
 from energy_lens.ingest.training.activation_store import STORE_VERSION
 from energy_lens.ingest.training.progress import TrainingBar
-from energy_lens.ingest.training.saes import TrainingConfig, train_saes
+from energy_lens.ingest.training.saes import MOST_FEATURES, TrainingConfig, train_saes
 from energy_lens.warehouse.files import whole
 from energy_lens.warehouse.locks import NoLocksError, lock
 
@@ -88,17 +88,19 @@ class MissingSaes:
     tokens: int = 100_000  #: distinct tokens to train on, or all there are
     k: int = 8  #: active features a token, or all there are
 
-    def config(self, context_length: int) -> TrainingConfig:
-        """The trainer's settings: smaller steps than over millions of tokens, and more passes.
-
-        Raises UsageError for fewer tokens than features.
-        """
+    def __post_init__(self) -> None:
+        """Raises UsageError for fewer tokens than features, and for more of either than can be trained."""
         least = max(self.d_sae, 2 * BATCH_SIZE)
         require(self.d_sae >= 1, f"An SAE of {self.d_sae} features cannot be trained: it takes at least one.")
+        require_at_most("The number of features", self.d_sae, MOST_FEATURES)
         require(
             self.tokens >= least,
             f"--sae-tokens (sae_tokens) is {self.tokens:,}; SAEs of {self.d_sae:,} features take at least {least:,}.",
         )
+        require_at_most("--sae-tokens (sae_tokens)", self.tokens, LARGEST_COUNT)
+
+    def config(self, context_length: int) -> TrainingConfig:
+        """The trainer's settings: smaller steps than over millions of tokens, and more passes."""
         return TrainingConfig(
             d_sae=self.d_sae, ks=(min(self.k, self.d_sae),), tokens=self.tokens, passes=PASSES, batch_size=BATCH_SIZE,
             round_contexts=-(-ROUND_TOKENS // (context_length - 2)), context_length=context_length,
@@ -322,8 +324,8 @@ def _writing(folder: Path, scratch: Path) -> Iterator[None]:
         yield
     except NoLocksError as error:
         raise ElwError(
-            f"{error.filename} cannot be locked ({error.strerror}), since its file system knows no locks: set ELW_CACHE "
-            "to a folder on a disk of this machine."
+            f"{error.filename} cannot be locked ({error.strerror}), since its file system knows no locks: set "
+            "ELW_CACHE to a folder on a disk of this machine."
         ) from error
     except OSError as error:
         raise ElwError(

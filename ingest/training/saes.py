@@ -28,7 +28,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from energy_lens.errors import ElwError, UsageError, require
+from energy_lens.errors import (
+    LARGEST_COUNT,
+    LONGEST_CONTEXT,
+    ElwError,
+    UsageError,
+    require,
+    require_at_most,
+    require_seed,
+)
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -52,6 +60,15 @@ MIN_ACTIVE = 40
 
 #: What helps where there is too little text.
 REMEDY = "give more text, or a smaller --batch-size"
+
+#: Features of an SAE, at most: beyond what is trained anywhere, and what a machine without a cluster holds.
+MOST_FEATURES = 2**20
+
+#: Adam's steps are as long as its learning rate, in units where a residual's entries are about 1.
+HIGHEST_LEARNING_RATE = 1.0
+
+#: Times that a token is trained on, at most.
+MOST_PASSES = 10_000
 
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMIZERS = ("adam", "lbfgs")
@@ -80,6 +97,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require(self.d_sae >= 1, f"--features is {self.d_sae}; at least 1 is needed.")
+        require_at_most("--features", self.d_sae, MOST_FEATURES)
         require(bool(self.ks), "--k is missing; name at least one.")
         require(len(set(self.ks)) == len(self.ks), f"--k is {self.ks}; the same is named twice.")
         for k in self.ks:
@@ -91,20 +110,26 @@ class TrainingConfig:
             require(name in known, f"{option} is {name!r}; choose {' or '.join(known)}.")
         for option, number in (("--batch-size", self.batch_size), ("--passes", self.passes)):
             require(number >= 1, f"{option} is {number}; it must be positive.")
+        require_at_most("--passes", self.passes, MOST_PASSES)
         rate = self.learning_rate
         require(0 < rate < math.inf, f"--learning-rate is {rate}; it must be positive and finite.")
+        require_at_most("--learning-rate", rate, HIGHEST_LEARNING_RATE)
         require(self.context_length >= 3, f"--context is {self.context_length}; at least 3 tokens are needed.")
+        require_at_most("--context", self.context_length, LONGEST_CONTEXT)
         points = [point for point in POINTS if point not in READ_ONLY]
         require(self.point in points, f"--hook-point is {self.point!r}; choose {', '.join(points)}.")
-        require(self.seed >= 0, f"--seed is {self.seed}; it must not be negative.")
+        require_seed(self.seed)
+        most = self.round_contexts * (self.context_length - 2) // 2
         require(
-            self.round_contexts * (self.context_length - 2) >= 2 * self.batch_size,
-            f"round_contexts is {self.round_contexts}; a round must hold at least two batches of tokens.",
+            self.batch_size <= most,
+            f"--batch-size is {self.batch_size:,}; at most {most:,} tokens are possible, since two steps must fit in a "
+            f"round of {self.round_contexts:,} contexts of {self.context_length:,} tokens.",
         )
         require(
             self.tokens >= self.batch_size,
             f"--tokens is {self.tokens}, less than one step of {self.batch_size}: train on more.",
         )
+        require_at_most("--tokens", self.tokens, LARGEST_COUNT)
 
 
 @dataclass
@@ -156,6 +181,7 @@ class _Training:
             residuals = self.store.round(index)
             for n_pass in range(config.passes):
                 self._train(residuals, index, n_pass)
+                self._check_finite()
             self._save(index + 1)
             # What begins after this many tokens does not serve once more at the end.
             if sum(map(self.store.n_tokens, range(index))) >= max(QUARTILE_TOKENS, POLISH_TOKENS):
@@ -179,6 +205,15 @@ class _Training:
             self.tokens += len(batch)
             if i % 20 == 19 or i == len(batches) - 1:
                 self._say(share)
+
+    def _check_finite(self) -> None:
+        """Raises ElwError when a training has run away, before a checkpoint keeps that."""
+        for trainer in self.trainers:
+            if not all(bool(tensor.isfinite().all()) for tensor in trainer.state.values()):
+                raise ElwError(
+                    f"The training of the SAE of layer {trainer.layer} with k = {trainer.k} ran away to numbers that "
+                    f"are not finite: remove {self.folder}, and take a smaller --learning-rate."
+                )
 
     def _say(self, share: float, note: str = "") -> None:
         fvu = {(trainer.layer, trainer.k): trainer.fvu for trainer in self.trainers}
