@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,8 +61,14 @@ class Messages:
 messages = Messages()
 
 
+#: What sentences pass through before they are said (`spelled`).
+_spellings: list[Callable[[str], str]] = []
+
+
 def say(sentence: str) -> None:
     """A line for the user."""
+    for spelling in _spellings:
+        sentence = spelling(sentence)
     messages.write(f"{sentence}\n")
     messages.flush()
 
@@ -74,6 +80,16 @@ def some_of(names: Sequence[str]) -> str:
         shown.append(names[len(shown)])
     n_more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {n_more:,} more" if n_more else "")
+
+
+@contextlib.contextmanager
+def spelled(spelling: Callable[[str], str]) -> Iterator[None]:
+    """Inside, every sentence is said as `spelling` puts it: in Python options have other names than on a command line."""
+    _spellings.append(spelling)
+    try:
+        yield
+    finally:
+        _spellings.remove(spelling)
 
 
 def bar(what: str, total: float, unit: str = "", *, form: str | None = None, hidden: bool = False) -> tqdm[Any]:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.model.finite import check_residuals
+
 #: A token whose ‖x‖ exceeds this multiple of the layer's median norm is excluded.
 MASSIVE_NORM_RATIO = 10.0
 
@@ -32,14 +34,21 @@ class SpecialTokens(NamedTuple):
 
 
 def exclusion_reasons(
-    norms: Tensor, norm_median: float, lengths: Tensor, tokens: Tensor, special: SpecialTokens
+    norms: Tensor,
+    norm_median: float,
+    lengths: Tensor,
+    tokens: Tensor,
+    special: SpecialTokens,
+    place: str = "the residual stream",
 ) -> NDArray[np.int8]:
     """Reason codes [context, position]; positions beyond a context's length get LAST, being padding.
 
     norms: [context, position]; lengths: [context]; tokens: [context, position]. Where several reasons apply the first
     of REASONS stands. A context that begins with BOS has its sink there: the first token of its text counts.
+    place: of the norms, for who is told. Raises NotFiniteError for a token whose norm is not finite.
     """
     positions = torch.arange(norms.shape[1])[None]
+    check_residuals(norms, place, positions < lengths[:, None])
     reasons = torch.zeros(norms.shape, dtype=torch.int8)
     reasons[positions >= lengths[:, None] - 1] = LAST
     reasons[torch.isin(tokens, special.ids)] = SPECIAL
@@ -61,7 +70,7 @@ def included_everywhere(
     residuals: layer: x [context, position, d_model]; the rest as in exclusion_reasons, the median by layer.
     """
     reasons = [
-        exclusion_reasons(x.float().norm(dim=-1), norm_medians[layer], lengths, tokens, special)
+        exclusion_reasons(x.float().norm(dim=-1), norm_medians[layer], lengths, tokens, special, f"layer {layer}")
         for layer, x in residuals.items()
     ]
     return torch.from_numpy((np.stack(reasons) == INCLUDED).all(0))

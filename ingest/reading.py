@@ -15,6 +15,7 @@ from energy_lens.ingest.energies.base import Energy, discrete_gradient
 from energy_lens.ingest.energies.curvature import probe_generator, read_probes
 from energy_lens.ingest.energies.forward import run_forward
 from energy_lens.ingest.inclusion import INCLUDED, exclusion_reasons
+from energy_lens.ingest.model.finite import check_residuals
 from energy_lens.ingest.model.flash import use_flash
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import ModelOnDemand
@@ -83,7 +84,7 @@ class Reader:
     def read(self, contexts: Sequence[tuple[Context, NDArray[np.int32]]]) -> Iterator[ContextReading]:
         """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass.
 
-        Contexts of about equal length share one, as far as SORTED_BATCHES of them allow: what is padded is run too.
+        Raises NotFiniteError where the model's numbers are not finite. Contexts of about equal length share one, as far as SORTED_BATCHES of them allow: what is padded is run too.
         """
         size = self.batch_size * SORTED_BATCHES
         for start in range(0, len(contexts), size):
@@ -107,10 +108,12 @@ class Reader:
             median = self.saes[layer].norm_median
             assert median is not None
             norms[layer] = layer_norms
-            reasons[layer] = exclusion_reasons(layer_norms, median, lengths, tokens, self._special)
+            reasons[layer] = exclusion_reasons(layer_norms, median, lengths, tokens, self._special, f"layer {layer}")
             return torch.from_numpy(reasons[layer] == INCLUDED)
 
         forward = run_forward(self.model, self.saes, tokens, lengths, included)
+        real = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        check_residuals(forward.hidden.detach().float().norm(dim=-1), "the final norm", real)
         probes: dict[int, Tensor] = {}
         if self.n_probes:  # before the energies, which use up the graph
             generators = [probe_generator(self.seed, context.context_id) for context, _ in batch]

@@ -51,8 +51,17 @@ class LockedError(WarehouseError):
 def warehouse_path(path: str | Path | None = None) -> Path:
     """The file that is meant: the given one, else ELW_WAREHOUSE, else elw.duckdb here.
 
-    Raises WarehouseError for a name that cannot be a file's, or that DuckDB would take for something else.
+    Raises UsageError for what can be no file's name, and WarehouseError for one that DuckDB would take for something
+    else.
     """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{path!r} is no path of a warehouse: give one as text or Path.")
+    try:
+        readable = "\0" not in str(path).encode().decode()
+    except UnicodeEncodeError:
+        readable = False
+    if not readable:
+        raise UsageError(f"{str(path)[:80]!r} can be no path of a warehouse: name a file in UTF-8.")
     named = str(path or os.environ.get("ELW_WAREHOUSE") or DEFAULT_FILE)
     shown = repr(named)[1:-1]  # on one line, whatever it holds
     if _ELSEWHERE.match(named):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.model.finite import check_residuals
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.sites import K, Site, harvest, tensors_at
 
@@ -35,10 +36,14 @@ def harvest_residuals(model: LanguageModel, tokens: Tensor, layers: Sequence[int
 def norm_medians(
     model: LanguageModel, contexts: Iterable[NDArray[np.int32]], sites: Mapping[K, Site]
 ) -> dict[K, float]:
-    """The median ‖x‖ at each place over all tokens of contexts: ids of one, or of several of equal length, each."""
+    """The median ‖x‖ at each place over all tokens of contexts: ids of one, or of several of equal length, each.
+
+    Raises NotFiniteError for the first one that is not finite.
+    """
     norms: dict[K, list[Tensor]] = {key: [] for key in sites}
     for ids in contexts:
         tokens = torch.from_numpy(np.atleast_2d(ids).astype(np.int64))
         for key, x in harvest(model, tokens, sites).items():
             norms[key].append(x.float().norm(dim=-1).flatten())
+            check_residuals(norms[key][-1], sites[key].hook_name)
     return {key: float(torch.cat(parts).median()) for key, parts in norms.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from energy_lens.errors import ElwError
+from energy_lens.ingest.model.finite import check_weights
 from energy_lens.ingest.model.language_model import LanguageModel, text_config
 from energy_lens.ingest.model.residuals import residual_stream
 
@@ -22,11 +23,12 @@ class CannotRunError(ElwError):
 def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
-    Raises what `find_parts` raises; ElwError when logits are not the unembedding of the final norm of the last block's
+    Raises what `find_parts` raises; NotFiniteError for weights that are not finite; ElwError when logits are not the unembedding of the final norm of the last block's
     output, scaled and capped (a model that projects them in between would get wrong energies without a word), or depend
     on later tokens; CannotRunError when a forward pass fails, in this precision at least.
     """
     model = find_parts(name, module, tokenizer, sha256)
+    check_weights(name, module)
     _prove(model)
     return model
 
@@ -101,6 +103,11 @@ def _prove(model: LanguageModel) -> None:
         earlier = model.logits(model.hidden(changed))[:, :-1]
     except Exception as error:
         raise CannotRunError(f"{model.name} cannot be run as a causal language model ({first_line(error)}).") from error
+    if not all(bool(numbers.isfinite().all()) for numbers in (residuals[model.n_layers - 1], logits)):
+        raise CannotRunError(
+            f"{model.name} gives numbers that are not finite in {str(model.dtype).removeprefix('torch.')}: its weights "
+            "overflow; take a sound copy."
+        )
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
     if not all(torch.allclose(logits, rebuilt, atol=tolerance, rtol=0) for rebuilt in rebuilt_logits):
         raise ElwError(

@@ -35,6 +35,7 @@ class IngestOptions:
     store_gradients: bool = False
     probes: int = 0  #: curvature probes, for attribution_curvature
     new_run: bool = False  #: start afresh although a run with equal settings exists
+    just_these: bool = False  #: the run holds the documents at hand and no others: one that does, else a new one
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
     columns: Columns = field(default_factory=Columns)  #: of tables: which holds what
 

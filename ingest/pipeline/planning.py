@@ -203,7 +203,8 @@ def write_plan(
 ) -> StoredRun:
     """Tokenise the new documents and append them to the run's plan, in one transaction; without a run, create it.
 
-    Raises UsageError for a model that the instruments do not fit, and for a new run without a context.
+    Raises UsageError for a model that the instruments do not fit, and for a new run without a context; NotFiniteError
+    for a model whose numbers are not finite, before a run is created.
     """
     model = instruments.model.load()
     say(f"Tokenising {len(new)} document{'s' * (len(new) != 1)} …")
@@ -216,6 +217,8 @@ def write_plan(
     if run is None and "nll" in settings.energies and not settings.probes:
         say("Roles will rest on first order. --probes 3 predicts ablations far better, for three more backward passes.")
     medians = {} if run else measured_medians(plan.documents, instruments, source)
+    if run is None:
+        check_numbers(plan.documents, instruments.with_medians(medians), source)
     with (
         open_again(options.db, run) if run else Warehouse(options.db, writable=True, create=False) as warehouse,
         warehouse.transaction(),
@@ -279,6 +282,17 @@ def plan_notes(plan: Plan, min_tail: int, appended: bool) -> list[str]:
             f"The within-context test needs {MIN_MATES + 1} documents in a half of a category; {what}{where}."
         )
     return sentences
+
+
+def check_numbers(planned: Sequence[PlannedDocument], instruments: Instruments, source: TokenSource) -> None:
+    """Read a context of each category, for nothing but what that raises before a run is there.
+
+    Raises NotFiniteError where the model's numbers are not finite on them.
+    """
+    hashes = {document.document_id: document.sha256 for document in planned}
+    sample = sample_contexts(planned, 1, instruments.seed)[: instruments.batch_size]
+    for _ in instruments.reader().read([(one, source.context(one, hashes[one.document_id])) for one in sample]):
+        pass
 
 
 def measured_medians(

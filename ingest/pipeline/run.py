@@ -11,7 +11,7 @@ from typing import Any
 
 from energy_lens.console import bar, say
 from energy_lens.ingest.contexts import TokenSource
-from energy_lens.ingest.corpus import discover
+from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
 from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
@@ -44,7 +44,15 @@ from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.plan import Group
 from energy_lens.warehouse.query import say_left_rows
-from energy_lens.warehouse.runs import RunSettings, StoredRun, find_run, latest_generation, make_current, open_again
+from energy_lens.warehouse.runs import (
+    RunSettings,
+    StoredDocument,
+    StoredRun,
+    find_run,
+    latest_generation,
+    make_current,
+    open_again,
+)
 
 
 @dataclass
@@ -93,7 +101,7 @@ def ingest(paths: Sequence[str | Path | Pipe], options: IngestOptions) -> Ingest
     for energy in energies:
         energy.check_sites(saes.values())
     with ingest_lock(options.db):
-        settings, run, model = settle(options, energies, saes)
+        settings, run, model = settle(options, energies, saes, documents)
         instruments = choose_instruments(options, settings, energies, saes, model)
         del model
         source = TokenSource(instruments.model.load, documents, options.db.absolute().parent)
@@ -110,23 +118,30 @@ def ingest(paths: Sequence[str | Path | Pipe], options: IngestOptions) -> Ingest
 
 
 def settle(
-    options: IngestOptions, energies: Sequence[Energy], saes: Mapping[int, SparseAutoencoder]
+    options: IngestOptions,
+    energies: Sequence[Energy],
+    saes: Mapping[int, SparseAutoencoder],
+    documents: Mapping[str, Document],
 ) -> tuple[RunSettings, StoredRun | None, LanguageModel | None]:
     """The final settings (precision and generation), the stored run that has them, and the model if it was loaded."""
     wanted = wanted_settings(options, energies, saes)
+    just = documents if options.just_these else None
     # Opening to write makes the file, or brings its schema up to date, before any time goes into the model.
     with Warehouse(options.db, writable=True) as warehouse:
         say_left_rows(warehouse)
-        candidates = stored_runs(warehouse, wanted)
+        candidates = stored_runs(warehouse, wanted, just)
     model = None
     if wanted.dtype != "float32" and (options.new_run or not candidates):
         model = load_in(options.model, wanted.dtype, wanted.context_length, max(saes))
         if wanted.dtype != "auto" and name_of(model) != wanted.dtype:  # which the model cannot run in
             with Warehouse(options.db, writable=True, create=False) as warehouse:
-                candidates = stored_runs(warehouse, replace(wanted, dtype=name_of(model)))
+                candidates = stored_runs(warehouse, replace(wanted, dtype=name_of(model)), just)
         wanted = replace(wanted, dtype=name_of(model))
     if candidates and not options.new_run:
         return *max(candidates, key=lambda candidate: candidate[1].run_id), model
+    if just is not None:  # what has other documents has its generation all the same
+        with Warehouse(options.db, writable=True) as warehouse:
+            candidates = stored_runs(warehouse, wanted)
     generation = max((settings.generation + 1 for settings, _ in candidates), default=0)
     return replace(wanted, generation=generation), None, model
 
@@ -153,20 +168,40 @@ def wanted_settings(
     )
 
 
-def stored_runs(warehouse: Warehouse, wanted: RunSettings) -> list[tuple[RunSettings, StoredRun]]:
+def stored_runs(
+    warehouse: Warehouse, wanted: RunSettings, just: Mapping[str, Document] | None = None
+) -> list[tuple[RunSettings, StoredRun]]:
     """The latest run with the wanted settings; where dtype is auto, the latest in each precision.
 
     A run that an older version began does not know the model's configuration, and is gone on with.
+    just: documents by sha256; only runs that hold these and no others are looked at.
     """
     runs = []
     for dtype in list(DTYPES) if wanted.dtype == "auto" else [wanted.dtype]:
         for configuration in dict.fromkeys([wanted.configuration_sha256, ""]):
             settings = replace(wanted, dtype=dtype, configuration_sha256=configuration)
-            settings = replace(settings, generation=latest_generation(warehouse, settings))
-            if run := find_run(warehouse, settings.identity):
-                runs.append((settings, run))
+            if found := _latest(warehouse, settings, just):
+                runs.append(found)
                 break
     return runs
+
+
+def _latest(
+    warehouse: Warehouse, wanted: RunSettings, just: Mapping[str, Document] | None
+) -> tuple[RunSettings, StoredRun] | None:
+    """The latest run with the wanted settings apart from their generation, of just those documents where they count."""
+    latest = latest_generation(warehouse, wanted)
+    for generation in range(latest, -1 if just is not None else latest - 1, -1):
+        settings = replace(wanted, generation=generation)
+        run = find_run(warehouse, settings.identity)
+        if run and (just is None or _names(run.documents) == _names(just)):
+            return settings, run
+    return None
+
+
+def _names(documents: Mapping[str, Document] | Mapping[str, StoredDocument]) -> dict[str, str]:
+    """{sha256: path} of documents."""
+    return {sha256: document.path for sha256, document in documents.items()}
 
 
 def choose_instruments(
