@@ -92,14 +92,16 @@ class EnergyLensConfig:
         wrong = [energy for energy in energies if not isinstance(energy, str)]
         require(not wrong and bool(energies), f"energies is {_shown(energies)}; a list of names is expected.")
         object.__setattr__(self, "energies", tuple(energies))
-        for name in ("dtype", "bos", "compile"):
-            require(
-                isinstance(getattr(self, name), str), f"{name} is {_shown(getattr(self, name))}; a word is expected."
-            )
-        for name in ("train_missing_saes", "store_gradients"):
-            require(
-                isinstance(getattr(self, name), bool), f"{name} is {_shown(getattr(self, name))}; say True or False."
-            )
+        kinds = (
+            ("dtype", str),
+            ("bos", str),
+            ("compile", str),
+            ("train_missing_saes", bool),
+            ("store_gradients", bool),
+        )
+        for name, kind in kinds:
+            value, expected = getattr(self, name), "True or False" if kind is bool else "a word"
+            require(isinstance(value, kind), f"{name} is {_shown(value)}; {expected} is expected.")
         object.__setattr__(self, "model_name", str(_path("model_name", self.model_name)))
         if self.lens is not None:
             _path("lens", self.lens)
@@ -246,19 +248,16 @@ def check_texts(texts: object) -> None:
         raise UsageError(f'texts is of type {kind}: give each text a name, as in {{"prose": "Once …"}}.')
     require(bool(texts), "texts is empty: give at least one text.")
     for name, text in texts.items():
-        require(isinstance(name, str), f"{_shown(name)} cannot name a text: use a string.")
+        shown = _shown(name)
+        require(isinstance(name, str), f"{shown} cannot name a text: use a string.")
         is_plain = bool(name) and Path(name).name == name and not name.startswith(".") and "\0" not in name
-        require(is_plain, f"{_shown(name)} cannot name a text: use a plain file name.")
-        require(_is_unicode(name), f"{_shown(name)} cannot name a text: it holds half a surrogate pair.")
+        require(is_plain, f"{shown} cannot name a text: use a plain file name.")
+        require(_is_unicode(name), f"{shown} cannot name a text: it holds half a surrogate pair.")
         n_bytes = len(name.encode())
-        require(
-            n_bytes <= LONGEST_NAME, f"{_shown(name)} cannot name a text: it has {n_bytes} bytes of {LONGEST_NAME}."
-        )
-        require(isinstance(text, str), f"The text {_shown(name)} is of type {type(text).__name__}: give a string.")
-        require("\0" not in text, f"The text {_shown(name)} holds a NUL character, which no text does: take it out.")
-        require(
-            _is_unicode(text), f"The text {_shown(name)} holds half a surrogate pair, which is no text: take it out."
-        )
+        require(n_bytes <= LONGEST_NAME, f"{shown} cannot name a text: it has {n_bytes} bytes of {LONGEST_NAME}.")
+        require(isinstance(text, str), f"The text {shown} is of type {type(text).__name__}: give a string.")
+        require("\0" not in text, f"The text {shown} holds a NUL character, which no text does: take it out.")
+        require(_is_unicode(text), f"The text {shown} holds half a surrogate pair, which is no text: take it out.")
     require(any(text.strip() for text in texts.values()), "All texts are blank: give at least one that is not.")
 
 

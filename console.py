@@ -84,7 +84,7 @@ def some_of(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def spelled(spelling: Callable[[str], str]) -> Iterator[None]:
-    """Inside, every sentence is said as `spelling` puts it: in Python options have other names than on a command line."""
+    """Inside, every sentence is said as `spelling` puts it: in Python options have other names than in a terminal."""
     _spellings.append(spelling)
     try:
         yield

@@ -84,7 +84,8 @@ class Reader:
     def read(self, contexts: Sequence[tuple[Context, NDArray[np.int32]]]) -> Iterator[ContextReading]:
         """Readings of (context, token ids), in order, `batch_size` contexts in a forward pass.
 
-        Raises NotFiniteError where the model's numbers are not finite. Contexts of about equal length share one, as far as SORTED_BATCHES of them allow: what is padded is run too.
+        Contexts of about equal length share one, as far as SORTED_BATCHES of them allow: what is padded is run too.
+        Raises NotFiniteError where the model's numbers are not finite.
         """
         size = self.batch_size * SORTED_BATCHES
         for start in range(0, len(contexts), size):

@@ -37,6 +37,6 @@ def check_residuals(norms: Tensor, place: str, is_read: Tensor | None = None) ->
     if not bool(finite.all()):
         n_tokens = norms.numel() if is_read is None else int(is_read.sum())
         raise NotFiniteError(
-            f"{int((~finite).sum()):,} of {n_tokens:,} tokens are not finite at {place}: the model's weights are damaged "
-            "or overflow; see what elw model check says of it, and try --dtype float32 or a sound copy."
+            f"{int((~finite).sum()):,} of {n_tokens:,} tokens are not finite at {place}: the model's weights are "
+            "damaged or overflow; see what elw model check says of it, and try --dtype float32 or a sound copy."
         )

@@ -23,9 +23,10 @@ class CannotRunError(ElwError):
 def resolve(name: str, module: nn.Module, tokenizer: Any, sha256: str) -> LanguageModel:
     """Find blocks, final norm and unembedding by structure, and prove them by a forward pass.
 
-    Raises what `find_parts` raises; NotFiniteError for weights that are not finite; ElwError when logits are not the unembedding of the final norm of the last block's
-    output, scaled and capped (a model that projects them in between would get wrong energies without a word), or depend
-    on later tokens; CannotRunError when a forward pass fails, in this precision at least.
+    Raises what `find_parts` raises; NotFiniteError for weights that are not finite; ElwError when logits are not the
+    unembedding of the final norm of the last block's output, scaled and capped (a model that projects them in between
+    would get wrong energies without a word), or depend on later tokens; CannotRunError when a forward pass fails, in
+    this precision at least.
     """
     model = find_parts(name, module, tokenizer, sha256)
     check_weights(name, module)
