@@ -64,6 +64,7 @@ def lens_train(
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.energies.translators import save_translators
     from energy_lens.ingest.model.bos import settle_bos
+    from energy_lens.ingest.model.loading import check_layers_of
     from energy_lens.ingest.model.precision import load_in
     from energy_lens.ingest.model.window import LEAST_CONTEXT, settle_context_length
     from energy_lens.ingest.rows import Columns
@@ -75,6 +76,7 @@ def lens_train(
     )  # before a model is fetched
     options = replace(options, context_length=settle_context_length(model, context))
     chosen = layers_to_train(layers, model)
+    check_layers_of(model, chosen)
     if output.exists():
         raise UsageError(f"{output} exists already: choose another --output, or remove it.")
     with claimed_file(output, "elw lens train"):  # now: what cannot be written shall not cost the fit first

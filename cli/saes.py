@@ -108,6 +108,7 @@ def sae_train(
 
     from energy_lens.ingest.corpus import discover
     from energy_lens.ingest.model.bos import settle_bos
+    from energy_lens.ingest.model.loading import check_layers_of
     from energy_lens.ingest.model.precision import load_as_begun
     from energy_lens.ingest.model.window import settle_context_length
     from energy_lens.ingest.rows import Columns
@@ -124,6 +125,7 @@ def sae_train(
     }  # fmt: skip
     config = TrainingConfig(seed=seed, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     config = replace(config, context_length=settle_context_length(model, context))  # which may fetch the model
+    check_layers_of(model, chosen)
     parents = [output] if len(config.ks) == 1 else [output / f"k_{n_active}" for n_active in config.ks]
     places = [parent / f"layer_{layer}" for parent in parents for layer in chosen]
     _check_none_exists(places)

@@ -112,13 +112,7 @@ class LanguageModel:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises UsageError unless every layer is a block of this model."""
-        if not layers:
-            raise UsageError("No layer was given: name at least one with --layers.")
-        for layer in layers:
-            if not 0 <= layer < self.n_layers:
-                raise UsageError(
-                    f"{self.name} has no layer {layer}: its layers are 0 to {self.n_layers - 1} (--layers)."
-                )
+        check_layers(self.name, self.n_layers, layers)
 
     def any_tokens(self, n_contexts: int, length: int) -> Tensor:
         """Token ids [context, position] of no meaning, for a pass whose numbers do not matter."""
@@ -217,6 +211,15 @@ class LanguageModel:
         finally:
             handle.remove()
         return len(outputs[0]) - 1 if isinstance(outputs[0], tuple) else None
+
+
+def check_layers(name: str, n_layers: int, layers: Sequence[int]) -> None:
+    """Raises UsageError unless every layer is a block of a model that has n_layers."""
+    if not layers:
+        raise UsageError("No layer was given: name at least one with --layers.")
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise UsageError(f"{name} has no layer {layer}: its layers are 0 to {n_layers - 1} (--layers).")
 
 
 def text_config(module: nn.Module) -> Any:

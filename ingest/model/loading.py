@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.model.converted import adopt, alone, fault, put_in_place
 from energy_lens.ingest.model.files import CONFIG, TOKENIZER, weight_files
 from energy_lens.ingest.model.gguf_metadata import check_metadata
-from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.language_model import LanguageModel, check_layers
 from energy_lens.ingest.model.resolving import find_parts, first_line, resolve
 from energy_lens.ingest.repositories import Repository, is_name, repository
 
@@ -105,11 +105,28 @@ def default_layers(name: str, folder: Path) -> tuple[int, ...]:
 
     Raises UsageError for a configuration that does not tell how many layers there are.
     """
-    try:
-        n_layers = int(load_configuration(folder).get_text_config().num_hidden_layers)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"How many layers {name} has cannot be read: name some, as in --layers 6,8.") from error
+    n_layers = _n_layers(folder)
+    if n_layers is None:
+        raise UsageError(f"How many layers {name} has cannot be read: name some, as in --layers 6,8.")
     return tuple(dict.fromkeys(min(n_layers - 1, round(depth * n_layers / OF_DEPTH)) for depth in DEPTHS))
+
+
+def check_layers_of(name: str, layers: Sequence[int]) -> None:
+    """Raises UsageError for a layer that a model lacks by its configuration, before its weights are loaded.
+
+    Where the configuration does not say how many it has, the loaded model does.
+    """
+    n_layers = _n_layers(locate(name)[0])
+    if n_layers is not None:
+        check_layers(name, n_layers, layers)
+
+
+def _n_layers(folder: Path) -> int | None:
+    """By a model's configuration; None where that does not say."""
+    try:
+        return int(load_configuration(folder).get_text_config().num_hidden_layers)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 class ModelOnDemand:

@@ -57,13 +57,13 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
+        require_at_most("--context", self.context_length, LONGEST_CONTEXT)
         least = self.batch_contexts * self.context_length
         require(self.tokens >= least, f"--tokens is {self.tokens}; give at least {least:,}.")
         require(0 <= self.learning_rate <= 1, f"learning_rate is {self.learning_rate}; it must lie between 0 and 1.")
         require(0 < self.ridge < 1e6, f"ridge is {self.ridge}; it must be positive, and below a million.")
-        require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
         require_at_most("--tokens", self.tokens, LARGEST_COUNT)
-        require_at_most("--context", self.context_length, LONGEST_CONTEXT)
         require_seed(self.seed)
 
 

@@ -38,6 +38,7 @@ from energy_lens.ingest.model.loading import (
     DEFAULT_LAYERS,
     DEFAULT_MODEL,
     cache_folder,
+    check_layers_of,
     default_layers,
     is_folder,
     load_tokenizer,
@@ -95,9 +96,9 @@ class MissingSaes:
         require_at_most("The number of features", self.d_sae, MOST_FEATURES)
         require(
             self.tokens >= least,
-            f"--sae-tokens (sae_tokens) is {self.tokens:,}; SAEs of {self.d_sae:,} features take at least {least:,}.",
+            f"--sae-tokens is {self.tokens:,}; SAEs of {self.d_sae:,} features take at least {least:,}.",
         )
-        require_at_most("--sae-tokens (sae_tokens)", self.tokens, LARGEST_COUNT)
+        require_at_most("--sae-tokens", self.tokens, LARGEST_COUNT)
 
     def config(self, context_length: int) -> TrainingConfig:
         """The trainer's settings: smaller steps than over millions of tokens, and more passes."""
@@ -136,6 +137,8 @@ def complete_saes(
     """
     name = resolved(model_name)
     located = cache(lambda: locate(name))  # its weights are hashed where something depends on them
+    if layers:
+        check_layers_of(name, layers)
     given = {sae.layer: sae for sae in load_saes(folders)} if folders else {}
     of_model = DEFAULT_LAYERS if name == DEFAULT_MODEL else ()
     wanted = tuple(sorted(set(layers or given or of_model or default_layers(name, located()[0]))))
