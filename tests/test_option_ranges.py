@@ -57,7 +57,7 @@ HOSTILE = {
         "--path": ("-1", "100000000", HUGE), "--shift": ("-1", "100000000", HUGE), "--layer": ("-1", "99", HUGE),
         "--features": (f"top:{HUGE}", f"random:{HUGE}", "1:99999", f"1:{HUGE}", "top:-1", "99:1"),
     },
-    "intervene --kind scale": {"--value": ("nan", "inf", "-inf", "1e39", "-1e39", "1e10", "1e308")},
+    "intervene --kind scale": {"--value": ("nan", "inf", "-inf", "1e39", "-1e39", "1e308")},
     "intervene try": {"--tokens": ("-1", "100000000", HUGE), "--feature": ("1:99999", f"1:{HUGE}", "99:1", "-1:1")},
     "efas test": {
         "--seed": SEEDS, "--permutations": ("0", "-1", "18", "100000000", HUGE), "--contexts": ("0", "-1", HUGE),

@@ -20,8 +20,8 @@ from energy_lens.errors import require
 #: The energy that interventions are measured in and chosen by: the model's own loss.
 LOSS = "nll"
 
-#: Of an edit, in size: times the largest activations its square still fits in a pass's float32.
-LARGEST_VALUE = 1e9
+#: Of an edit, in size: the largest number of a pass. Where one of that size overflows on its way, that is on record.
+LARGEST_VALUE = torch.finfo(torch.float32).max
 
 #: What can be done to an activation, and where (`Edit` says how each is meant).
 KINDS = ("ablate", "scale", "clamp", "add")
@@ -46,7 +46,7 @@ class Edit:
         require(value is None or math.isfinite(value), f"--value is {value}; a finite number is needed.")
         require(
             value is None or abs(value) <= LARGEST_VALUE,
-            f"--value is {value}; it must lie between {-LARGEST_VALUE:g} and {LARGEST_VALUE:g}, or passes overflow.",
+            f"--value is {value}; it must lie between {-LARGEST_VALUE:g} and {LARGEST_VALUE:g}, as float32 does.",
         )
         require(
             where == "active" or kind in ("clamp", "add"),
