@@ -78,9 +78,9 @@ class EnergyLensConfig:
     def __post_init__(self) -> None:
         """Raises UsageError for a value of the wrong kind; what is out of range is told before a run."""
         for name in ("sae_dict_size", "sae_tokens", "seed", "batch_size", "probes"):
-            _integer(name, getattr(self, name))
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
         if self.context_length is not None:
-            _integer("context_length", self.context_length)
+            object.__setattr__(self, "context_length", _integer("context_length", self.context_length))
         if self.energy_layers is not None:
             layers = _listed("energy_layers", self.energy_layers, "layers, as in [10, 15]")
             require(bool(layers), "energy_layers is empty: name at least one layer, or leave it out.")
@@ -115,9 +115,9 @@ class EnergyLensConfig:
             db=warehouse_path(self.warehouse),
             model=self.model_name,
             layers=tuple(self.energy_layers) if self.energy_layers else None,
-            saes=tuple(Path(folder).expanduser() for folder in self.sae_folders),
+            saes=tuple(_at_home(folder) for folder in self.sae_folders),
             energies=tuple(self.energies),
-            lens=None if self.lens is None else Path(self.lens).expanduser(),
+            lens=None if self.lens is None else _at_home(self.lens),
             context_length=self.context_length,
             batch_size=self.batch_size,
             dtype=self.dtype,
@@ -154,7 +154,11 @@ class EnergyLensAnalyzer:
         check_texts(texts)
         with _as_named_here(), tempfile.TemporaryDirectory() as scratch:
             options = self.config.ingest_options()
-            how = MissingSaes(self.config.sae_dict_size, self.config.sae_tokens)
+            how = (
+                MissingSaes(self.config.sae_dict_size, self.config.sae_tokens)
+                if self.config.train_missing_saes
+                else None
+            )
             check_writable(options.db)
             folder = Path(scratch) / "texts"
             folder.mkdir()
@@ -189,12 +193,13 @@ class EnergyLensAnalyzer:
         from energy_lens.reports.render import render
         from energy_lens.warehouse.locks import claimed_file
 
-        path = Path(_path("path", path)).expanduser()
+        path = _at_home(_path("path", path))
         is_ours = isinstance(results, Mapping) and {"warehouse", "run_id"} <= set(results)
         require(is_ours, "results are not those of run_comprehensive_analysis or stored_results: give these.")
         with _as_named_here(), claimed_file(path, "generate_research_report"), tempfile.TemporaryDirectory() as scratch:
-            _make_current(Path(results["warehouse"]), results["run_id"])
-            written = render(Path(results["warehouse"]), Path(scratch), ("md",))
+            db = warehouse_path(results["warehouse"])
+            _make_current(db, _integer("run_id", results["run_id"]))
+            written = render(db, Path(scratch), ("md",))
             report = next(file for file in written if file.suffix == ".md")
             figures = Path(scratch) / "figures"
             if figures.is_dir():
@@ -202,7 +207,9 @@ class EnergyLensAnalyzer:
             shutil.copyfile(report, path)
         return path
 
-    def _with_saes(self, options: IngestOptions, how: MissingSaes, texts: Path) -> tuple[IngestOptions, list[str]]:
+    def _with_saes(
+        self, options: IngestOptions, how: MissingSaes | None, texts: Path
+    ) -> tuple[IngestOptions, list[str]]:
         """The options with an SAE of the right size for every layer, and sentences on those that were trained."""
         from energy_lens.ingest.corpus import discover
         from energy_lens.ingest.model.window import settle_context_length
@@ -210,19 +217,20 @@ class EnergyLensAnalyzer:
         from energy_lens.ingest.training.missing import complete_saes
 
         notes: list[str] = []
-        if self.config.train_missing_saes:
+        if how is not None:
             length = settle_context_length(options.model, options.context_length)
-            text = discover(self.config.train_on) if self.config.train_on else None
+            text = discover([_at_home(path) for path in self.config.train_on]) if self.config.train_on else None
             folders, notes = complete_saes(
                 options.model, options.layers, options.saes, lambda: discover([texts]), text, how, options.dtype,
                 options.bos, length,
             )  # fmt: skip
             options = replace(options, saes=folders, context_length=length)
+        wanted = self.config.sae_dict_size
         for layer, sae in choose_saes(options.model, options.layers, options.saes).items():
             require(
-                sae.d_sae == how.d_sae,
-                f"The SAE of layer {layer} has {sae.d_sae} features and sae_dict_size is {how.d_sae}: make them equal, "
-                "or give other SAEs with sae_folders.",
+                sae.d_sae == wanted,
+                f"The SAE of layer {layer} has {sae.d_sae} features and sae_dict_size is {wanted}: make them equal, or "
+                "give other SAEs with sae_folders.",
             )
         return options, notes
 
@@ -285,6 +293,11 @@ def _path(name: str, value: object) -> str | Path:
     require("\0" not in text and _is_unicode(text), f"{name} is {_shown(value)}, which can be no path: name another.")
     assert isinstance(value, str | Path)
     return value
+
+
+def _at_home(path: str | Path) -> Path:
+    """A path with `~` put in full; that of a user who is not there stays as it is, and is not found."""
+    return Path(os.path.expanduser(path))
 
 
 def _is_unicode(text: str) -> bool:

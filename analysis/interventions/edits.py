@@ -46,7 +46,7 @@ class Edit:
         require(value is None or math.isfinite(value), f"--value is {value}; a finite number is needed.")
         require(
             value is None or abs(value) <= LARGEST_VALUE,
-            f"--value is {value}; it must lie between {-LARGEST_VALUE:g} and {LARGEST_VALUE:g}, as far as float32 reaches.",
+            f"--value is {value}; it must lie between {-LARGEST_VALUE:g} and {LARGEST_VALUE:g}, where float32 ends.",
         )
         require(
             where == "active" or kind in ("clamp", "add"),
