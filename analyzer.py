@@ -180,7 +180,7 @@ class EnergyLensAnalyzer:
         results: dict[str, Any] = {"run_id": run_id, "warehouse": str(path)}
         with Warehouse(path) as warehouse:
             for view in VIEWS:
-                rows = warehouse.sql(f"SELECT * FROM {view}")
+                rows = warehouse.sql(f"SELECT * FROM {view} ORDER BY ALL")  # equal results, in equal order
                 results[view] = [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
         return results
 
