@@ -24,6 +24,7 @@ from energy_lens.console import bar, say
 from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most, require_seed
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES
+from energy_lens.warehouse.categories import ALL
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import rounds
 
@@ -38,8 +39,6 @@ FEWEST_PERMUTATIONS = 19
 
 #: Beyond what says anything more of a p, and what is held of each.
 MOST_PERMUTATIONS = 1_000_000
-
-ALL = "all"
 
 
 @dataclass(frozen=True)

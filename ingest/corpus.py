@@ -26,6 +26,7 @@ from energy_lens.ingest.pipes import Pipe, held
 from energy_lens.ingest.rows import Columns, Row, TableFile, kind_of
 from energy_lens.ingest.sources import Source, Table, TableRow, TextFile, at_start, contents
 from energy_lens.ingest.texts import BOM, decoded, read_bytes, unreadable
+from energy_lens.warehouse.categories import renamed_categories, stored_category
 
 #: Rows without text that are named one by one.
 NAMED_ROWS = 5
@@ -36,7 +37,7 @@ class Document:
     """One distinct text of the corpus."""
 
     path: str  #: its name: the path below the given root, with forward slashes; of a row, file:row or its id
-    category: str
+    category: str  #: as it is stored: one called like a total has a slash behind it
     sha256: str  #: of the file's bytes, or of the row's text in UTF-8
     n_bytes: int
     source: Source  #: where the text can be read
@@ -109,11 +110,23 @@ def discover(
     if not copies_of:
         looked_in = some_of([str(path) for path in paths])
         raise UsageError(f"There is no text in {looked_in}: give a folder or a file with UTF-8 text.")
-    documents = []
+    documents, given = [], set[str]()
     for sha256, copies in sorted(copies_of.items(), key=lambda entry: (entry[1][0].order, entry[0])):
         (_, path, category, n_bytes, source), *others = copies
-        aliases, categories = tuple(other.path for other in others), tuple(other.category for other in others)
-        documents.append(Document(path, category, sha256, n_bytes, source, aliases, categories))
+        given.update((category, *(other.category for other in others)))
+        documents.append(
+            Document(
+                path,
+                stored_category(category),
+                sha256,
+                n_bytes,
+                source,
+                tuple(other.path for other in others),
+                tuple(stored_category(other.category) for other in others),
+            )
+        )
+    if note := renamed_categories(given):
+        say(note)
     return documents
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
+from energy_lens.ingest.rows import Columns
 
 
 def write(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -60,6 +62,27 @@ def test_own_name_of_the_current_folder_and_of_a_link(tmp_path: Path, monkeypatc
     assert facts(discover(["."])) == {"a.txt": ("letters", ())}
     assert facts(discover([tmp_path / "latest"])) == {"a.txt": ("latest", ())}
     assert facts(discover([tmp_path / "latest.txt"])) == {"latest.txt": (tmp_path.name, ())}
+
+
+def test_a_category_called_like_a_total_has_a_slash_behind_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However it came to be called so, and different names stay different."""
+    root = write(
+        tmp_path / "texts", {"all/a.txt": "one", "macro/b.txt": "two", "All/c.txt": "three", "alls/d.txt": "4"}
+    )
+    flat = write(tmp_path / "all", {"e.txt": "five"})
+    names = ["all/", "all//", "macro", "macro/x", "plain"]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({"text": f"row {name}", "kind": name}) + "\n" for name in names))
+    documents = discover([root, flat, table], columns=Columns(category="kind"))
+    assert [document.category for document in documents] == [
+        "All", "all/", "alls", "all/", "macro/", "all//", "all///", "macro/", "macro/x", "plain"
+    ]  # fmt: skip
+    assert capsys.readouterr().err == (
+        "The category all is stored as all/, all/ is stored as all//, all// is stored as all///, macro is stored as "
+        "macro/: all and macro stand for totals.\n"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ equal content

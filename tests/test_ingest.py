@@ -812,6 +812,29 @@ def test_a_single_document_works(options: IngestOptions, small_corpus: Path) -> 
         assert low is z is None
 
 
+def test_a_category_may_be_called_all(
+    options: IngestOptions, small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every number is that of the same corpus with another word for the folder; totals are one row a feature."""
+    found = {}
+    for name in ("all", "alm"):  # of one order among the folders
+        corpus = tmp_path / name
+        shutil.copytree(small_corpus / "code", corpus / name)
+        shutil.copytree(small_corpus / "natural", corpus / "natural")
+        db = tmp_path / f"{name}.duckdb"
+        ingest([corpus], replace(options, db=db))
+        with Warehouse(db) as warehouse:
+            found[name] = warehouse.sql(
+                "SELECT * REPLACE (replace(category, 'alm', 'all/') AS category) FROM efas ORDER BY ALL"
+            ).pl()
+            totals = "FROM efas WHERE category = 'all' AND gradient = 'decoder'"
+            assert warehouse.sql(f"SELECT count(*) - count(DISTINCT (layer, feature, energy)) {totals}").value() == 0
+            shown = {category for (category,) in warehouse.sql("SELECT DISTINCT category FROM layer_energy").fetchall()}
+        assert shown == {"all", "natural", "all/" if name == "all" else "alm"}
+    assert found["all"].equals(found["alm"])
+    assert "The category all is stored as all/" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("length", [4, 16, 33])
 def test_tokens_add_up_whatever_the_context_length(
     length: int, options: IngestOptions, corpus: Path, tiny: Callable[..., Any]

@@ -670,6 +670,27 @@ def test_the_table_has_a_row_for_each_sae_and_category(
     assert "Layer 1, 2: the SAE does not say which documents it was trained on" in err
 
 
+def test_folders_called_like_totals_have_rows_of_their_own(
+    tiny: Callable[[str], Tiny], saes: Path, small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table and in JSON, with the figures of the same texts under other names."""
+    figures = []
+    for first, second in (("all", "macro"), ("alm", "macrp")):
+        root = tmp_path / first
+        shutil.copytree(small_corpus / "code", root / first)
+        shutil.copytree(small_corpus / "natural", root / second)
+        shared = (tiny, root, "--sae", saes / "layer_1", "--no-ce")
+        assert elw_evaluate(*shared, "--json") == 0
+        (printed,) = json.loads(capsys.readouterr().out)
+        assert elw_evaluate(*shared, "--format", "json") == 0
+        rows = [row["category"] for row in json.loads(capsys.readouterr().out)]
+        categories = ["all/", "macro/"] if first == "all" else ["alm", "macrp"]
+        assert rows == [*categories, "macro", "all"]
+        assert list(printed["categories"]) == categories
+        figures.append([*printed["categories"].values(), printed["macro"], printed["all"]])
+    assert figures[0] == figures[1]
+
+
 def test_layers_choose_and_no_ce_leaves_out(
     tiny: Callable[[str], Tiny], saes: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -838,6 +859,13 @@ def test_a_category_named_all_is_not_taken_for_all() -> None:
         "b",
         "macro/",
     ]
+
+
+def test_categories_of_a_foreign_evaluation_stay_apart() -> None:
+    """Ours have all/ where a folder is called all; another may have both."""
+    figures = dict.fromkeys(NAMES, 1)
+    evaluation = {"all": figures, "categories": {"all": figures, "all/": figures, "all//": figures}}
+    assert [row["category"] for row in quality.quality_rows(1, 1, evaluation)] == ["all", "all/", "all//", "all///"]
 
 
 def test_half_a_character_in_a_category_is_spelt_out(empty_warehouse: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from energy_lens.warehouse.categories import ALL, MACRO
 from energy_lens.warehouse.database import Warehouse
 
 #: Figures that `saes` had before evaluations: an SAE's own are kept where it has no evaluation.
@@ -31,10 +32,10 @@ def evaluation_of(sae: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def sae_columns(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of `saes` that an evaluation fills."""
-    pooled = _object(evaluation.get("all"))
+    pooled = _object(evaluation.get(ALL))
     return {
         **{name: _number(pooled.get(name)) for name in POOLED_FIGURES},
-        "fvu_macro": _number(_object(evaluation.get("macro")).get("fvu")),
+        "fvu_macro": _number(_object(evaluation.get(MACRO)).get("fvu")),
         "evaluated_tokens": _count(pooled.get("n_tokens")),
         "evaluated_on": json.dumps(_object(evaluation.get("measured_on"))),
     }
@@ -42,12 +43,14 @@ def sae_columns(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def quality_rows(run_id: int, layer: int, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of `sae_quality`: all, macro and each category."""
-    reserved = {name: _object(evaluation.get(name)) for name in ("all", "macro")}
-    categories = {
-        # JSON can spell half a character, which no table can hold.
-        f"{name}/" if name in reserved else name.encode(errors="backslashreplace").decode(): _object(figures)
-        for name, figures in sorted(_object(evaluation.get("categories")).items())
-    }
+    reserved = {name: _object(evaluation.get(name)) for name in (ALL, MACRO)}
+    categories: dict[str, Mapping[str, Any]] = {}
+    for name, figures in sorted(_object(evaluation.get("categories")).items()):
+        # An evaluation of ours has names as they are stored, others may have any: also `all` beside `all/`.
+        known = name.encode(errors="backslashreplace").decode()  # JSON can spell half a character, which no table holds
+        while known in reserved or known in categories:
+            known += "/"
+        categories[known] = _object(figures)
     return [
         {
             "run_id": run_id, "layer": layer, "category": category,

@@ -12,6 +12,7 @@ import polars as pl
 from energy_lens.analysis.interventions.agreement import ratio_interval
 from energy_lens.analysis.interventions.predictors import JOINT_POINTS
 from energy_lens.analysis.interventions.validation import validations
+from energy_lens.warehouse.categories import ALL
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.output import Kind, Rows
 
@@ -68,7 +69,7 @@ def renew_effects(warehouse: Warehouse, run_id: int) -> None:
 def _effect_intervals(patches: pl.DataFrame) -> pl.DataFrame:
     """Rows of effect_statistics: intervals of delta_per_token by feature, direction and category."""
     patches = patches.with_columns(delta=pl.col("delta_edited") + pl.col("delta_later"))
-    everything = patches.with_columns(category=pl.lit("all"))
+    everything = patches.with_columns(category=pl.lit(ALL))
     frames = []
     for (category,), part in pl.concat([everything, patches]).group_by("category", maintain_order=True):
         rows = part.select("feature", "direction").unique(maintain_order=True)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from energy_lens.warehouse.categories import ALL
 from energy_lens.warehouse.database import Warehouse
 
 Floats = NDArray[np.float64]
@@ -20,8 +21,8 @@ Integers = NDArray[np.int64]
 
 Mask = NDArray[np.bool_]
 
-#: The name of all categories, or of both halves, together.
-ALL, BOTH = "all", "AB"
+#: The name of both halves together, as ALL is of all categories.
+BOTH = "AB"
 
 
 def summed(values: NDArray[np.number] | Mask, place: NDArray[np.integer], n: int) -> Floats:
