@@ -78,6 +78,16 @@ def sql(
             "--rows", metavar="N", min=0, help="Rows of a table to show, 0 for all; else 40, and all in a file."
         ),
     ] = None,
+    digits: Annotated[
+        int | None,
+        typer.Option(
+            "--digits",
+            metavar="N",
+            min=1,
+            max=17,
+            help="Digits of floating point numbers in a table; 6 unless given, and with 17 they are as stored.",
+        ),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Let the query change the warehouse.")] = False,
 ) -> None:
     """Run SQL on the warehouse: read-only, without access to files or the network.
@@ -93,6 +103,7 @@ def sql(
         output=None if output == STDOUT else output,
         rows=rows,
         write=write,
+        digits=digits,
     )
     for note in queries.run(db, request):
         say(note)

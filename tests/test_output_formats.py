@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
-from energy_lens.warehouse import output, query
+from energy_lens.warehouse import output, query, terminal
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.query import Query
 
@@ -254,6 +254,7 @@ def test_table_is_a_box_whatever_is_in_it(texts: list[str | None]) -> None:
     assert lines.pop() == ""
     assert len(lines) == len(texts) + 4
     assert all(line[0] + line[-1] in ("┌┐", "││", "├┤", "└┘") for line in lines)
+    assert len({terminal.width(line) for line in lines}) == 1
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", stream.getvalue())
 
 
@@ -262,7 +263,7 @@ def test_table_is_never_wider_than_the_terminal(texts: list[str | None], width: 
     for wrap in (False, True):
         stream = io.StringIO()
         output.write(rows_of(*texts), "table", stream, width=width, wrap=wrap)
-        assert all(output._width(line) <= width for line in stream.getvalue().split("\n"))
+        assert all(terminal.width(line) <= width for line in stream.getvalue().split("\n"))
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -285,6 +286,91 @@ def test_numbers_stand_right_and_wide_characters_take_two_columns() -> None:
         "│ NULL │ a    │",
         "└──────┴──────┘",
     ]
+
+
+#: What a reader takes for one character each, of several code points, and its columns by Unicode and terminals.
+CHARACTERS = {
+    "ก็": 1, "น้ำ": 2, "\u1112\u1161\u11ab": 2, "👍🏽": 2, "👩🏽\u200d🚀": 2, "👨\u200d👩\u200d👧": 2, "e\u0301\u0323": 1, "🇩🇪": 2,
+    "❤\ufe0f": 2, "語": 2, "ﾊ": 1, "क्षि": 2, "ש\u05b8": 1, "…": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*CHARACTERS, "می\u200cخواهم"])
+def test_columns_stand_straight_whatever_the_script(text: str) -> None:
+    """Joined characters are not escaped, and the text is padded by the terminal's rules."""
+    assert terminal.visible(text) == text
+    assert terminal.width(text) == CHARACTERS.get(text, 7)
+    lines, _ = table(rows_of(text, "plain", text * 3))
+    assert {terminal.width(line) for line in lines} == {terminal.width(lines[0])}
+    column = max(5, 3 * terminal.width(text))
+    assert lines[3] == f"│ {text}{' ' * (column - terminal.width(text))} │ end    │"
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\u200d", "a\u200d", "\u200db", "a\u200cb", "👍\u200d\u200d👍", "x\U000e0041", "\u061c"]
+)
+def test_what_shows_nothing_is_spelt_out(hidden: str) -> None:
+    shown = terminal.visible(hidden)
+    assert re.search(r"\\u[0-9a-f]{4}|\\U[0-9a-f]{8}", shown)
+    assert terminal.visible(shown) == shown
+
+
+@given(st.lists(st.sampled_from([*CHARACTERS, "a", " ", "-", "x" * 9]), max_size=12), st.integers(2, 12))
+def test_text_is_broken_between_characters(parts: list[str], columns: int) -> None:
+    text = "".join(parts)
+    lines = terminal.wrapped(text, columns)
+    for shown in (terminal.cut(text, columns), *lines):
+        assert terminal.width(shown) <= columns
+    broken = [character for line in lines for character in terminal._characters(line)]
+    whole = list(terminal._characters(text))
+    assert [c for c in broken if c != " "] == [c for c in whole if c != " "]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 17))
+def test_numbers_of_a_table_are_as_near_as_their_digits_allow(value: float, digits: int) -> None:
+    (shown,) = re.findall(r"│ +(\S+) │", table(output.Rows.of([("x", "double")], [(value,)]), digits=digits)[0][3])
+    if digits == 17:
+        assert float(shown) == value
+        return
+    stored = Decimal(repr(value))
+    assert abs(Decimal(shown) - stored) <= Decimal(5).scaleb(stored.adjusted() - digits)
+    mantissa = shown.partition("e")[0].lstrip("-")
+    assert len(mantissa.replace(".", "").strip("0")) <= max(digits, len(mantissa.partition(".")[0]))
+
+
+def test_a_wide_result_is_readable_and_says_what_it_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Doubles and FLOATs, alone and in lists; integers, decimals, text and other formats keep every digit."""
+    query = (
+        "SELECT 1/3 AS a, (2/3)::FLOAT AS b, [1/3, 1234567.891::DOUBLE] AS c, 12345678901 AS d, 0.12345678901 AS e, "
+        "'0.12345678901' AS f, -1e-9/3 AS g, 99999.97::DOUBLE AS h, 0.5::DOUBLE AS i, 'inf'::DOUBLE AS j"
+    )
+    assert main(["sql", query]) == 0
+    out, err = capsys.readouterr()
+    assert re.findall(r"[^│\s]+", out.splitlines()[3]) == [
+        "0.333333", "0.666667", "[0.333333,", "1234568]", "12345678901", "0.12345678901", "0.12345678901",
+        "-3.33333e-10", "100000", "0.5", "inf",
+    ]  # fmt: skip
+    assert err == "Numbers are shown to 6 digits: --format csv has them as stored.\n"
+    for words in (["--digits", "17"], ["--format", "csv"], ["--format", "json"], ["--format", "markdown"]):
+        assert main(["sql", query, *words]) == 0
+        out, err = capsys.readouterr()
+        assert "0.3333333333333333" in out
+        assert "1234567.891" in out
+        assert err == ""
+    assert main(["sql", query, "--digits", "2"]) == 0
+    assert " 0.33 " in capsys.readouterr().out
+    assert main(["sql", query, "--digits", "3", "--format", "csv"]) == 2
+    assert capsys.readouterr().err == (
+        "elw: --digits is for tables, and csv keeps all digits: leave it out, or round in the query.\n"
+    )
+
+
+def test_columns_beyond_a_line_of_them_are_counted() -> None:
+    rows = output.Rows.of([(f"column_{i}", "bigint") for i in range(200)], [tuple(range(200))])
+    _, notes = table(rows, width=80)
+    assert "column_10," in notes[0]
+    assert re.search(r" and 1\d\d more\): select fewer", notes[0])
+    assert table(rows)[1] == [], "not a terminal: nothing is left out"
 
 
 def test_rows_beyond_the_limit_are_counted_and_announced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Rows in, text or a file out: the formats of `elw sql`.
 
-table     for reading. 40 rows on stdout, cut to the terminal's width; what is cut is announced. NULL is NULL.
+table     for reading. 40 rows on stdout, cut to the terminal's width; what is cut is announced. NULL is NULL. Floating
+          point numbers have 6 digits unless more are asked for; integers and decimals keep all of theirs.
 csv       RFC 4180 with a header, lines end in LF. NULL is empty, an empty string is "".
 json      an array of objects, one a line. NULL, NaN and infinity are null; integers and decimals keep all digits.
 jsonl     the objects alone.
@@ -19,9 +20,7 @@ import datetime
 import io
 import json
 import re
-import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,6 +28,8 @@ from itertools import chain, islice, zip_longest
 from typing import Any, TextIO, cast
 
 from energy_lens.sql import identifier
+from energy_lens.warehouse.terminal import cut, visible, wrapped
+from energy_lens.warehouse.terminal import width as width_of
 
 FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
 
@@ -46,6 +47,15 @@ COUNTED_ROWS = 100_000
 
 #: Rows that are looked at to find a table's column widths; a wider value further down sticks out.
 MEASURED_ROWS = 10_000
+
+#: Significant digits of floating point numbers in a table: more than an estimate has, few enough to be compared by eye.
+DIGITS = 6
+
+#: Digits that say which DOUBLE it is: as stored.
+ALL_DIGITS = 17
+
+#: Columns beyond these are counted, not named, when they do not fit.
+NAMED_COLUMNS = 30
 
 #: A column of text is cut to no fewer characters than this; columns that do not fit even so are left out.
 NARROWEST = 8
@@ -131,15 +141,21 @@ def _expression(format: str, column: str, kind: Kind) -> str:
 
 
 def write(
-    rows: Rows, format: str, stream: TextIO, shown: int | None = None, width: int | None = None, wrap: bool = False
+    rows: Rows,
+    format: str,
+    stream: TextIO,
+    shown: int | None = None,
+    width: int | None = None,
+    wrap: bool = False,
+    digits: int = DIGITS,
 ) -> list[str]:
-    """Write rows as text; returns sentences about what was left out.
+    """Write rows as text; returns sentences about what was left out. All but the first three concern tables.
 
-    shown: rows of a table to write at most, None for all.
+    shown: rows to write at most, None for all. digits: significant ones of floating point numbers.
     width: columns of the terminal, None for no limit. wrap: text that does not fit goes on below instead of being cut.
     """
     if format == "table":
-        return _write_table(rows, stream, shown, width, wrap)
+        return _write_table(rows, stream, shown, width, wrap, digits)
     writers = {"csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl, "markdown": _write_markdown}
     writers[format](rows, stream)
     return []
@@ -170,11 +186,6 @@ class _Nowhere(io.StringIO):
 
     def write(self, text: str, /) -> int:
         return len(text)
-
-
-def terminal_width(stream: TextIO) -> int | None:
-    """Columns of the terminal that a stream shows on; None when it is a file or a pipe."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 # ------------------------------------------------------------------------------------------------ csv
@@ -338,7 +349,7 @@ def _write_markdown(rows: Rows, stream: TextIO) -> None:
         if value is None:
             return ""
         lines = re.split(r"\r\n|\r|\n", _text(value))
-        return "<br>".join([_visible(_MARKED.sub(r"\\\g<0>", line)) for line in lines])
+        return "<br>".join([visible(_MARKED.sub(r"\\\g<0>", line)) for line in lines])
 
     stream.write(line(map(cell, rows.names)))
     stream.write(line("---:" if kind.id in _NUMBERS else "---" for kind in rows.kinds))
@@ -348,61 +359,20 @@ def _write_markdown(rows: Rows, stream: TextIO) -> None:
 
 # ------------------------------------------------------------------------------------------------ table
 
-#: Characters that would move the cursor, change colours, turn the writing direction or show nothing at all.
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-
-def _visible(text: str) -> str:
-    """Text on one line, with escapes in place of characters that a terminal would act on."""
-    return _INVISIBLE.sub(lambda match: _NAMED.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
-
-
-def _width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
-
-
-def _prefix(text: str, width: int) -> int:
-    """How many characters of a text fit a width."""
-    for end, character in enumerate(text):
-        width -= _width(character)
-        if width < 0:
-            return end
-    return len(text)
-
-
-def _cut(text: str, width: int) -> str:
-    """Text of at most this width, an ellipsis at its end when something is missing."""
-    return text if _width(text) <= width else text[: _prefix(text, width - 1)] + "…"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Text in lines of at most this width, broken at spaces where there are any."""
-    lines = []
-    while (end := _prefix(text, width)) < len(text):
-        space = text.rfind(" ", 1, end + 1)
-        end = space if space > 0 else max(end, 1)
-        lines.append(text[:end])
-        text = text[end:].lstrip(" ")
-    return [*lines, text]
-
-
-def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | None, wrap: bool) -> list[str]:
+def _write_table(
+    rows: Rows, stream: TextIO, shown: int | None, width: int | None, wrap: bool, digits: int
+) -> list[str]:
     iterator = chain.from_iterable(rows.batches)
+    cells = _Cells(rows.kinds, digits)
     first: list[list[str]] = []
     for row in iterator:
-        first.append([_cell(value) for value in row])
+        first.append(cells.of(row))
         if len(first) == (MEASURED_ROWS if shown is None else shown):
             break
-    names = [_visible(name) for name in rows.names]
+    names = [visible(name) for name in rows.names]
     numeric = [kind.id in _NUMBERS for kind in rows.kinds]
-    widths = [max(map(_width, column)) for column in zip(names, *first, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(names, *first, strict=True)]
     fitted, narrowed = _fit(widths, numeric, width)
     left_out = names[len(fitted) :]
 
@@ -414,8 +384,8 @@ def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | Non
         if not narrowed:
             return line(cells)
         if not wrap:
-            return line([_cut(cell, w) for cell, w in zip(cells, fitted, strict=False)])
-        parts = [_wrapped(cell, w) for cell, w in zip(cells, fitted, strict=False)]
+            return line([cut(cell, w) for cell, w in zip(cells, fitted, strict=False)])
+        parts = [wrapped(cell, w) for cell, w in zip(cells, fitted, strict=False)]
         return "".join(map(line, zip_longest(*parts, fillvalue="")))
 
     rule = ["─" * (w + 2) for w in fitted] + ["───"] * bool(left_out)
@@ -423,7 +393,7 @@ def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | Non
     stream.write("".join([lines(row) for row in first]))
     if shown is None:
         for row in iterator:
-            stream.write(lines([_cell(value) for value in row]))
+            stream.write(lines(cells.of(row)))
     stream.write("└" + "┴".join(rule) + "┘\n")
     stream.flush()  # before what is said about it
     notes = []
@@ -433,18 +403,60 @@ def _write_table(rows: Rows, stream: TextIO, shown: int | None, width: int | Non
         notes.append(f"{len(first)} of {count} rows are shown: --rows 0 shows all, --output FILE keeps all.")
     if left_out:
         count = f"{len(left_out)} column{' does' if len(left_out) == 1 else 's do'}"
-        notes.append(f"{count} not fit ({', '.join(left_out)}): select fewer, or --format jsonl.")
+        named = ", ".join(left_out[:NAMED_COLUMNS])
+        named += f" and {len(left_out) - NAMED_COLUMNS} more" if len(left_out) > NAMED_COLUMNS else ""
+        notes.append(f"{count} not fit ({named}): select fewer, or --format jsonl.")
     if narrowed and not wrap:
         notes.append("Long values are cut to fit the terminal: --format jsonl shows them whole.")
+    if cells.shortened:
+        notes.append(f"Numbers are shown to {digits} digits: --format csv has them as stored.")
     return notes
 
 
-def _cell(value: Any) -> str:
-    return "NULL" if value is None else _visible(_text(value))
+class _Cells:
+    """Values of a table as text on one line."""
+
+    def __init__(self, kinds: Sequence[Kind], digits: int) -> None:
+        self.digits = digits
+        self.shortened = False  #: whether any number lost digits
+        self._floating = [_is_floating(kind) and digits < ALL_DIGITS for kind in kinds]
+
+    def of(self, row: Sequence[Any]) -> list[str]:
+        return [self._cell(value, floating) for value, floating in zip(row, self._floating, strict=True)]
+
+    def _cell(self, value: Any, floating: bool) -> str:
+        if value is None:
+            return "NULL"
+        text = _text(value)
+        if not floating:
+            return visible(text)
+        short = _FLOATING.sub(lambda number: to_digits(number[0], self.digits), text)
+        self.shortened = self.shortened or short != text
+        return short
+
+
+#: A floating point number as DuckDB and Python write it.
+_FLOATING = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
+
+
+def _is_floating(kind: Kind) -> bool:
+    """Whether all that stands in a value of this type is floating point numbers."""
+    return kind.id in ("float", "double") or (kind.id in ("list", "array") and _is_floating(kind.children[0][1]))
+
+
+def to_digits(number: str, digits: int) -> str:
+    """A positive number with at most so many significant digits, as near as can be; digits before the point stay."""
+    if len(number.partition("e")[0].replace(".", "").strip("0")) <= digits:
+        return number
+    value = float(number)
+    if "e" not in number and value >= 10 ** (digits - 1):
+        return f"{value:.0f}"
+    short = f"{value:.{digits}g}"
+    return f"{short}.0" if len(short) < digits and short.isdigit() else short
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
+    space = " " * (width - width_of(text))
     return space + text if right else text + space
 
 

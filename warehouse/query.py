@@ -25,6 +25,7 @@ from energy_lens.warehouse import output
 from energy_lens.warehouse.database import Statement, Warehouse, warehouse_path
 from energy_lens.warehouse.files import is_special, replacing, text_file
 from energy_lens.warehouse.results import Result
+from energy_lens.warehouse.terminal import terminal_width
 
 #: Rows that are fetched at a time.
 BATCH_ROWS = 10_000
@@ -40,6 +41,7 @@ class Query:
     output: Path | None = None  #: a file; None is stdout
     rows: int | None = None  #: rows of a table that are shown, 0 for all; None: 40 on stdout, all in a file
     write: bool = False  #: let the script change the warehouse
+    digits: int | None = None  #: significant ones of floating point numbers in a table; None: 6. No other format has it
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
@@ -133,6 +135,8 @@ def run(db: Path | None, query: Query) -> list[str]:
     be opened.
     """
     form = _chosen_format(query)
+    if query.digits is not None and form != "table":
+        raise UsageError(f"--digits is for tables, and {form} keeps all digits: leave it out, or round in the query.")
     path = warehouse_path(db)
     if query.write and not os.path.exists(path):
         raise WarehouseError(f"There is no warehouse at {path}: make one with elw ingest, or name another with --db.")
@@ -202,7 +206,8 @@ def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form
                 stream.write(f"{plan}\n")
             return []
         shown = output.TABLE_ROWS if query.rows is None and file is None else query.rows
-        return output.write(rows, form, stream, shown or None, output.terminal_width(stream))
+        digits = output.DIGITS if query.digits is None else query.digits
+        return output.write(rows, form, stream, shown or None, terminal_width(stream), digits=digits)
 
 
 def _rendered(
@@ -252,7 +257,7 @@ def _batches(result: Result) -> Iterator[list[tuple[Any, ...]]]:
 def print_listing(rows: output.Rows, form: str) -> list[str]:
     """Print all rows in a text format; a table's long texts are wrapped to the terminal's width."""
     stream = output.standard_output()
-    return output.write(rows, form, stream, width=output.terminal_width(stream), wrap=True)
+    return output.write(rows, form, stream, width=terminal_width(stream), wrap=True)
 
 
 # ------------------------------------------------------------------------------------------------ what is said
