@@ -290,8 +290,8 @@ def test_numbers_stand_right_and_wide_characters_take_two_columns() -> None:
 
 #: What a reader takes for one character each, of several code points, and its columns by Unicode and terminals.
 CHARACTERS = {
-    "ก็": 1, "น้ำ": 2, "\u1112\u1161\u11ab": 2, "👍🏽": 2, "👩🏽\u200d🚀": 2, "👨\u200d👩\u200d👧": 2, "e\u0301\u0323": 1, "🇩🇪": 2,
-    "❤\ufe0f": 2, "語": 2, "ﾊ": 1, "क्षि": 2, "ש\u05b8": 1, "…": 1,
+    "ก็": 1, "น้ำ": 2, "\u1112\u1161\u11ab": 2, "👍🏽": 2, "👩🏽\u200d🚀": 2, "👨\u200d👩\u200d👧": 2, "e\u0301\u0323": 1,
+    "🇩🇪": 2, "❤\ufe0f": 2, "語": 2, "ﾊ": 1, "क्षि": 2, "ש\u05b8": 1, "…": 1,
 }  # fmt: skip
 
 
@@ -300,6 +300,7 @@ def test_columns_stand_straight_whatever_the_script(text: str) -> None:
     """Joined characters are not escaped, and the text is padded by the terminal's rules."""
     assert terminal.visible(text) == text
     assert terminal.width(text) == CHARACTERS.get(text, 7)
+    assert terminal.width(f"{text} and {text}") == 2 * terminal.width(text) + 5
     lines, _ = table(rows_of(text, "plain", text * 3))
     assert {terminal.width(line) for line in lines} == {terminal.width(lines[0])}
     column = max(5, 3 * terminal.width(text))
