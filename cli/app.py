@@ -47,7 +47,8 @@ def elw(
     elw ingest runs a language model and its sparse autoencoders over your text and writes token energies, energy
     gradients and feature activations into one DuckDB file; after that every question is SQL.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse cannot be opened, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse cannot be opened, 130 interrupted,
+    128 + n ended by signal n.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -1,7 +1,8 @@
 """The entry of `elw`: words in, a command run, an exit code out; every failure is a sentence on stderr.
 
 stdout carries data, stderr everything else. Exit codes: 0 ok, 1 failed, 2 usage, 3 the warehouse can't be opened,
-130 interrupted. Heavy imports wait inside the commands, so that `elw sql` and `elw --help` start at once.
+130 interrupted, 128 + n ended by signal n. Heavy imports wait inside the commands, so that `elw sql` and `elw --help`
+start at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 
 from energy_lens.cli import streams
 from energy_lens.cli.app import app
+from energy_lens.cli.signals import EndedError, endings_noticed
 from energy_lens.console import messages, say
 from energy_lens.errors import ElwError
 
@@ -64,7 +66,7 @@ def _run(words: list[str], alone: bool) -> int:
     try:
         try:
             command = typer.main.get_command(app)
-            with command.make_context("elw", words) as context:
+            with endings_noticed(), command.make_context("elw", words) as context:
                 command.invoke(context)
         except typer.Exit as leaving:
             code = int(leaving.exit_code)
@@ -75,6 +77,12 @@ def _run(words: list[str], alone: bool) -> int:
         if alone:
             streams.settle()
             os._exit(code)  # files are closed by now; threads that are still at work shall not be waited for
+        return code
+    except EndedError as ended:
+        code = _failed(f"ended by {ended.name}.", ended.exit_code, debug)
+        if alone:
+            streams.settle()
+            os._exit(code)
         return code
     except ElwError as error:
         return _failed(str(error), error.exit_code, debug)

@@ -227,6 +227,55 @@ def test_interrupt_is_exit_code_130_and_one_line(db: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv", "json", "table"])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+def test_a_program_that_is_asked_to_end_leaves_nothing(
+    db: Path, tmp_path: Path, sign: signal.Signals, form: str
+) -> None:
+    """In the middle of a file, and what was there stays."""
+    target = tmp_path / "out"
+    target.write_text("old")
+    query = "SELECT range, md5(range::VARCHAR) AS x FROM range(1_000_000_000)"
+    process = start("sql", query, "--db", db, "--output", target, "--format", form)
+    written = 0
+    while written < 100_000 and process.poll() is None:
+        time.sleep(0.05)
+        written = max((path.stat().st_size for path in tmp_path.glob(".out.*.tmp")), default=0)
+    process.send_signal(sign)
+    process.send_signal(sign)  # as a terminal does that closes
+    out, err = process.communicate()
+    assert (out, err.splitlines()[-1]) == ("", f"elw: ended by {sign.name}.")
+    assert process.returncode == 128 + sign
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert target.read_text() == "old"
+
+
+def test_a_signal_that_the_caller_ignores_or_handles_stays_so(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nohup ignores SIGHUP, and a program that calls main() may have handlers of its own."""
+    from energy_lens.warehouse import query
+
+    received = []
+    old = [signal.getsignal(sign) for sign in (signal.SIGTERM, signal.SIGHUP)]
+
+    def both(*_: Any) -> list[str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(query, "run", both)
+    try:
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert main(["sql", "SELECT 1", "--db", str(db)]) == 0
+        assert received == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert main(["sql", "SELECT 1", "--db", str(db)]) == 128 + signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        for sign, handler in zip((signal.SIGTERM, signal.SIGHUP), old, strict=True):
+            signal.signal(sign, handler)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("query", ["SELECT 1", "FROM range(1_000_000)"])
 def test_full_disk_behind_stdout_is_a_sentence(db: Path, query: str) -> None:

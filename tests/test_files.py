@@ -13,7 +13,7 @@ import pytest
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.sae.registry import check_free
-from energy_lens.warehouse.files import replacing, whole
+from energy_lens.warehouse.files import is_abandoned, replacing, scratch_folder, whole
 
 KILLED = """
 import os, signal, sys
@@ -91,6 +91,33 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
         scratch.write_text("new")
     assert names(tmp_path) == {"a", others.name, strange.name}
     assert target.read_text() == "new"
+
+
+def test_a_process_number_that_was_given_out_again_keeps_nothing(tmp_path: Path) -> None:
+    """What was last changed before its process began is another's, which is gone: this one's number, or its parent's."""
+    left = [tmp_path / f".a.{process}.tmp" for process in (os.getpid(), os.getppid())]
+    for path in left:
+        path.write_text("half")
+        assert not is_abandoned(path), "at work"
+        os.utime(path, (0, 1_000_000_000))
+        assert is_abandoned(path)
+    with whole(tmp_path / "a") as (scratch,):
+        scratch.write_text("new")
+    assert names(tmp_path) == {"a"}
+
+
+def test_a_scratch_folder_goes_whatever_happens_and_with_it_what_was_left(tmp_path: Path) -> None:
+    left = tmp_path / ".model.4194999.tmp"
+    (left / "below").mkdir(parents=True)
+    (left / "below" / "weights").write_text("half")
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path, "model") as folder:
+        (folder / "weights").write_text("half")
+        assert names(tmp_path) == {folder.name}
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set()
+    with scratch_folder(tmp_path, "model") as folder:
+        folder.rename(tmp_path / "model")
+    assert names(tmp_path) == {"model"}
 
 
 def test_a_folder_of_a_killed_export_is_free_again(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Files written whole or not at all: a scratch file beside the target, synced, then renamed over it."""
+"""Files written whole or not at all: a scratch file beside the target, synced, then renamed over it.
+
+A scratch file or folder is named .NAME.PROCESS.tmp after what it is to become and who makes it. It is removed whatever
+happens to the work; what a process that was killed left is removed by the next one that makes the same thing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import glob
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,10 +54,12 @@ def replacing(output: Path) -> Iterator[Path]:
         raise UsageError(f"{output} is a folder: name a file with --output.")
     scratch = _Scratch.beside(target)
     try:
-        scratch.make()
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written ({error.strerror}): name another file with --output.") from error
-    try:
+        try:
+            scratch.make()
+        except OSError as error:
+            raise UsageError(
+                f"{output} cannot be written ({error.strerror}): name another file with --output."
+            ) from error
         yield scratch.path
         try:
             _take_names([scratch])
@@ -71,6 +78,33 @@ def check_replaceable(file: Path) -> None:
         scratch.remove()
 
 
+@contextlib.contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder in `parent` for work on something of that name; it is removed at the end, with what is still in it.
+
+    What the disk says passes through as OSError: the caller knows the remedy.
+    """
+    _clear_abandoned(parent, name)
+    path = _scratch_path(parent / name)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _scratch_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def _clear_abandoned(folder: Path, name: str) -> None:
+    """Remove what killed processes left of their work on something of that name."""
+    for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        if is_abandoned(left):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else os.unlink(left)
+
+
 @dataclass
 class _Scratch:
     """A file on its way to a name."""
@@ -81,13 +115,10 @@ class _Scratch:
 
     @classmethod
     def beside(cls, target: Path) -> _Scratch:
-        return cls(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"))
+        return cls(target, _scratch_path(target))
 
     def make(self) -> None:
-        for left in self.target.parent.glob(f".{glob.escape(self.target.name)}.*.tmp"):
-            if is_abandoned(left):
-                with contextlib.suppress(OSError):
-                    os.unlink(left)
+        _clear_abandoned(self.target.parent, self.target.name)
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             status = os.stat(self.target) if os.path.exists(self.target) else os.fstat(descriptor)
@@ -113,17 +144,38 @@ def _take_names(scratches: Sequence[_Scratch]) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether this is a scratch file of `whole` whose process was killed and left it: it is gone, or is this one."""
+    """Whether this is a scratch file or folder whose process was killed and left it.
+
+    So it is when no process has its number, or one that began after the last change: numbers are given out again, in a
+    container the same few every time.
+    """
     name = re.fullmatch(r"\..+\.([0-9]{1,9})\.tmp", path.name)
     if name is None:
         return False  # somebody else's
+    process = int(name[1])
     try:
-        os.kill(int(name[1]), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except OSError:
         return False  # another user's, at work
-    return int(name[1]) == os.getpid()
+    try:
+        return path.stat().st_mtime < _beginning(process) - _CLOCK_MARGIN
+    except OSError:
+        return process == os.getpid()  # a system that does not say: this one has only begun
+
+
+#: Seconds that the clocks of a file and of a process may differ by.
+_CLOCK_MARGIN = 60.0
+
+
+def _beginning(process: int) -> float:
+    """When a process began, in seconds since 1970. Raises OSError where the system has no /proc, or no such process."""
+    ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])  # behind its name in brackets
+    booted = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    if booted is None:
+        raise OSError("/proc/stat has no btime")
+    return int(booted[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def sync(path: Path) -> None:

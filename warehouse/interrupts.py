@@ -1,4 +1,4 @@
-"""A call of DuckDB in, its result or one sentence out: Ctrl-C stops it, and DuckDB's errors become ours."""
+"""A call of DuckDB in, its result or one sentence out: a signal that raises stops it, and DuckDB's errors become ours."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def interruptibly(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
             _thread.start_new_thread(work, ())
             while not done.wait(0.1):  # a wait without end would miss a signal that comes just before it
                 pass
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or what else a signal raises
             if not begun.acquire(blocking=False):
                 while not done.is_set():  # again and again: an interrupt before the query began would be forgotten
                     connection.interrupt()

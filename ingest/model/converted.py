@@ -11,14 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from energy_lens.console import say
-from energy_lens.warehouse.files import whole
+from energy_lens.warehouse.files import scratch_folder, whole
 
 #: Raise it when a copy would come out otherwise, or when more of a source is checked: older copies are made anew.
 CONVERSION = 1
@@ -93,12 +91,9 @@ def put_in_place(scratch: Path, folder: Path, sha256: str) -> None:
     if os.path.lexists(folder):
         if fault(folder, sha256) is None:
             return
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with scratch_folder(folder.parent, f"{folder.name}.old") as aside:
             folder.rename(aside / "old")
             _take_name(scratch, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     else:
         _take_name(scratch, folder)
 

