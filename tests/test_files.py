@@ -94,7 +94,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
 
 
 def test_a_process_number_that_was_given_out_again_keeps_nothing(tmp_path: Path) -> None:
-    """What was last changed before its process began is another's, which is gone: this one's number, or its parent's."""
+    """What was last changed before its process began is of another, which is gone."""
     left = [tmp_path / f".a.{process}.tmp" for process in (os.getpid(), os.getppid())]
     for path in left:
         path.write_text("half")
@@ -110,14 +110,26 @@ def test_a_scratch_folder_goes_whatever_happens_and_with_it_what_was_left(tmp_pa
     left = tmp_path / ".model.4194999.tmp"
     (left / "below").mkdir(parents=True)
     (left / "below" / "weights").write_text("half")
-    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path, "model") as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path, "model") as folder:  # noqa: PT012
         (folder / "weights").write_text("half")
         assert names(tmp_path) == {folder.name}
         raise KeyboardInterrupt
     assert names(tmp_path) == set()
-    with scratch_folder(tmp_path, "model") as folder:
-        folder.rename(tmp_path / "model")
+    with scratch_folder(tmp_path, "model") as folder, scratch_folder(tmp_path, "model") as other:  # of two threads
+        other.rename(tmp_path / "model")
     assert names(tmp_path) == {"model"}
+    assert not folder.exists()
+
+
+def test_two_threads_may_write_one_file(tmp_path: Path) -> None:
+    """The last one to end has its way, and nothing is left."""
+    with whole(tmp_path / "a") as (first,):
+        first.write_text("first")
+        with whole(tmp_path / "a") as (second,):
+            second.write_text("second")
+        assert (tmp_path / "a").read_text() == "second"
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == {"a"}
 
 
 def test_a_folder_of_a_killed_export_is_free_again(tmp_path: Path) -> None:

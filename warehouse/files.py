@@ -1,13 +1,14 @@
 """Files written whole or not at all: a scratch file beside the target, synced, then renamed over it.
 
-A scratch file or folder is named .NAME.PROCESS.tmp after what it is to become and who makes it. It is removed whatever
-happens to the work; what a process that was killed left is removed by the next one that makes the same thing.
+A scratch file or folder is named .NAME.NUMBER.PROCESS.tmp after what it is to become and who makes it. It is removed
+whatever happens to the work; what a process that was killed left is removed by the next one that makes the same thing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -93,8 +94,12 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+#: Tells the scratch files of one process apart, whose threads may make the same thing.
+_numbers = itertools.count()
+
+
 def _scratch_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.{next(_numbers)}.{os.getpid()}.tmp")
 
 
 def _clear_abandoned(folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A call of DuckDB in, its result or one sentence out: a signal that raises stops it, and DuckDB's errors become ours."""
+"""A call of DuckDB in, its result or one sentence out: a signal stops it, and DuckDB's errors become ours."""
 
 from __future__ import annotations
 
