@@ -107,5 +107,7 @@ def _failed(sentence: str, exit_code: int, debug: bool) -> int:
         traceback.print_exc(file=messages)
     with contextlib.suppress(OSError):
         streams.flush_output()  # what was written before stands before it
-    say(f"elw: {sentence}")
+    from energy_lens.warehouse.terminal import visible
+
+    say(f"elw: {visible(sentence)}")  # a name in it may hold line ends, or what a terminal acts on
     return exit_code

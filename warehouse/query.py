@@ -30,6 +30,9 @@ from energy_lens.warehouse.terminal import terminal_width
 #: Rows that are fetched at a time.
 BATCH_ROWS = 10_000
 
+#: Characters of the longest integer that a HUGEINT can be, with its sign.
+LONGEST_NUMBER = 39
+
 
 @dataclass(frozen=True)
 class Query:
@@ -92,6 +95,8 @@ def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"-p {assignment} is not name=value: write -p layer=15 for $layer.")
         if name in parameters:
             raise UsageError(f"-p gives ${name} twice: leave one out.")
+        if len(text) > LONGEST_NUMBER and text.lstrip("+-").isdecimal():
+            raise UsageError(f"-p {name} is an integer of more than 38 digits: write a string, \"{name}='…'\".")
         parameters[name] = _value(text)
     return parameters
 

