@@ -1,7 +1,7 @@
 """Every option and argument of every command, given what nobody should give: an answer or a sentence, nothing else.
 
-Commands and parameters are read from the program, so that a new one is swept by itself. Commands run in this process, on
-a warehouse without runs, one short text and a model that is not there: what is left to do is to say what is wrong.
+Commands and parameters are read from the program, so that a new one is swept by itself. Commands run in this process,
+on a warehouse without runs, one short text and a model that is not there: what is left is to say what is wrong.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ HOSTILE = {
     "right to left": "\u202eabc", "escape": "\x1b[31mred", "not UTF-8": "a\udce9b", "comma": ",", "commas": "1,,1",
     "colons": "1:2:3", "equals": "=", "quotes": "'; DROP TABLE runs; --\"", "hyphen": "-", "option": "--nonsense",
     "glob": "[*?]", "home of nobody": "~nobody-of-this-name/x", "a folder": "texts", "a file": "texts/text.txt",
-    "below a file": "texts/text.txt/x", "not there": "no/such/place", "a binary file": "binary", "a device": "/dev/null",
-    "memory": ":memory:", "here": ".", "long": "x" * 5000, "long path": "x/" * 3000,
+    "below a file": "texts/text.txt/x", "not there": "no/such/place", "a binary file": "binary",
+    "a device": "/dev/null", "memory": ":memory:", "here": ".", "long": "x" * 5000, "long path": "x/" * 3000,
 }  # fmt: skip
 
 #: What stands before a value that is to be swept too, where a parameter has a form of its own.
