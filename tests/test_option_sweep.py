@@ -25,6 +25,9 @@ USUAL = {
     "output": "made", "layers": "1", "feature": "1:1", "text": "A text.", "address": "hf:owner/repository/path",
 }  # fmt: skip
 
+#: Commands that would do their work on an empty warehouse, and take long over it, are given one that is not there.
+ABSENT = {("report",): {"db": "no/such.duckdb"}}
+
 #: Parameters that are always given, or a command would take its default model, or read stdin.
 ALWAYS = ("model", "name", "query", "layers")
 
@@ -58,8 +61,10 @@ class Swept(NamedTuple):
         """A command line in which the parameter has these values and the others have what is usual."""
         options, arguments = [], []
         for parameter in parameters_of(self.command):
-            usual = parameter.required or parameter.name in ALWAYS
-            given = values if parameter.name == self.parameter.name else (USUAL[parameter.name],) if usual else ()
+            absent = ABSENT.get(self.command, {})
+            usual = parameter.required or parameter.name in ALWAYS or parameter.name in absent
+            value = (absent | USUAL)[parameter.name] if usual else None
+            given = values if parameter.name == self.parameter.name else () if value is None else (value,)
             if parameter.param_type_name == "argument":
                 arguments += given
             elif getattr(parameter, "is_flag", False):

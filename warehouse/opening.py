@@ -36,7 +36,6 @@ _ELSEWHERE = re.compile(
 #: How DuckDB begins when a setting is none, or its value will not do.
 _OF_SETTINGS = ("options were not recognized", "Parser Error", "Syntax Error", "Not implemented Error", "configuration")
 
-
 #: What a file system answers that knows no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO)
 
@@ -52,7 +51,7 @@ def warehouse_path(path: str | Path | None = None) -> Path:
     """The file that is meant: the given one, else ELW_WAREHOUSE, else elw.duckdb here.
 
     Raises UsageError for what can be no file's name, and WarehouseError for one that DuckDB would take for something
-    else.
+    else and for a folder, before anything is named after it.
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"{path!r} is no path of a warehouse: give one as text or Path.")
@@ -71,12 +70,15 @@ def warehouse_path(path: str | Path | None = None) -> Path:
     if any(ord(character) < 32 for character in named):
         raise WarehouseError(f"{shown} holds a line break or another control character: name another file with --db.")
     try:
-        return Path(named).expanduser()
+        file = Path(named).expanduser()
     except RuntimeError as error:
         user = named.partition("/")[0]
         raise WarehouseError(
             f"There is no user {user[1:]}, whose home {user} would be: name a file with --db."
         ) from error
+    if os.path.isdir(file):
+        raise WarehouseError(f"{file} is a folder, not a warehouse file: name a file with --db.")
+    return file
 
 
 def compaction_folder(path: Path) -> Path:

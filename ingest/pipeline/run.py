@@ -140,7 +140,7 @@ def settle(
     if candidates and not options.new_run:
         return *max(candidates, key=lambda candidate: candidate[1].run_id), model
     if just is not None:  # what has other documents has its generation all the same
-        with Warehouse(options.db, writable=True) as warehouse:
+        with Warehouse(options.db, writable=True, create=False) as warehouse:
             candidates = stored_runs(warehouse, wanted)
     generation = max((settings.generation + 1 for settings, _ in candidates), default=0)
     return replace(wanted, generation=generation), None, model
