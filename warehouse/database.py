@@ -343,6 +343,9 @@ class _ArrowStream:
         return self._frame.__arrow_c_stream__(requested_schema)
 
 
+# ------------------------------------------------------------------------------------------------ writing alone
+
+
 def check_writable(path: str | Path) -> None:
     """Raises WarehouseError unless a warehouse can be written at that path, be it there yet or not; makes nothing.
 
@@ -356,9 +359,6 @@ def check_writable(path: str | Path) -> None:
     for place in (path, path.parent):  # DuckDB makes a log beside the file
         if os.path.exists(place) and not os.access(place, os.W_OK):
             raise WarehouseError(f"{place} cannot be written: change its mode, or name another file with --db.")
-
-
-# ------------------------------------------------------------------------------------------------ writing alone
 
 
 @contextlib.contextmanager
@@ -389,6 +389,3 @@ def ingest_lock(path: Path, command: str = "elw ingest") -> Iterator[None]:
             ) from error
         shutil.rmtree(compaction_folder(path), ignore_errors=True)
         yield
-
-
-# ------------------------------------------------------------------------------------------------ polars
