@@ -13,3 +13,6 @@ SELECT run_id, min(created_at), NULL
 FROM runs
 ANTI JOIN run_ids ON run_ids.id = runs.run_id
 GROUP BY run_id;
+
+-- Files that are given singly share their folder's category, and no category has the name of a total.
+COMMENT ON COLUMN documents.category IS 'First folder below the given path, else that path''s own name; of a file given singly, the name of its folder. A folder called all or macro, which are words for totals, has a slash behind it.';
