@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+
+from energy_lens.warehouse.locks import is_record
 
 #: Bytes of a file's beginning that are looked at.
 BEGINNING = 1024
@@ -86,7 +87,7 @@ def _is_of_warehouse(file: Path, start: bytes) -> bool:
     if name.endswith(".wal"):
         return b"\0" in start
     if name.endswith(".lock"):
-        return re.fullmatch(rb"\s*\d{1,10}\s*", start) is not None  # a lock says which process holds it
+        return is_record(start)
     return file.parent.name.endswith(".tmp") and name.startswith("duckdb_temp")
 
 

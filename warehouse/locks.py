@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def _flock(path: Path, descriptor: int, wait: Callable[[str], None] | None) -> N
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         raise NoLocksError(error.errno, error.strerror, str(path)) from error
+
+
+def is_record(start: bytes) -> bool:
+    """Whether a file that begins so may be a lock file: a process and, since versions that say so, its command."""
+    return re.fullmatch(rb"\s*\d{1,10}( [a-z][a-z_ -]*)?\s*", start) is not None
 
 
 def _holder(record: bytes) -> str:
