@@ -31,6 +31,7 @@ from energy_lens.ingest.model.precision import load_in, name_of
 from energy_lens.ingest.model.window import settle_context_length
 from energy_lens.ingest.pipeline.calibration import calibrate
 from energy_lens.ingest.pipeline.commits import Writer
+from energy_lens.ingest.pipeline.feature_logits import fill_feature_logits
 from energy_lens.ingest.pipeline.groups import GroupBuilder
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date, groups_left
@@ -251,10 +252,12 @@ def carry_out(
             say("Interrupted: finishing the statistics of what is committed …")
             committed = committed_among(left, options.db, run)
     seconds = time.monotonic() - started
-    instruments.model.forget()  # a large run's finish takes memory of its own
     n_tokens = sum(group.n_tokens for group in committed)
     started = time.monotonic()
-    if run.stats_groups != len(run.committed) + len(committed):
+    if unfinished := run.stats_groups != len(run.committed) + len(committed):
+        fill_feature_logits(partial(open_again, options.db, run), run.run_id, instruments.model.load, instruments.saes)
+    instruments.model.forget()  # a large run's finish takes memory of its own
+    if unfinished:
         decoders = {layer: sae.W_dec for layer, sae in instruments.saes.items()}
         finish(partial(open_again, options.db, run), run.run_id, decoders)
         with open_again(options.db, run) as warehouse, warehouse.transaction():

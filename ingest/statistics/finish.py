@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.ingest.statistics.activations import Activations, Slice, ranges
+from energy_lens.ingest.statistics.cards import CARDS, LayerCards, Part
 from energy_lens.ingest.statistics.columns import Columns, concatenated, statistics_frame, tested
 from energy_lens.ingest.statistics.decoder import Activity, DecoderGradient, StoredSums
 from energy_lens.ingest.statistics.discrete import DiscreteGradient
@@ -47,7 +48,7 @@ MEMORY_LIMIT = "700MB"
 #: Tables that are filled here, and nowhere else.
 FILLED = (
     "feature_statistics", "histogram_cells", "feature_classes", "feature_activity", "layer_tokens", "layer_energies",
-    "layer_losses",
+    "layer_losses", *CARDS,
 )  # fmt: skip
 
 
@@ -65,6 +66,7 @@ class Made(NamedTuple):
     columns: dict[tuple[str, str], list[Columns]]  #: (energy, gradient): of each partition
     counts: dict[str, list[dict[str, Integers]]]  #: energy: joint histograms, of all documents and of categories
     fired: tuple[pl.DataFrame, pl.DataFrame] | None  #: how its features fire, and their strongest activations
+    cards: Part  #: what their cards show
 
 
 def finish(open_warehouse: Callable[[], Warehouse], run_id: int, decoders: Mapping[int, Tensor]) -> None:
@@ -104,6 +106,7 @@ def _finish_layer(
     """Fill what is known of a layer; returns the layer's included tokens [token]."""
     included, counted = _chosen(warehouse, run, tokens, layer)
     classes, fired = pool.submit(FeatureClasses, tokens, included, len(decoder)), FeatureActivity(tokens)
+    cards = LayerCards(run, tokens, included, decoder)
     along_rows = {energy: DecoderGradient(warehouse, run, layer, energy, decoder) for energy in run.energies}
     along_text = {energy: DiscreteGradient(warehouse, run, tokens, layer, energy) for energy in run.energies}
     histograms = {energy: HistogramCells(warehouse, run, tokens, included, layer, energy) for energy in run.energies}
@@ -127,7 +130,7 @@ def _finish_layer(
             columns[energy, "decoder"] = along_rows[energy].statistics(rows, stored.sums[energy], keys, activity)
             columns[energy, "discrete"] = along_text[energy].statistics(rows, keys)
         counts = {energy: histograms[energy].counts(rows, stored.counts[energy]) for energy in run.energies}
-        return Made(columns, counts, fired.of(rows))
+        return Made(columns, counts, fired.of(rows), cards.of(rows))
 
     bounds = ranges(warehouse, run, layer, len(decoder))
     with ThreadPoolExecutor(1) as reader:
@@ -135,6 +138,7 @@ def _finish_layer(
         slices = ((rows, stored) for stored in _in_turn(reader, read, bounds, 1) for rows in stored.rows.slices())
         for made in _in_turn(pool, lambda slice_: work(*slice_), slices, THREADS):
             fired.add(made.fired)
+            cards.add(made.cards)
             for energy in run.energies:
                 histograms[energy].add(made.counts[energy])
             for key, of_slice in made.columns.items():
@@ -149,10 +153,11 @@ def _finish_layer(
         warehouse.append(
             "feature_classes", frame.with_columns(**{name: pl.lit(value) for name, value in place.items()})
         )
-    for cells in histograms.values():
-        if (counts := cells.frame()) is not None:
+    for histogram in histograms.values():
+        if (counts := histogram.frame()) is not None:
             warehouse.append("histogram_cells", counts)
     fired.store(warehouse, run.run_id, layer)
+    cards.store(warehouse, run.run_id, layer)
     return included
 
 

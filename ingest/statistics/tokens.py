@@ -28,6 +28,7 @@ class Tokens:
     context: Integers  #: [token] place among the run's contexts, ascending
     slot: Integers  #: [token] its row of the plan and position: mates at one position share it
     following: Integers  #: [token] the token at the same position of the row's next context; −1 where there is none
+    vocabulary_ids: NDArray[np.int32]  #: [token]
     class_code: NDArray[np.int8]  #: [token] place in CLASSES; −1 where a token has no class
     _place: NDArray[np.int32]  #: [token_id] place of a token in these arrays; −1 where there is none
 
@@ -45,7 +46,8 @@ class Tokens:
         following = np.where(within, place[np.where(within, next_id, 0)], -1) if len(ids) else ids
         slot = run.contexts.row[context] * run.context_length + position
         code = np.ma.filled(np.ma.asarray(stored["class_code"]), -1).astype(np.int8)
-        return cls(ids, context, slot, following.astype(np.int64), code, place)
+        vocabulary_ids = np.asarray(stored["vocabulary_id"], dtype=np.int32)
+        return cls(ids, context, slot, following.astype(np.int64), vocabulary_ids, code, place)
 
     def __len__(self) -> int:
         return len(self.ids)

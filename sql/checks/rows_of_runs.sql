@@ -1,7 +1,11 @@
 -- Every row belongs to a run of this file.
 -- Rows of run_energies are looked after by energies_of_runs, so that a file of before that table is checked for the rest.
 WITH parts AS (
-    SELECT 'activation_quartiles' AS "table", run_id FROM activation_quartiles GROUP BY ALL
+    SELECT 'activation_histogram' AS "table", run_id FROM activation_histogram GROUP BY ALL
+    UNION ALL
+    SELECT 'activation_intervals', run_id FROM activation_intervals GROUP BY ALL
+    UNION ALL
+    SELECT 'activation_quartiles', run_id FROM activation_quartiles GROUP BY ALL
     UNION ALL
     SELECT 'activations', run_id FROM activations GROUP BY ALL
     UNION ALL
@@ -43,9 +47,15 @@ WITH parts AS (
     UNION ALL
     SELECT 'feature_histograms', run_id FROM feature_histograms GROUP BY ALL
     UNION ALL
+    SELECT 'feature_logits', run_id FROM feature_logits GROUP BY ALL
+    UNION ALL
     SELECT 'feature_moments', run_id FROM feature_moments GROUP BY ALL
     UNION ALL
+    SELECT 'feature_neighbours', run_id FROM feature_neighbours GROUP BY ALL
+    UNION ALL
     SELECT 'feature_statistics', run_id FROM feature_statistics GROUP BY ALL
+    UNION ALL
+    SELECT 'feature_tokens', run_id FROM feature_tokens GROUP BY ALL
     UNION ALL
     SELECT 'gradients', run_id FROM gradients GROUP BY ALL
     UNION ALL
@@ -64,6 +74,8 @@ WITH parts AS (
     SELECT 'layer_losses', run_id FROM layer_losses GROUP BY ALL
     UNION ALL
     SELECT 'layer_tokens', run_id FROM layer_tokens GROUP BY ALL
+    UNION ALL
+    SELECT 'logit_histogram', run_id FROM logit_histogram GROUP BY ALL
     UNION ALL
     SELECT 'plan', run_id FROM plan GROUP BY ALL
     UNION ALL
