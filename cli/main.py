@@ -29,6 +29,7 @@ from energy_lens.cli import (
     check,
     compaction,
     report,
+    export,
     interventions,
     attractors,
     efas,
@@ -40,7 +41,9 @@ from energy_lens.cli import (
 # isort: on
 
 #: The files of commands, by which the tests and the reference know that none was forgotten.
-COMMANDS = (ingest, queries, check, compaction, report, interventions, attractors, efas, saes, lenses, models)
+COMMANDS = (
+    ingest, queries, check, compaction, report, export, interventions, attractors, efas, saes, lenses, models
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
