@@ -203,12 +203,12 @@ def test_logits_are_the_decoder_row_through_the_norms_gain_and_the_unembedding(
 def test_they_say_what_a_small_step_along_the_row_does_to_logits(tiny: Callable[[str], Tiny]) -> None:
     """At a residual of root mean square 1 to which the row is orthogonal: the derivative itself."""
     model = load_model(str(tiny("llama").folder))
-    x = torch.randn(model.d_model, dtype=torch.float64)
+    torch.manual_seed(1)
+    x = torch.randn(model.d_model)
     x /= x.square().mean().sqrt()
-    row = torch.randn(model.d_model, dtype=torch.float64)
+    row = torch.randn(model.d_model)
     row -= x * (row @ x) / (x @ x)
-    model.module.double()
-    step = 1e-6
+    step = 1e-2  # to third order in it, and to float32's rounding
 
     def logits(at: torch.Tensor) -> torch.Tensor:
         return model.logits(model.final_norm(at[None, None]))[0, 0]
@@ -216,9 +216,8 @@ def test_they_say_what_a_small_step_along_the_row_does_to_logits(tiny: Callable[
     with torch.no_grad():
         slope = (logits(x + step * row) - logits(x - step * row)) / (2 * step)
         slope = (slope - slope[: len(model.tokenizer)].mean())[: len(model.tokenizer)]
-        model.module.float()
-        (summary,) = summaries(model, row[None].float(), 10, N_BINS)
-    torch.testing.assert_close(summary.top[0].double(), slope.topk(10).values, rtol=1e-4, atol=1e-5)
+        (summary,) = summaries(model, row[None], 10, N_BINS)
+    torch.testing.assert_close(summary.top[0], slope.topk(10).values, rtol=1e-3, atol=1e-3)
 
 
 def test_stored_logits_are_those_of_the_features_that_fire(tiny_warehouse: Path, tiny: Callable[[str], Tiny]) -> None:
