@@ -40,6 +40,7 @@ FLOORS = (
         "ingest.own_files",
         "ingest.token_file",
         "ingest.inclusion",
+        "ingest.compiled",
         "ingest.token_classes",
         "ingest.shipped",
         "ingest.model",

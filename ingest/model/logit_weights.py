@@ -13,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.compiled import compiled
 from energy_lens.ingest.model.language_model import LanguageModel
 
 #: Directions whose logits are held at once: 256 x 49,152 in float32 are 50 MB.
@@ -28,13 +31,13 @@ LARGE = 1e4
 class LogitSummary(NamedTuple):
     """Of n directions."""
 
-    top_ids: Tensor  #: [n, k] int64, of the largest l, largest first
-    top: Tensor  #: [n, k]
-    bottom_ids: Tensor  #: [n, k] of the smallest l, smallest first
-    bottom: Tensor  #: [n, k]
-    low: Tensor  #: [n] the smallest l
-    high: Tensor  #: [n] the largest
-    counts: Tensor  #: [n, bins] int32: tokens of the vocabulary by l, in bins of equal width
+    top_ids: NDArray[np.int64]  #: [n, k] of the largest l, largest first; of equal ones the first
+    top: NDArray[np.float32]  #: [n, k]
+    bottom_ids: NDArray[np.int64]  #: [n, k] of the smallest l, smallest first
+    bottom: NDArray[np.float32]  #: [n, k]
+    low: NDArray[np.float32]  #: [n] the smallest l
+    high: NDArray[np.float32]  #: [n] the largest
+    counts: NDArray[np.int32]  #: [n, bins] tokens of the vocabulary by l, in bins of equal width
 
 
 def final_gain(model: LanguageModel) -> tuple[Tensor, bool]:
@@ -70,11 +73,44 @@ def summaries(model: LanguageModel, directions: Tensor, n_told: int, n_bins: int
             block = block - block.mean(1, keepdim=True)
         logits = (block * gain) @ W_U.T
         logits = (logits - logits.mean(1, keepdim=True)) * scale
-        k = min(n_told, logits.shape[1])
-        top, bottom = logits.topk(k), logits.topk(k, largest=False)
-        low, high = logits.amin(1), logits.amax(1)
-        width = ((high - low) / n_bins).clamp_min(torch.finfo(torch.float32).tiny)
-        bins = ((logits - low[:, None]) / width[:, None]).to(torch.int64).clamp_(0, n_bins - 1)
-        bins += n_bins * torch.arange(len(block))[:, None]
-        counts = torch.bincount(bins.view(-1), minlength=n_bins * len(block)).view(-1, n_bins).to(torch.int32)
-        yield LogitSummary(top.indices, top.values, bottom.indices, bottom.values, low, high, counts)
+        yield summarised(logits.numpy(), n_told, n_bins)
+
+
+def summarised(logits: NDArray[np.float32], n_told: int, n_bins: int) -> LogitSummary:
+    """Of l [n, vocabulary]."""
+    k = min(n_told, logits.shape[1])
+    top_ids, bottom_ids = _largest(logits, k, np.float32(1)), _largest(logits, k, np.float32(-1))
+    top, bottom = (np.take_along_axis(logits, ids, 1) for ids in (top_ids, bottom_ids))
+    return LogitSummary(top_ids, top, bottom_ids, bottom, bottom[:, 0], top[:, 0], _histograms(logits, n_bins))
+
+
+@compiled
+def _largest(logits: NDArray[np.float32], k: int, sign: np.float32) -> NDArray[np.int64]:
+    """[n, k] places of the largest sign·l of each row, largest first; of equal ones the first."""
+    kept = np.empty((len(logits), k), dtype=np.int64)
+    values = np.empty(k, dtype=np.float32)
+    for row in range(len(logits)):
+        n = 0
+        for place in range(logits.shape[1]):
+            value = sign * logits[row, place]
+            if n == k and value <= values[k - 1]:
+                continue
+            at = n if n < k else k - 1
+            while at > 0 and values[at - 1] < value:
+                values[at], kept[row, at] = values[at - 1], kept[row, at - 1]
+                at -= 1
+            values[at], kept[row, at] = value, place
+            n = min(n + 1, k)
+    return kept
+
+
+@compiled
+def _histograms(logits: NDArray[np.float32], n_bins: int) -> NDArray[np.int32]:
+    """[n, bins] how many of a row are in each bin between its smallest and its largest; on an edge, the upper one."""
+    counts = np.zeros((len(logits), n_bins), dtype=np.int32)
+    for row in range(len(logits)):
+        low, high = logits[row].min(), logits[row].max()
+        scale = n_bins / (np.float64(high) - np.float64(low)) if high > low else 0.0
+        for value in logits[row]:
+            counts[row, min(int((np.float64(value) - np.float64(low)) * scale), n_bins - 1)] += 1
+    return counts

@@ -58,12 +58,12 @@ def fill_feature_logits(
                             "feature": np.repeat(feature, k), "direction": [direction] * (n * k),
                             "place": np.tile(np.arange(1, k + 1, dtype=np.int16), n), "vocabulary_id": flat,
                             "text": [texts[vocabulary_id] for vocabulary_id in flat],
-                            "logit": logits.reshape(-1).numpy(),
+                            "logit": logits.reshape(-1),
                         }, schema_overrides={"vocabulary_id": pl.Int32})
                     )  # fmt: skip
                 sizes.append(
                     pl.DataFrame({
-                        "feature": feature, "low": summary.low.numpy(), "high": summary.high.numpy(),
+                        "feature": feature, "low": summary.low, "high": summary.high,
                         "counts": pl.Series(summary.counts.tolist(), dtype=pl.List(pl.Int32)),
                     })
                 )  # fmt: skip

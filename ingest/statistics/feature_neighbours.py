@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from energy_lens.ingest.compiled import compiled
 from energy_lens.ingest.statistics.activations import Slice
-from energy_lens.ingest.statistics.kernels import compiled
 from energy_lens.warehouse.database import Warehouse
 
 Integers = NDArray[np.int64]

@@ -2,29 +2,18 @@
 
 What numpy would make a dozen passes and arrays of. Activations are sorted by feature, document, context and token, so
 a cell (feature and context), a pair (feature and document) and a feature are each a stretch: bounds [stretch + 1] say
-where stretches of the next smaller kind begin. Compiled by numba on first use, which keeps the result on disk.
+where stretches of the next smaller kind begin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_lens.ingest.compiled import compiled
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of arrays as machine code that lets other threads run."""
-    try:
-        kernel: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # nothing may be written beside this file, nor at the user's home
-        kernel = numba.njit(nogil=True)(function)
-    return kernel
 
 
 @compiled
