@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= dev
+WORKERS ?= 2
 ELW    := $(VENV)/bin/elw
 DEMO_DB := demo.duckdb
 
@@ -34,7 +35,7 @@ types: $(VENV)/installed .types/energy_lens
 	MYPYPATH=.types $(VENV)/bin/mypy -p energy_lens
 
 test: lint types
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py

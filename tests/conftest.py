@@ -25,6 +25,16 @@ TINY_WIDTH, TINY_FEATURES, TINY_K = 32, 64, 4
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one worker, as do all that ask for the real warehouse: what they share is made once."""
+    for item in items:
+        needs_real = "real_warehouse" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("real" if needs_real else item.path.name))
+
 
 
 @dataclass(frozen=True)
