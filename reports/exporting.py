@@ -1,15 +1,5 @@
-"""What every export gives back; each one is a function (warehouse file, folder, words of --features) of a module."""
+"""What every export gives back, for those that are reports; it stands in the warehouse's room, as analyses export too."""
 
-from __future__ import annotations
+from energy_lens.warehouse.exporting import Exported
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an export wrote."""
-
-    files: Sequence[Path]  #: the main ones, for a person to open or to hand on
-    notes: list[str] = field(default_factory=list)  #: sentences on what was left out, and why
+__all__ = ["Exported"]
