@@ -14,7 +14,10 @@ from energy_lens.console import say
 from energy_lens.errors import UsageError
 
 #: Formats, and the module and function that write each; only that of the chosen one is imported.
-EXPORTS: dict[str, str] = {}
+EXPORTS: dict[str, str] = {"saebench": "energy_lens.analysis.saebench.export:export_saebench"}
+
+#: Formats whose numbers are measured on a sample of contexts.
+MEASURED = ("saebench",)
 
 
 @app.command()
@@ -32,6 +35,10 @@ def export(
             help="all, top:N, class:NAME, LAYER:FEATURE; else what the format is mostly wanted for.",
         ),
     ] = None,
+    contexts: Annotated[
+        int | None,
+        typer.Option("--contexts", metavar="N", help="Contexts that saebench measures on, drawn by a seed; else 64."),
+    ] = None,
 ) -> None:
     """Write features of the current run as pages or as files for other tools; print the paths of the main files."""
     from importlib import import_module
@@ -42,7 +49,10 @@ def export(
         raise UsageError(f"There is no export format {form!r}: choose {', '.join(EXPORTS)}.")
     module, _, function = EXPORTS[form].partition(":")
     write = getattr(import_module(module), function)
-    done = write(warehouse_path(db), output, None if features is None else words(features, "--features"))
+    if contexts is not None and form not in MEASURED:
+        raise UsageError(f"--contexts is for {', '.join(MEASURED)}, which measures: {form} writes what is stored.")
+    sample = {} if contexts is None else {"contexts": contexts}
+    done = write(warehouse_path(db), output, None if features is None else words(features, "--features"), **sample)
     for path in done.files:
         print_line(path)
     for note in done.notes:

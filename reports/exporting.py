@@ -1,4 +1,4 @@
-"""What every export gives back, for those that are reports; it stands in the warehouse's room, as analyses export too."""
+"""What every export gives back. It stands in the warehouse's room, as analyses export too; reports find it here."""
 
 from energy_lens.warehouse.exporting import Exported
 

@@ -232,6 +232,27 @@ def needs_below(site: Site) -> bool:
     return site.point not in (RESID_PRE, RESID_POST)
 
 
+def with_below(sites: Iterable[Site]) -> dict[Site, Site]:
+    """The places with what goes into their blocks, where a pass that goes on from them needs it."""
+    sites = set(sites)
+    return {site: site for site in sites | {site.before_block for site in sites if needs_below(site)}}
+
+
+@torch.no_grad()
+def resumes(model: LanguageModel, tokens: Tensor, sites: Iterable[Site]) -> bool:
+    """Whether going on from each of these places (`hidden_from`) gives what the whole model gives."""
+    sites = set(sites)
+    with tensors_at(model, with_below(sites)) as found:
+        whole = model.hidden(tokens)
+    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
+    return all(
+        torch.allclose(
+            hidden_from(model, tokens, site, found[site], found.get(site.before_block)), whole, atol=tolerance, rtol=0
+        )
+        for site in sites
+    )
+
+
 def hidden_from(model: LanguageModel, tokens: Tensor, site: Site, x: Tensor, below: Tensor | None = None) -> Tensor:
     """The final norm's output [batch, position, d_model] with x [batch, position, width] at a place.
 

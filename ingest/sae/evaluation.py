@@ -43,7 +43,7 @@ from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, 
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import norm_medians
-from energy_lens.ingest.model.sites import Site, harvest, hidden_from, needs_below, tensors_at
+from energy_lens.ingest.model.sites import Site, harvest, hidden_from, resumes, tensors_at, with_below
 from energy_lens.ingest.model.unembedding import next_token_losses
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes
@@ -305,28 +305,16 @@ def _complete_means(model: LanguageModel, meters: Sequence[_Meter], batches: Seq
 
 def _check_resumption(model: LanguageModel, sites: Iterable[Site], batch: _ContextBatch) -> None:
     """Raises ElwError when going on from a place does not give what the whole model gives."""
-    tokens = batch.tokens[:1]
-    with tensors_at(model, _with_below(sites)) as found:
-        whole = model.hidden(tokens)
-    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
-    for site in sites:
-        resumed = hidden_from(model, tokens, site, found[site], found.get(site.before_block))
-        if not torch.allclose(resumed, whole, atol=tolerance, rtol=0):
-            raise ElwError(
-                f"{model.name} hands more than the residual stream from block to block, so that losses cannot be "
-                "measured: evaluate without them (--no-ce)."
-            )
-
-
-def _with_below(sites: Iterable[Site]) -> dict[Site, Site]:
-    """The places with what goes into their blocks, where a pass that goes on from them needs it."""
-    sites = set(sites)
-    return {site: site for site in sites | {site.before_block for site in sites if needs_below(site)}}
+    if not resumes(model, batch.tokens[:1], sites):
+        raise ElwError(
+            f"{model.name} hands more than the residual stream from block to block, so that losses cannot be "
+            "measured: evaluate without them (--no-ce)."
+        )
 
 
 def _measure(model: LanguageModel, meters: Sequence[_Meter], batch: _ContextBatch) -> None:
     """Add a batch to every SAE's sums."""
-    sites = _with_below(meter.sae.site_out for meter in meters) | {meter.sae.site: meter.sae.site for meter in meters}
+    sites = with_below(meter.sae.site_out for meter in meters) | {meter.sae.site: meter.sae.site for meter in meters}
     if batch.ce:
         with tensors_at(model, sites) as found:
             clean = _losses(model, model.hidden(batch.tokens), batch)

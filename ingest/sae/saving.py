@@ -43,8 +43,13 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
             weights["threshold"] = sae.threshold
     if sae.W_skip is not None:
         weights["W_skip"] = sae.W_skip
+    _write(folder, WEIGHTS, weights, sae, saelens_config(sae, dtype), dtype)
+
+
+def saelens_config(sae: SparseAutoencoder, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What SAELens v6 says of an SAE in cfg.json. Raises UsageError for a transcoder that it has no word for."""
     topk = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if sae.architecture == "topk" else {}
-    config = {
+    return {
         "architecture": _architecture(sae),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
@@ -61,7 +66,6 @@ def save_sae(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.fl
             **_metadata(sae),
         },
     }
-    _write(folder, WEIGHTS, weights, sae, config, dtype)
 
 
 def save_sparsify(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
