@@ -124,7 +124,7 @@ def _metrics(
     sae: SparseAutoencoder, measurement: Measurement, sample: Sample, misc: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     figures = measurement.tokens.figures()
-    groups = {
+    groups: dict[str, dict[str, float]] = {
         "model_behavior_preservation": measurement.behavior(),
         "model_performance_preservation": measurement.performance(),
         **{group: {name: figures[name] for name in of_group} for group, of_group in GROUPS.items()},
