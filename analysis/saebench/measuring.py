@@ -1,7 +1,7 @@
 """A model, SAEs and contexts in; out what SAEBench's core evaluation takes of each SAE.
 
 Three passes a batch: the model as it is; with x̂ for x at the tokens that count; with 0 for x at every token. The first
-is shared by all SAEs, and the others go on from the place of the SAE.
+is shared by all SAEs, the others go on from the place of the SAE, and the last is mostly that of one context.
 
 Which tokens count. SAEBench leaves out BOS, EOS and padding: their residuals are not replaced by x̂ and no figure is
 taken over them. Here tokens of massive norm and the first of a context are left out too, as the run left them out: in
@@ -148,8 +148,9 @@ class _Batch:
         measurement.tokens.add(wanted, reconstruction - (written - wanted), activations, counted.nonzero()[:, 0])
         with_sae = y.clone()
         with_sae[counted] = reconstruction.to(y.dtype)
-        for arm, replacement in zip(ARMS, (with_sae, torch.zeros_like(y)), strict=True):
-            self._add_outputs(measurement, arm, counted, self._hidden_with(sae.site_out, replacement))
+        hidden = (self._hidden_with(sae.site_out, with_sae), self._hidden_without(sae.site_out, y))
+        for arm, of_arm in zip(ARMS, hidden, strict=True):
+            self._add_outputs(measurement, arm, counted, of_arm)
         measurement.n_losses += int((counted & self.has_next).sum())
         measurement.losses["without_sae"] += float(self.losses[counted & self.has_next].double().sum())
 
@@ -171,6 +172,20 @@ class _Batch:
             return hidden_from(self.model, self.tokens, site, x, below)
         with replaced(self.model, site, lambda _: x, below):
             return self.model.hidden(self.tokens)
+
+    def _hidden_without(self, site: Site, y: Tensor) -> Tensor:
+        """The final norm's output with 0 for y [context, position, d_model] at a place.
+
+        Where the whole stream is 0, what comes of it is the same in every context, unless a model looks at its tokens
+        again further up: two contexts of unlike tokens tell, and then one stands for all.
+        """
+        if self.goes_on and site.output_of is not None and len(self.tokens) > 2:
+            tokens = torch.cat([self.tokens[:1], self.model.any_tokens(1, self.tokens.shape[1])])
+            one, other = hidden_from(self.model, tokens, site, torch.zeros_like(y[:2]))
+            if torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+                alike: Tensor = one.expand_as(self.hidden)
+                return alike
+        return self._hidden_with(site, torch.zeros_like(y))
 
     def _add_outputs(self, measurement: Measurement, arm: str, counted: Tensor, hidden: Tensor) -> None:
         """Add losses and divergences of a pass with something replaced, at the tokens that count."""
