@@ -64,6 +64,7 @@ HOSTILE = {
         "--layer": ("-1", "99", HUGE),
     },
     "efas replay-draft": {"--seed": SEEDS, "--repetitions": ("0", "-1", "100000000", HUGE), "--layers": ("99", HUGE)},
+    "export --format saebench": {"--contexts": ("0", "-1", HUGE)},
     "model check": {"--tokens": ("-1", "0", "7", "100000000", HUGE)},
     "sae import": {
         "--layer": ("-1", HUGE), "--activation-scale": ("0", "-1", "nan", "inf", "1e39", "1e-39", "1e308"),
@@ -103,6 +104,7 @@ def test_numbers_that_cannot_be_are_one_sentence_before_any_work(
         "intervene try": ("Some text to try.", *stored),
         "efas test": stored,
         "efas replay-draft": (*on_model, *saes),
+        "export": (output, *stored),
         "model check": (str(model.folder),),
         "sae import": (str(model.saes / "layer_1"), *on_model, "--output", output),
     }[command.partition(" --")[0]]
