@@ -397,6 +397,8 @@ def test_what_is_no_number_is_minus_one(llama: LanguageModel) -> None:
     assert file_name(*names(sae, run_facts)) == "elw-a model_blocks.1.hook_resid_post_eval_results.json"
     published = dataclasses.replace(sae, metadata={"sae_lens_release": "a/b", "sae_lens_id": "layer_1/width"})
     assert file_name(*names(published, run_facts)) == "a_b_layer_1_width_eval_results.json"
+    hostile = dataclasses.replace(sae, metadata={"sae_lens_release": "../\0", "sae_lens_id": "x\n"})
+    assert names(hostile, run_facts) == names(sae, run_facts)
 
 
 def test_contexts_that_were_seen_in_training_are_left_out(tiny_warehouse: Path) -> None:

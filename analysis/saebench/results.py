@@ -90,8 +90,8 @@ def core_results(sae: SparseAutoencoder, measurement: Measurement, sample: Sampl
 def names(sae: SparseAutoencoder, run: RunFacts) -> tuple[str, str]:
     """Release and id: those by which SAELens knows the SAE, where it was taken from there."""
     release, sae_id = (sae.metadata.get(key) for key in ("sae_lens_release", "sae_lens_id"))
-    if isinstance(release, str) and isinstance(sae_id, str):
-        return release, sae_id
+    if all(isinstance(name, str) and name.isprintable() for name in (release, sae_id)):
+        return str(release), str(sae_id)
     return f"elw-{Path(run.model).name}", sae.hook_name
 
 
