@@ -66,9 +66,9 @@ def _notes(saes: Sequence[SparseAutoencoder], sample: Sample) -> list[str]:
     """What a reader of the figures must know."""
     notes = [
         f"Measured on {len(sample.contexts):,} of the run's {sample.n_of_run:,} contexts, {sample.n_tokens:,} tokens "
-        "(--contexts), without first tokens and those of massive norm. In explained_variance and mse, SAEBench 0.6.0 "
-        "computes something else than their names say, and so do these files, which have both as they are meant to be "
-        "under eval_result_unstructured."
+        "(--contexts), without first tokens and those of massive norm.",
+        "explained_variance and mse are as SAEBench 0.6.0 computes them, which is not what they are called: "
+        "eval_result_unstructured.conventional has what is meant.",
     ]
     if sample.seen_are_in:
         notes.append(
