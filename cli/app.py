@@ -12,10 +12,12 @@ from energy_lens.console import say
 app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 intervene_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")  # its help is that of its callback
 attractors_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")
+features_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")
 efas_app = typer.Typer(help="Put EFAS to the test: a replay of the draft's protocol, and permuted documents.")
 sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
 lens_app = typer.Typer(help="Train tuned lenses, for the energy tuned_lens.")
 model_app = typer.Typer(help="Fetch language models, list those at hand, and check what works with one.")
+app.add_typer(features_app, name="features")
 app.add_typer(intervene_app, name="intervene")
 app.add_typer(attractors_app, name="attractors")
 app.add_typer(efas_app, name="efas")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from energy_lens.cli import streams
@@ -28,6 +28,16 @@ def print_line(text: object) -> None:
     """A line of data: the path of what was written, or a summary."""
     with _while_read():
         print(text)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines of data, in UTF-8 where they go to a file or a pipe, as far as they are read."""
+    from energy_lens.warehouse.output import standard_output
+
+    with _while_read():
+        stream = standard_output()
+        stream.write("".join(f"{line}\n" for line in lines))
+        stream.flush()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from energy_lens.cli import (
     compaction,
     report,
     export,
+    features,
     interventions,
     attractors,
     efas,
@@ -42,7 +43,8 @@ from energy_lens.cli import (
 
 #: The files of commands, by which the tests and the reference know that none was forgotten.
 COMMANDS = (
-    ingest, queries, check, compaction, report, export, interventions, attractors, efas, saes, lenses, models
+    ingest, queries, check, compaction, report, export, features, interventions, attractors, efas, saes, lenses,
+    models,
 )  # fmt: skip
 
 

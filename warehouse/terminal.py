@@ -7,6 +7,7 @@ between what a reader takes for characters, never within one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,19 @@ _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 def terminal_width(stream: TextIO) -> int | None:
     """Columns of the terminal that a stream shows on; None when it is a file or a pipe."""
     return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def shows_colours(stream: TextIO) -> bool:
+    """Whether text for a stream may hold colours: on a terminal that has any, unless the user says otherwise.
+
+    NO_COLOR (no-color.org) and FORCE_COLOR (force-color.org) count when they are not empty, the first before the
+    second, and both before TERM=dumb.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def visible(text: str) -> str:

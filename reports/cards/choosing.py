@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energy_lens.errors import UsageError
-from energy_lens.reports.cards.reading import check_built, check_feature, choose_energy
+from energy_lens.reports.cards.reading import check_built, check_feature, choose_energy, rows_of
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
 
@@ -41,11 +42,25 @@ def ranked(
     check_built(warehouse)
     for layer in layers or ():
         check_feature(warehouse, layer, 0)
-    result = warehouse.run_formatted(
-        "cards/listing", {"order": RANKINGS[by]}, energy=choose_energy(warehouse, energy), search=search,
-        layers=None if layers is None else list(layers), **{"class": of_class}, n=ALL_ROWS if limit is None else limit,
-    )  # fmt: skip
-    return [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
+    if of_class is not None:
+        check_class(warehouse, of_class)
+    wanted = {
+        "energy": choose_energy(warehouse, energy), "search": search, "class": of_class,
+        "layers": None if layers is None else list(layers), "n": ALL_ROWS if limit is None else limit,
+    }  # fmt: skip
+    return rows_of(warehouse, "cards/listing", wanted, {"order": RANKINGS[by]})
+
+
+def check_class(warehouse: Warehouse, name: str) -> None:
+    """Raises UsageError for a class that no feature of the current run is of."""
+    known = [word for (word,) in warehouse.run("cards/class_names").fetchall()]
+    if name in known:
+        return
+    if not known:
+        raise UsageError("The current run has no feature that is assigned to a class: it is too small to test them.")
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}."
+    raise UsageError(f"No feature of the current run is of class {name!r}: {hint}")
 
 
 def chosen(warehouse: Warehouse, words: Sequence[str], by: str = "attribution") -> dict[int, list[int]]:

@@ -110,10 +110,10 @@ def read_cards(
     wanted = {"layer": layer, "features": list(features)}
     check_built(warehouse)
     energy = choose_energy(warehouse, energy)
-    parts = {part: _by_feature(_rows(warehouse, f"cards/{part}", wanted)) for part in PARTS}
+    parts = {part: _by_feature(rows_of(warehouse, f"cards/{part}", wanted)) for part in PARTS}
     shown = {"before": window.before, "after": window.after, "n_top": window.n_top, "n_each": window.n_each}
     gradient = {"gradient": gradient_column(energy)}
-    examples = _by_feature(_rows(warehouse, "cards/examples", wanted | shown, gradient))
+    examples = _by_feature(rows_of(warehouse, "cards/examples", wanted | shown, gradient))
     names = Example.__dataclass_fields__
     return {
         row["feature"]: Card(
@@ -121,7 +121,7 @@ def read_cards(
             {part: rows[row["feature"]] for part, rows in parts.items()},
             [Example(**{name: example[name] for name in names}) for example in examples[row["feature"]]],
         )
-        for row in _rows(warehouse, "cards/facts", wanted)
+        for row in rows_of(warehouse, "cards/facts", wanted)
     }  # fmt: skip
 
 
@@ -144,19 +144,24 @@ def check_feature(warehouse: Warehouse, layer: int, feature: int) -> None:
         raise UsageError(f"The SAE of layer {layer} has features 0 to {d_sae[layer] - 1}, not {feature}.")
 
 
+def check_run(warehouse: Warehouse) -> None:
+    """Raises ElwError when no run is current."""
+    if warehouse.sql("FROM current_run").fetchone() is None:
+        raise ElwError(f"{warehouse.path} holds no run: fill it with elw ingest.")
+
+
 def check_built(warehouse: Warehouse) -> None:
     """Raises ElwError when the current run's cards are not there, as of a run that an older version finished."""
-    row = warehouse.run("cards/is_built").fetchone()
-    if row is None:
-        raise ElwError(f"{warehouse.path} holds no run: fill it with elw ingest.")
-    run_id, is_built = row
+    check_run(warehouse)
+    run_id, is_built = warehouse.run("cards/is_built").fetchall()[0]
     if not is_built:
         raise ElwError(f"The cards of run {run_id} of {warehouse.path} are not built: run elw features build once.")
 
 
-def _rows(
+def rows_of(
     warehouse: Warehouse, name: str, parameters: Mapping[str, Any], identifiers: Mapping[str, str] | None = None
 ) -> list[Row]:
+    """The rows of a query of sql/, by column; identifiers: quoted names for its {placeholders}."""
     result = warehouse.run_formatted(name, identifiers or {}, **parameters)
     return [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
 

@@ -1,4 +1,5 @@
--- Features of the current run, each with the numbers it can be ranked by, for one energy. {order} is one of RANKINGS.
+-- Features of the current run, each with the numbers it can be ranked by, for one energy; n_found: how many there are,
+-- those beyond $n too. {order} is one of RANKINGS.
 WITH found AS (
     SELECT layer, feature
     FROM feature_tokens
@@ -35,10 +36,13 @@ SELECT
     e.q_value,
     e.q_documents,
     e.attribution,
+    e.q_attribution,
     e.role,
     m.mi_excess AS mi,
     x.effect,
-    f.top_tokens
+    is_control($energy) AS is_control,
+    f.top_tokens,
+    count(*) OVER () AS n_found
 FROM features AS f
 LEFT JOIN efas AS e
     ON e.layer = f.layer AND e.feature = f.feature AND e.energy = $energy AND e.gradient = 'decoder'

@@ -1,5 +1,5 @@
 -- Scores by energy and gradient, with bits of mutual information for the decoder gradient.
-SELECT e.* EXCLUDE (run_id, model, category), m.mi, m.mi_mates, m.mi_excess, r.units
+SELECT e.* EXCLUDE (run_id, model, category), m.mi, m.mi_mates, m.mi_excess, r.units, r.is_control
 FROM efas AS e
 JOIN run_energies AS r ON r.run_id = e.run_id AND r.energy = e.energy
 LEFT JOIN mutual_information AS m

@@ -1,0 +1,92 @@
+"""A feature's numbers in, the words for what can be told from noise out; the words that stand in the same line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+Row = Mapping[str, Any]
+
+#: The false discovery rate below which something counts as told from noise, as everywhere in the package.
+SIGNIFICANT = 0.05
+
+#: The same of roles, and of what they are the roles of.
+ROLES_EXPLAINED = (
+    "sum a·g: what ablating the feature is predicted to add to the energy, to first order; role: supports, that is "
+    "above 0; opposes, below; noise, not told from 0."
+)
+
+
+class Verdict(Enum):
+    """What the tests of a score say: a word for a listing, and words for a line of their own."""
+
+    HOLDS = ("holds", "in other documents too")
+    HERE = ("here only", "in these documents")
+    UNDIRECTED = ("undirected", "not along its row")
+    NOISE = ("noise", "not told from noise")
+    UNTESTED = ("untested", "too few tokens")
+    CONTROL = ("control", "control, by definition")
+
+    @property
+    def word(self) -> str:
+        return self.value[0]
+
+    @property
+    def words(self) -> str:
+        return self.value[1]
+
+
+#: What the words of a listing mean, in a sentence.
+EXPLAINED = (
+    "test: holds, the gradient goes with the feature's own direction (q_specific < 0.05), in other documents too "
+    "(q_documents < 0.05); here only, not shown for others; undirected, out of the ordinary (q_value < 0.05), though "
+    "not along its direction; noise, not told from noise; untested, too few tokens."
+)
+
+
+def of_score(row: Row) -> Verdict:
+    """What the tests say of a score of the decoder gradient: a row with q_specific, q_value and q_documents."""
+    if row.get("is_control"):
+        return Verdict.CONTROL
+    if row["q_specific"] is None and row["q_value"] is None:
+        return Verdict.UNTESTED
+    if is_below(row["q_specific"]):
+        return Verdict.HOLDS if is_below(row["q_documents"]) else Verdict.HERE
+    return Verdict.UNDIRECTED if is_below(row["q_value"]) else Verdict.NOISE
+
+
+def role_word(row: Row) -> str:
+    """What attribution's test says, in a word for a listing."""
+    return str(row["role"] or ("untested" if row["q_attribution"] is None else "noise"))
+
+
+def of_halves(a: Row | None, b: Row | None) -> str:
+    """Whether each half of the documents alone shows the feature's own direction, and the same sign."""
+    shows_a, shows_b = (row is not None and is_below(row["q_specific"]) for row in (a, b))
+    if shows_a and shows_b and a is not None and b is not None:
+        return "both halves agree" if (a["score"] or 0) * (b["score"] or 0) > 0 else "the halves disagree"
+    if shows_a or shows_b:
+        return f"only {'A' if shows_a else 'B'} told from noise"
+    if all(row is None or row["q_specific"] is None for row in (a, b)):
+        return "too few tokens"
+    return "not told from noise"
+
+
+def of_attribution(row: Row) -> str:
+    """What ablating is predicted to do to the energy, where that can be told from nothing."""
+    if row["q_attribution"] is None:
+        return "too few documents"
+    words = {"supports": "raises it: supports", "opposes": "lowers it: opposes"}
+    return words.get(row["role"] or "", "not told from 0")
+
+
+def of_interval(low: float | None, high: float | None, otherwise: str = "", unknown: str = "no interval") -> str:
+    """Whether a 95 % interval leaves 0 out."""
+    if low is None or high is None:
+        return unknown
+    return "not told from 0" if low <= 0 <= high else otherwise
+
+
+def is_below(q: float | None) -> bool:
+    return q is not None and q < SIGNIFICANT
