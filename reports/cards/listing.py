@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from energy_lens.reports.cards.heat import quoted
-from energy_lens.reports.cards.verdicts import EXPLAINED, ROLES_EXPLAINED, of_score, role_word
+from energy_lens.reports.cards.verdicts import (
+    EFFECTS_EXPLAINED,
+    EXPLAINED,
+    ROLES_EXPLAINED,
+    effect_word,
+    of_score,
+    role_word,
+)
 from energy_lens.reports.formatting import plural
 from energy_lens.warehouse.output import Rows
 
@@ -17,14 +24,15 @@ COLUMNS = {
     "layer": "smallint", "feature": "integer", "class": "varchar", "n_active": "bigint", "density": "double",
     "max_activation": "float", "efas": "double", "z": "double", "cosine": "double", "q_specific": "double",
     "q_value": "double", "q_documents": "double", "attribution": "double", "q_attribution": "double",
-    "role": "varchar", "mi": "double", "effect": "double", "test": "varchar", "top_tokens": "json",
+    "role": "varchar", "mi": "double", "effect": "double", "effect_low": "double", "effect_high": "double",
+    "test": "varchar", "top_tokens": "json",
 }  # fmt: skip
 
 #: Texts that a feature fires on in a table, and columns of the terminal for each.
 N_TEXTS, TEXT_COLUMNS = 4, 10
 
 #: What the columns that a table is ranked by are called there; that of efas is always there.
-RANKED = {"z": "z", "mi": "mi bits", "density": "density", "effect": "effect"}
+RANKED = {"z": "z", "mi": "mi bits", "density": "density"}
 
 
 def table_rows(found: Sequence[Row], by: str) -> Rows:
@@ -39,6 +47,10 @@ def table_rows(found: Sequence[Row], by: str) -> Rows:
         del columns["active"]  # in whose place two columns come
         columns["sum a·g"] = ("double", lambda row: _short(row["attribution"]))
         columns["role"] = ("varchar", role_word)
+    elif by == "effect":
+        del columns["active"]
+        columns["effect"] = ("double", lambda row: _short(row["effect"]))
+        columns["measured"] = ("varchar", effect_word)
     elif by in RANKED:
         columns[RANKED[by]] = ("double", lambda row: _short(row[by]))
     columns["test"] = ("varchar", lambda row: of_score(row).word)
@@ -74,6 +86,10 @@ def sentences(found: Sequence[Row], by: str, is_table: bool) -> list[str]:
         said.append("No feature's ablation has been measured: elw intervene does it.")
     elif all(row[by] is None for row in found):
         said.append(f"No feature has a value of {by}: the run is too small to test, or does not have it.")
+    if by == "mi":
+        said.append("mi bits: mutual information above what unrelated contexts come to; nothing tests it.")
+    if is_table and by == "effect":
+        said.append(EFFECTS_EXPLAINED)
     if is_table:
         said.append(f"{ROLES_EXPLAINED} {EXPLAINED}" if by == "attribution" else EXPLAINED)
     return said

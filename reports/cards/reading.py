@@ -137,7 +137,7 @@ def choose_energy(warehouse: Warehouse, energy: str | None) -> str:
 
 def check_feature(warehouse: Warehouse, layer: int, feature: int) -> None:
     """Raises UsageError unless the current run has that feature."""
-    d_sae = dict(warehouse.run("cards/widths").fetchall())
+    d_sae: dict[int, int] = dict(warehouse.run("cards/widths").fetchall())
     if layer not in d_sae:
         raise UsageError(f"The current run has no SAE at layer {layer}; it has layers {', '.join(map(str, d_sae))}.")
     if not 0 <= feature < d_sae[layer]:

@@ -70,16 +70,11 @@ def _head(card: Card, columns: int) -> Iterator[Line]:
     if facts["hook_name_out"] != facts["hook_name"]:
         hook += f" to {visible(facts['hook_name_out'])}"
     yield [Span(name, is_bold=True), Span(cut(f"  {hook}, {visible(facts['architecture'])}", columns - len(name)))]
-    yield [
-        Span(
-            cut(
-                f"fires at {count(facts['n_active'])} of {count(facts['n_tokens'])} tokens "
-                f"({percent(facts['density'], 2)}), activation {significant(facts['mean_activation'])} in the mean, "
-                f"{significant(facts['max_activation'])} at most",
-                columns,
-            )
-        )
-    ]
+    fires = (
+        f"fires at {count(facts['n_active'])} of {count(facts['n_tokens'])} tokens ({percent(facts['density'], 2)}); "
+        f"activation: mean {significant(facts['mean_activation'])}, largest {significant(facts['max_activation'])}"
+    )
+    yield from ([Span(line)] for line in paragraph(fires, columns))
     yield from ([Span(line)] for line in paragraph(_class(card), columns))
 
 
@@ -225,14 +220,12 @@ def _interventions(card: Card, columns: int) -> Iterator[str]:
         cells = [["", "measured", "95 % interval", "1st order", "curved", ""]]
         for row in rows:
             n = row["n_edited"] or 1
-            curved = next(
-                (row[name] for name in ("blended", "aligned", "norm_curvature") if row[name] is not None), None
-            )
-            edges = [None if row[name] is None else row[name] / n for name in ("delta_low", "delta_high")]
+            curved = next((row[name] for name in CURVED if row[name] is not None), None)
+            low, high = (None if row[name] is None else row[name] / n for name in ("delta_low", "delta_high"))
             cells.append(
                 [
                     _DIRECTIONS.get(row["control"], visible(str(row["control"]))),
-                    fixed(row["delta_per_token"], 4), interval(*edges, 4), fixed(row["first_order"] / n, 4),
+                    fixed(row["delta_per_token"], 4), interval(low, high, 4), fixed(row["first_order"] / n, 4),
                     "–" if curved is None else fixed(curved / n, 4),
                     of_interval(row["delta_low"], row["delta_high"]),
                 ]

@@ -23,7 +23,6 @@ from energy_lens.reports.cards.heat import (
     step,
 )
 from energy_lens.reports.cards.layout import padded, paragraph, table
-from energy_lens.reports.cards.verdicts import of_interval
 from energy_lens.reports.formatting import count, interval, listing, percent, plural, significant
 from energy_lens.warehouse.terminal import cut, visible, width
 
@@ -214,9 +213,9 @@ def _compared(mean: float, low: float | None, high: float | None, other: float |
     if other is None:
         return ""
     unlike = "above all tokens" if mean > other else "below all tokens"
-    edges = (None, None) if low is None or high is None else (low - other, high - other)
-    told = of_interval(*edges, otherwise=unlike, unknown="too few documents")
-    return "not told from all tokens" if told == "not told from 0" else told
+    if low is None or high is None:
+        return "too few documents"
+    return "not told from all tokens" if low <= other <= high else unlike
 
 
 def _firing(found: TokenFacts) -> list[list[str]]:

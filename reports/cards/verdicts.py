@@ -17,6 +17,46 @@ ROLES_EXPLAINED = (
     "above 0; opposes, below; noise, not told from 0."
 )
 
+#: The same of measured effects.
+EFFECTS_EXPLAINED = (
+    "effect: nats of loss for each token at which the feature was ablated, as measured last; noise, its 95 % interval "
+    "holds 0; untested, fewer than 15 documents."
+)
+
+
+class Verdict(Enum):
+    """What the tests of a score say: a word for a listing, and words for a line of their own."""
+
+    HOLDS = ("holds", "in other documents too")
+    HERE = ("here only", "in these documents")
+    UNDIRECTED = ("undirected", "not along its row")
+    NOISE = ("noise", "not told from noise")
+    UNTESTED = ("untested", "too few tokens")
+    CONTROL = ("control", "control, by definition")
+
+    @property
+    def word(self) -> str:
+        return self.value[0]
+
+    @property
+    def words(self) -> str:
+        return self.value[1]
+
+
+#: What the words of a listing mean, in a sentence: those of scores, of attributions and of measured effects.
+EXPLAINED = (
+    "test: holds (goes with its own direction, in other documents too), here only (not shown for others), undirected "
+    "(not along its direction), noise (not told from it), untested (too few tokens)."
+)
+ROLES_EXPLAINED = (
+    "sum a·g: predicted change of the energy when ablated; role: supports (above 0), opposes (below), noise (not told "
+    "from 0)."
+)
+EFFECTS_EXPLAINED = (
+    "effect: measured change of the loss when ablated, nats a token; noise: not told from 0; untested: fewer than 15 "
+    "documents."
+)
+
 
 class Verdict(Enum):
     """What the tests of a score say: a word for a listing, and words for a line of their own."""
@@ -59,6 +99,13 @@ def of_score(row: Row) -> Verdict:
 def role_word(row: Row) -> str:
     """What attribution's test says, in a word for a listing."""
     return str(row["role"] or ("untested" if row["q_attribution"] is None else "noise"))
+
+
+def effect_word(row: Row) -> str:
+    """Whether a measured effect can be told from 0, in a word for a listing."""
+    if row["effect"] is None:
+        return "–"
+    return of_interval(row["effect_low"], row["effect_high"], "told", "untested").replace("not told from 0", "noise")
 
 
 def of_halves(a: Row | None, b: Row | None) -> str:

@@ -17,7 +17,11 @@ WITH found AS (
         AND len(list_filter(top_tokens, lambda t: contains(lower(t), lower($search)))) > 0
 ),
 effects AS (
-    SELECT layer, feature, arg_max(delta_per_token, intervention_id) AS effect
+    SELECT
+        layer,
+        feature,
+        arg_max(delta_per_token, intervention_id) AS effect,
+        arg_max({'low': delta_low / n_edited, 'high': delta_high / n_edited}, intervention_id) AS edges
     FROM intervention_effects
     WHERE direction = 0 AND category = 'all' AND kind = 'ablate'
     GROUP BY ALL
@@ -40,6 +44,8 @@ SELECT
     e.role,
     m.mi_excess AS mi,
     x.effect,
+    x.edges.low AS effect_low,
+    x.edges.high AS effect_high,
     is_control($energy) AS is_control,
     f.top_tokens,
     count(*) OVER () AS n_found
