@@ -11,18 +11,6 @@ Row = Mapping[str, Any]
 #: The false discovery rate below which something counts as told from noise, as everywhere in the package.
 SIGNIFICANT = 0.05
 
-#: The same of roles, and of what they are the roles of.
-ROLES_EXPLAINED = (
-    "sum a·g: what ablating the feature is predicted to add to the energy, to first order; role: supports, that is "
-    "above 0; opposes, below; noise, not told from 0."
-)
-
-#: The same of measured effects.
-EFFECTS_EXPLAINED = (
-    "effect: nats of loss for each token at which the feature was ablated, as measured last; noise, its 95 % interval "
-    "holds 0; untested, fewer than 15 documents."
-)
-
 
 class Verdict(Enum):
     """What the tests of a score say: a word for a listing, and words for a line of their own."""
@@ -55,33 +43,6 @@ ROLES_EXPLAINED = (
 EFFECTS_EXPLAINED = (
     "effect: measured change of the loss when ablated, nats a token; noise: not told from 0; untested: fewer than 15 "
     "documents."
-)
-
-
-class Verdict(Enum):
-    """What the tests of a score say: a word for a listing, and words for a line of their own."""
-
-    HOLDS = ("holds", "in other documents too")
-    HERE = ("here only", "in these documents")
-    UNDIRECTED = ("undirected", "not along its row")
-    NOISE = ("noise", "not told from noise")
-    UNTESTED = ("untested", "too few tokens")
-    CONTROL = ("control", "control, by definition")
-
-    @property
-    def word(self) -> str:
-        return self.value[0]
-
-    @property
-    def words(self) -> str:
-        return self.value[1]
-
-
-#: What the words of a listing mean, in a sentence.
-EXPLAINED = (
-    "test: holds, the gradient goes with the feature's own direction (q_specific < 0.05), in other documents too "
-    "(q_documents < 0.05); here only, not shown for others; undirected, out of the ordinary (q_value < 0.05), though "
-    "not along its direction; noise, not told from noise; untested, too few tokens."
 )
 
 
