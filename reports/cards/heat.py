@@ -38,16 +38,23 @@ class Span:
     foreground: int | None = None
     is_bold: bool = False
     is_faint: bool = False
-    is_underlined: bool = False
+    is_marked: bool = False  #: made by `marked`
 
     def painted(self) -> str:
-        codes = ["1"] * self.is_bold + ["2"] * self.is_faint + ["4"] * self.is_underlined
+        """The text with colours, a marked one underlined in place of its signs."""
+        codes = ["1"] * self.is_bold + ["2"] * self.is_faint + ["4"] * self.is_marked
         codes += [] if self.foreground is None else [f"38;5;{self.foreground}"]
         codes += [] if self.background is None else [f"48;5;{self.background}"]
-        return f"\x1b[{';'.join(codes)}m{self.text}\x1b[0m" if codes and self.text else self.text
+        text = self.text.removeprefix("«").removesuffix("»") if self.is_marked else self.text
+        return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes and text else text
 
 
 Line = Sequence[Span]
+
+
+def marked(text: str) -> str:
+    """The text of the token that a line is about, as it stands where there are no colours."""
+    return f"«{text}»"
 
 
 def rendered(line: Line, colours: bool) -> str:

@@ -17,6 +17,7 @@ from energy_lens.reports.cards.heat import (
     around,
     broken,
     fitted,
+    marked,
     quoted,
     rendered,
     shown,
@@ -60,8 +61,8 @@ def _context(context: ContextRead, columns: int, colours: bool, n_features: int)
     )
     yield from _faint([where, mean, heat_legend(context.energy, colours)], columns)
     yield []
-    marked = None if context.token is None else context.token.token["position"]
-    yield from _heat_block(text, context.energy, columns, colours, marked)
+    mark = None if context.token is None else context.token.token["position"]
+    yield from _heat_block(text, context.energy, columns, colours, mark)
     if context.token is not None:
         yield []
         yield from _token(context.token, columns, n_features)
@@ -82,12 +83,13 @@ def _faint(texts: Sequence[str], columns: int) -> Iterator[Line]:
         yield from ([Span(line, is_faint=True)] for line in paragraph(text, columns))
 
 
-def _heat_block(
-    text: Stretch, energy: Energy, columns: int, colours: bool, marked: int | None = None
-) -> Iterator[Line]:
+def _heat_block(text: Stretch, energy: Energy, columns: int, colours: bool, mark: int | None = None) -> Iterator[Line]:
     """All of a text, its lines with the position of their first token before them."""
     tokens = zip(text.texts, text.values, strict=True)
-    spans = [_heated(shown(token), value, energy, i == marked) for i, (token, value) in enumerate(tokens)]
+    spans = [
+        _heated(marked(shown(token)) if i == mark else shown(token), value, energy, i == mark)
+        for i, (token, value) in enumerate(tokens)
+    ]
     for line in broken(spans, columns - _POSITION):
         yield [Span(f"{padded(str(line[0][0]), _POSITION - 2, True)}  ", is_faint=True), *(span for _, span in line)]
         if not colours:
@@ -96,11 +98,10 @@ def _heat_block(
 
 
 def _heated(text: str, value: float | None, energy: Energy, is_marked: bool) -> Span:
-    text = f"«{text}»" if is_marked else text
     place = step(value, energy.low or 0.0, energy.high or 0.0, len(SCALE))
     if place is None:
-        return Span(text, is_underlined=is_marked)
-    return Span(text, SCALE[place], BLACK, is_underlined=is_marked)
+        return Span(text, is_marked=is_marked)
+    return Span(text, SCALE[place], BLACK, is_marked=is_marked)
 
 
 def _bar(value: float | None, energy: Energy) -> str:
@@ -237,9 +238,10 @@ def _occurrence(example: Stretch, energy: Energy, columns: int, colours: bool) -
     head += padded(significant(example.values[example.mark]), 8, True) + "  "
     room = columns - len(head)
     texts = [shown(text) for text in example.texts]
-    texts[example.mark] = f"«{texts[example.mark]}»"
+    texts[example.mark] = marked(texts[example.mark])
     first, end = around(texts, example.mark, room)
-    spans = fitted([_heated(texts[i], example.values[i], energy, is_marked=False) for i in range(first, end)], room)
+    spans = [_heated(texts[i], example.values[i], energy, i == example.mark) for i in range(first, end)]
+    spans = fitted(spans, room)
     yield [Span(head), *spans]
     if not colours:
         bars = (_bar(example.values[first + i], energy) * width(span.text) for i, span in enumerate(spans))

@@ -1,13 +1,13 @@
 """A card's examples in, lines of text out: the activation as the background, the gradient as the colour of the text.
 
-Without colours the token itself stands between « and », and its numbers stand before the text in either case.
+The token itself is underlined, or between « and » without colours; its numbers stand before the text in either case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from energy_lens.reports.cards.heat import BLACK, BLUE, RED, SCALE, Line, Span, around, fitted, shown, step
+from energy_lens.reports.cards.heat import BLACK, BLUE, RED, SCALE, Line, Span, around, fitted, marked, shown, step
 from energy_lens.reports.cards.layout import padded, paragraph
 from energy_lens.reports.cards.reading import Card, Example
 from energy_lens.reports.formatting import count, fixed, significant
@@ -31,7 +31,7 @@ def example_lines(card: Card, columns: int) -> Iterator[Line]:
     yield _heading()
     for number in sorted({example.interval for example in card.examples}):
         examples = card.examples_of(number)
-        yield [Span(cut(_interval(examples[0], number), columns))]
+        yield [Span(cut(_interval(examples[0], number), columns), is_faint=True)]
         for example in examples:
             yield _example(example, largest, strong, columns)
 
@@ -41,8 +41,8 @@ def _legend(card: Card) -> str:
     return (
         f"a: activation, the background from 0 to {significant(card.facts['max_activation'])}; g: decoder gradient of "
         f"{energy}, the text: blue above 0 (more of the feature lowers {energy}), red below 0, bold from half of the "
-        f"largest here. « » marks the token; elw context {first.context_id} --token {first.position} shows more of "
-        f"{first.context_id}@{first.position}."
+        f"largest here; « » or underlined: the token. elw context {first.context_id} --token {first.position} shows "
+        f"more of {first.context_id}@{first.position}."
     )
 
 
@@ -54,7 +54,7 @@ def _interval(example: Example, number: int) -> str:
     if number == 0:
         return f"the strongest of {count(example.n_tokens)}"
     n = example.n_tokens
-    return f"{significant(example.low)} to {significant(example.high)}: {count(n)} token{'s' * (n != 1)}"
+    return f"activation {significant(example.low)} to {significant(example.high)}: {count(n)} token{'s' * (n != 1)}"
 
 
 def _example(example: Example, largest: float, strong: float, columns: int) -> Line:
@@ -64,7 +64,7 @@ def _example(example: Example, largest: float, strong: float, columns: int) -> L
     numbers += padded("–" if g is None else fixed(g, 4), _NUMBER, True)
     head = f"{place}{numbers}  "
     texts = [shown(text) for text in example.texts]
-    texts[example.mark] = f"«{texts[example.mark]}»"
+    texts[example.mark] = marked(texts[example.mark])
     first, end = around(texts, example.mark, columns - len(head))
     spans = [
         _token(texts[i], example.activations[i], example.gradients[i], largest, strong, i == example.mark)
@@ -79,7 +79,7 @@ def _token(
     if not activation:
         return Span(text)
     background = SCALE[step(activation, 0, largest, len(SCALE)) or 0]
-    return Span(text, background, _colour(gradient), is_strong(gradient, strong), is_underlined=is_marked)
+    return Span(text, background, _colour(gradient), _is_strong(gradient, strong), is_marked=is_marked)
 
 
 def _colour(gradient: float | None) -> int:
@@ -88,5 +88,5 @@ def _colour(gradient: float | None) -> int:
     return BLUE if gradient > 0 else RED
 
 
-def is_strong(gradient: float | None, strong: float) -> bool:
+def _is_strong(gradient: float | None, strong: float) -> bool:
     return gradient is not None and abs(gradient) >= strong > 0
