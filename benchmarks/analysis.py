@@ -29,7 +29,7 @@ from energy_lens.ingest.sae.choosing import shipped_folder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.statistics.finish import finish
 from energy_lens.reports.figures import BLUE, GREY, ORANGE, STYLE, VERMILION, WIDTH, as_svg
-from energy_lens.warehouse.runs import gradient_column
+from energy_lens.sql import gradient_column
 
 SUMS, FINISH, REPORT = "DuckDB's sums by layer, feature and document", "finish", "`elw report`"
 

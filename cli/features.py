@@ -111,9 +111,9 @@ def features_build(db: Database = None) -> None:
     say(f"The cards of {n} of run {built.run_id} of {path} are built: elw features lists them.")
 
 
-@app.command()
-def feature(
-    name: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature, as in 20:768.")],
+@app.command("feature")
+def feature_show(
+    feature: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature, as in 20:768.")],
     db: Database = None,
     energy: Annotated[
         str | None,
@@ -131,7 +131,7 @@ def feature(
     from energy_lens.warehouse.database import Warehouse
     from energy_lens.warehouse.query import announce_state
 
-    which = FeatureName.parse(name, "LAYER:FEATURE")
+    which = FeatureName.parse(feature, "LAYER:FEATURE")
     if form is CardFormat.json:
         from energy_lens.reports.cards.as_json import as_json, card_object
 

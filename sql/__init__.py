@@ -22,3 +22,8 @@ def identifier(name: str) -> str:
 def literal(text: str) -> str:
     """A string quoted for SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def gradient_column(energy: str) -> str:
+    """Quoted name of the column of activations that holds an energy's decoder gradient."""
+    return identifier(f"g_{energy}")

@@ -22,7 +22,8 @@ from energy_lens.warehouse.database import Warehouse
 #: What a parameter of this name is given while another one is swept, where it is required or stands in ALWAYS.
 USUAL = {
     "paths": "texts", "model": "no/such/model", "name": "no/such/name", "query": "SELECT 1", "folder": "texts",
-    "output": "made", "layers": "1", "feature": "1:1", "text": "A text.", "address": "hf:owner/repository/path",
+    "output": "made", "layers": "1", "feature": "1:1", "context_id": "0", "text": "A text.",
+    "address": "hf:owner/repository/path",
 }  # fmt: skip
 
 #: Commands that would do their work on an empty warehouse, and take long over it, are given one that is not there.

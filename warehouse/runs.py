@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from energy_lens.errors import WarehouseError
-from energy_lens.sql import identifier
+from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context, Group, PlannedDocument
 from energy_lens.warehouse.quality import insert_saes
@@ -169,11 +169,6 @@ def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozen
         for group_id, category, half, _ in head
     ]
     return groups, frozenset(group_id for group_id, _, _, committed in head if committed), n_contexts
-
-
-def gradient_column(energy: str) -> str:
-    """Quoted name of the column of activations that holds an energy's decoder gradient."""
-    return identifier(f"g_{energy}")
 
 
 def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:

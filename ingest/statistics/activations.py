@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from energy_lens.ingest.statistics.kernels import stable_order
 from energy_lens.ingest.statistics.strata import RunLayout
 from energy_lens.ingest.statistics.tokens import Tokens
+from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.runs import gradient_column
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -13,8 +13,8 @@ from typing import Any
 
 from energy_lens.errors import UsageError
 from energy_lens.reports.cards.reading import check_run, choose_energy, rows_of
+from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.runs import gradient_column
 
 Row = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.runs import gradient_column
 
 Row = Mapping[str, Any]
 
