@@ -210,6 +210,10 @@ def test_the_ground_floor_imports_nothing_of_the_package(arrows: Mapping[str, se
         ("energy_lens.warehouse.query", ("torch", "polars", "transformers", "scipy")),
         *((f"energy_lens.{name}", ("torch", "transformers")) for name in modules() if name.startswith("warehouse.")),
         ("energy_lens.reports.render", ("torch", "transformers")),
+        *(
+            (f"energy_lens.reports.cards.{name}", ("torch", "polars", "transformers", "scipy", "wcwidth"))
+            for name in ("terminal", "terminal_contexts", "contexts", "listing", "as_json")
+        ),
     ],
 )
 def test_what_must_not_load_does_not(module: str, heavy: tuple[str, ...]) -> None:
