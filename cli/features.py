@@ -84,6 +84,7 @@ def features_list(
     from energy_lens.reports.cards.listing import all_rows, sentences, table_rows
     from energy_lens.warehouse.database import Warehouse
     from energy_lens.warehouse.query import announce_state
+    from energy_lens.warehouse.terminal import terminal_width
 
     is_table = form is TextFormat.table
     limit = (TABLE_ROWS if is_table else 0) if rows is None else rows
@@ -91,7 +92,8 @@ def features_list(
     with Warehouse(db) as warehouse:
         announce_state(warehouse)
         found = ranked(warehouse, by, energy, layers, of_class, search, limit or None)
-    print_rows(table_rows(found, by) if is_table else all_rows(found), form)
+    terminal = terminal_width(sys.stdout) if sys.stdout else None
+    print_rows(table_rows(found, by, terminal) if is_table else all_rows(found), form)
     for sentence in sentences(found, by, is_table):
         say(sentence)
 

@@ -16,6 +16,7 @@ from energy_lens.reports.cards.verdicts import (
 )
 from energy_lens.reports.formatting import plural
 from energy_lens.warehouse.output import Rows
+from energy_lens.warehouse.terminal import cut, visible
 
 Row = Mapping[str, Any]
 
@@ -31,15 +32,27 @@ COLUMNS = {
 #: Texts that a feature fires on in a table, and columns of the terminal for each.
 N_TEXTS, TEXT_COLUMNS = 4, 10
 
+#: Terminals of fewer columns than this have the names of classes cut.
+WIDE = 90
+
+#: Columns that a table takes without classes and texts, and those of the longest name of a class, of one that is cut, and
+#: of texts where there is no terminal.
+OTHERS, LONGEST_CLASS, CUT_CLASS, FREE = 61, 11, 8, 40
+
 #: What the columns that a table is ranked by are called there; that of efas is always there.
 RANKED = {"z": "z", "mi": "mi bits", "density": "density"}
 
 
-def table_rows(found: Sequence[Row], by: str) -> Rows:
-    """Columns that a terminal of 80 has room for: what it is, its score, what it is ranked by, and the tests."""
+def table_rows(found: Sequence[Row], by: str, terminal: int | None = None) -> Rows:
+    """Columns that a terminal of 80 has room for: what it is, its score, what it is ranked by, and the tests.
+
+    terminal: its columns, None where there is none.
+    """
+    of_class = CUT_CLASS if terminal is not None and terminal < WIDE else LONGEST_CLASS
+    of_texts = FREE if terminal is None else min(FREE, max(CUT_CLASS, terminal - OTHERS - of_class))
     columns: dict[str, tuple[str, Callable[[Row], Any]]] = {
         "feature": ("varchar", lambda row: f"{row['layer']}:{row['feature']}"),
-        "class": ("varchar", lambda row: row["class"] or "–"),
+        "class": ("varchar", lambda row: cut(visible(row["class"] or "–"), of_class)),
         "active": ("bigint", lambda row: row["n_active"]),
         "efas": ("double", lambda row: _short(row["efas"])),
     }
@@ -54,7 +67,7 @@ def table_rows(found: Sequence[Row], by: str) -> Rows:
     elif by in RANKED:
         columns[RANKED[by]] = ("double", lambda row: _short(row[by]))
     columns["test"] = ("varchar", lambda row: of_score(row).word)
-    columns["fires most on"] = ("varchar", _texts)
+    columns["fires on"] = ("varchar", lambda row: cut(_texts(row), of_texts))
     cells = [[of(row) for _, of in columns.values()] for row in found]
     return Rows.of([(name, kind) for name, (kind, _) in columns.items()], cells)
 
