@@ -25,10 +25,13 @@ from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.reports.cards import heat, terminal, terminal_contexts, verdicts
 from energy_lens.reports.cards.as_json import as_json
+from energy_lens.reports.cards.choosing import RANKINGS, ranked
 from energy_lens.reports.cards.contexts import find_token, read_context
 from energy_lens.reports.cards.heat import BLOCKS, Span, around, broken, fitted, rendered, shown, sparkline
+from energy_lens.reports.cards.listing import table_rows
 from energy_lens.reports.cards.reading import read_cards
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.output import write
 from energy_lens.warehouse.terminal import shows_colours, visible, width
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -119,6 +122,17 @@ def test_hostile_text_is_shown_as_text_and_fits(hostile: Path, colours: bool) ->
     for lines in every_output(hostile, 80, colours):
         check_lines(lines, 80)
         assert len(lines) < 1_000
+
+
+@pytest.mark.parametrize("by", RANKINGS)
+def test_a_list_fits_a_terminal_of_80(hostile: Path, by: str) -> None:
+    with Warehouse(hostile) as warehouse:
+        found = ranked(warehouse, by)
+    stream = io.StringIO()
+    assert write(table_rows(found, by, 80), "table", stream) == []
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(found) + 4  # none goes on in a second line
+    check_lines(lines, 80)
 
 
 def test_hostile_text_in_a_list_and_in_json(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:

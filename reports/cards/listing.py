@@ -35,9 +35,11 @@ N_TEXTS, TEXT_COLUMNS = 4, 10
 #: Terminals of fewer columns than this have the names of classes cut.
 WIDE = 90
 
-#: Columns that a table takes without classes and texts, and those of the longest name of a class, of one that is cut, and
-#: of texts where there is no terminal.
-OTHERS, LONGEST_CLASS, CUT_CLASS, FREE = 61, 11, 8, 40
+#: Columns of a class's name: of the longest, and of one that is cut.
+LONGEST_CLASS, CUT_CLASS = 11, 8
+
+#: Columns that a table takes without classes and texts; and those of texts where there is no terminal.
+OTHERS, FREE = 61, 40
 
 #: What the columns that a table is ranked by are called there; that of efas is always there.
 RANKED = {"z": "z", "mi": "mi bits", "density": "density"}
