@@ -14,7 +14,13 @@ from energy_lens.console import say
 from energy_lens.errors import UsageError
 
 #: Formats, and the module and function that write each; only that of the chosen one is imported.
-EXPORTS: dict[str, str] = {"saebench": "energy_lens.analysis.saebench.export:export_saebench"}
+EXPORTS: dict[str, str] = {
+    "saedashboard": "energy_lens.reports.exports.saedashboard:export",
+    "neuronpedia": "energy_lens.reports.exports.neuronpedia:export",
+    "delphi": "energy_lens.reports.exports.delphi:export",
+    "saebench": "energy_lens.analysis.saebench.export:export_saebench",
+    "parquet": "energy_lens.reports.exports.parquet:export",
+}
 
 #: Formats whose numbers are measured on a sample of contexts.
 MEASURED = ("saebench",)
