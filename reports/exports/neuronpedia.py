@@ -128,7 +128,9 @@ class _Bundle:
         while batch := list(islice(dashboards, BATCH)):
             name = f"batch-{number}.jsonl.gz"
             folder.write_lines(f"{self.place}/features/{name}", map(self._feature, batch))
-            shown = (self._activation(dashboard, place) for dashboard in batch for place in range(len(dashboard.examples)))
+            shown = (
+                self._activation(dashboard, place) for dashboard in batch for place in range(len(dashboard.examples))
+            )
             folder.write_lines(f"{self.place}/activations/{name}", shown)
             folder.write_lines(f"{self.place}/explanations/{name}", map(self._explanation, batch))
             number += 1

@@ -103,7 +103,11 @@ def _relations(warehouse: Warehouse) -> list[Relation]:
         columns = dict(zip(names, comments, strict=True))
         if name in views if kind == "view" else scope(name, columns) != "all":
             identifiers = Relation(kind, name, comment, columns, None).identifiers
-            layers = [n for (n,) in warehouse.run_formatted("exports/layers", identifiers).fetchall()] if "layer" in columns else None
+            layers = (
+                [n for (n,) in warehouse.run_formatted("exports/layers", identifiers).fetchall()]
+                if "layer" in columns
+                else None
+            )
             found.append(Relation(kind, name, comment, columns, layers))
     return found
 
