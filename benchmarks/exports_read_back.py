@@ -217,7 +217,8 @@ def _compare_with_converter(folder: Path, utils: Path) -> None:
         settings = json.loads((place / "run_settings.json").read_text())
         hook = place.name.partition("_blocks.")[2].rpartition("_")[0].partition(".")[2]
         options = {
-            "saedashboard-output-dir": place.resolve(), "creator-name": "elw", "release-id": "elw", "release-title": "elw",
+            "saedashboard-output-dir": place.resolve(),
+            "creator-name": "elw", "release-id": "elw", "release-title": "elw",
             "url": "none", "model-name": about["model_id"], "neuronpedia-source-set-id": about["sae_set"],
             "neuronpedia-source-set-description": "none", "hf-weights-repo-id": "none", "hf-weights-path": "none/none",
             "hook-point": hook, "layer-num": about["layer"], "prompts-huggingface-dataset-path": "none",

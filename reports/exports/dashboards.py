@@ -113,7 +113,7 @@ def _read(warehouse: Warehouse, layer: int, features: list[int], contexts: Conte
         for fact in facts.get(feature, []):  # one, or none if it never fires
             near = cosines[feature][0] if cosines[feature] else {"neighbours": [], "cosines": []}
             yield Dashboard(
-                feature, fact["density"], *shortest([fact["max_activation"]]),
+                feature, fact["density"], shortest([fact["max_activation"]])[0],
                 _moved(logits[feature], "promoted"), _moved(logits[feature], "suppressed"),
                 next(map(_bars, of_activations[feature]), nothing), next(map(_bars, of_logits[feature]), nothing),
                 near["neighbours"], near["cosines"],
@@ -139,9 +139,10 @@ def _shown(fact: Row, examples: Sequence[Row], active: Sequence[Row], contexts: 
         for position, activation in zip(row["positions"], row["activations"], strict=True):
             of_context[position] = activation
     n_inactive = fact["n_tokens"] - fact["n_active"]
+    edges = iter(shortest(row[edge] for row in examples for edge in ("low", "high")))
     return [
         Shown(
-            row["interval"], *shortest([row["low"], row["high"]]),
+            row["interval"], next(edges), next(edges),
             (row["n_tokens"] + (n_inactive if row["interval"] == 1 else 0)) / fact["n_tokens"],
             row["context_id"], row["position"], texts[row["context_id"]], values[row["context_id"]],
         )

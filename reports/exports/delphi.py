@@ -11,6 +11,7 @@ and forgotten before the next, so that memory does not grow with the run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ BATCH_SIZE = 32
 NOTES = (
     "log/hookpoint_firing_counts.pt is left out, a pickle that delphi makes anew, and run_config.json, which says what "
     "is to be explained and with which model.",
-    "A warehouse holds no activations of excluded tokens (the first of a context, those of massive norm), which delphi's "
-    "own cache has.",
+    "A warehouse holds no activations of excluded tokens (the first of a context, those of massive norm), which "
+    "delphi's own cache has.",
 )
 
 
@@ -52,7 +53,7 @@ def export(db: Path, output: Path, features: Sequence[str] | None = None) -> Exp
     Raises UsageError for a word or folder that will not do, ElwError for a run without a context of full length.
     """
     with Warehouse(db, config=ONE_THREAD) as warehouse:
-        by_layer = chosen(warehouse, features) if features else None
+        by_layer = chosen(warehouse, features) if features else {}
         source = read_source(warehouse)
         length = source.facts["context_length"]
         tokens = warehouse.run("exports/full_context_tokens").numpy()["vocabulary_id"].astype(np.int64)
@@ -71,8 +72,8 @@ def export(db: Path, output: Path, features: Sequence[str] | None = None) -> Exp
                 f"{source.facts['n_tokens'] - tokens.size:,} tokens are left out."
             )
             for sae in source.saes:
-                if by_layer is None or sae.layer in by_layer:
-                    _write_layer(warehouse, folder, source, sae, tokens, by_layer and by_layer[sae.layer])
+                if not by_layer or sae.layer in by_layer:
+                    _write_layer(warehouse, folder, source, sae, tokens, by_layer.get(sae.layer))
             folder.notes += NOTES
     return Exported([output / "latents"], folder.notes)
 
@@ -112,7 +113,7 @@ def module_path(sae: Sae) -> str:
 def splits_of(d_sae: int, n_splits: int) -> Iterator[tuple[int, int]]:
     """(first, last) feature of each split, the last one included: at linspace(0, d_sae, n_splits + 1), rounded down."""
     edges = [d_sae * place // n_splits for place in range(n_splits + 1)]
-    for first, after in zip(edges[:-1], edges[1:], strict=True):
+    for first, after in pairwise(edges):
         if first < after:
             yield first, after - 1
 

@@ -50,9 +50,8 @@ class Folder:
     def write_json(self, name: str, content: Any) -> None:
         self.file(name).write_text(as_json(content) + "\n", encoding="utf-8", newline="\n")
 
-    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Write objects as JSON lines, compressed if the name ends in .gz; returns how many."""
-        n = 0
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write objects as JSON lines, compressed if the name ends in .gz."""
         with contextlib.ExitStack() as stack:
             stream: Any = stack.enter_context(self.file(name).open("wb"))
             if name.endswith(".gz"):
@@ -60,9 +59,8 @@ class Folder:
                 stream = stack.enter_context(
                     gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=GZIP_LEVEL, mtime=0)
                 )
-            for n, row in enumerate(rows, 1):
+            for row in rows:
                 stream.write(as_json(row).encode() + b"\n")
-        return n
 
 
 def as_json(content: Any) -> str:

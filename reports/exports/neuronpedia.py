@@ -35,7 +35,7 @@ CREATOR = "clkht01d40000jv08hvalcvly"
 COUNTED_TOKENS = 5
 
 NOTES = (
-    "vector is empty and hasVector false: a warehouse holds no weights, so that nothing can be steered from these files.",
+    "vector is empty and hasVector false: a warehouse holds no weights, and without them nothing can be steered.",
     "lossValues are nll in nats of each token that has a next one: the last of a context has none.",
     "Explanations count the tokens that a feature fires on; no language model wrote them, so that explanationModelName "
     "and typeName are null.",

@@ -1,9 +1,9 @@
 """`elw export --format parquet`: every table and the main views of the current run as Parquet files.
 
-    NAME/layer=N/data.parquet     where rows are of layers, as Hive lays partitions out; the column is the folder's name
-    NAME/data.parquet             where they are not, or there are none
-    manifest.json                 facts of the run; of each table its columns, types, meanings and rows; of each file its
-                                  size and SHA-256
+    NAME/layer=N/data.parquet    where rows are of layers, as Hive lays partitions out; the column is the folder's name
+    NAME/data.parquet            where they are not, or there are none
+    manifest.json                facts of the run; of each table its columns, types, meanings and rows; of each file its
+                                 size and SHA-256
 
 One run, since the views show one and a data set that is handed on is about one: elw runs --use chooses another.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from energy_lens.errors import UsageError
 from energy_lens.reports.exporting import Exported
-from energy_lens.reports.exports.folder import MANIFEST, Folder, export_folder
+from energy_lens.reports.exports.folder import MANIFEST, export_folder
 from energy_lens.reports.exports.source import read_source
 from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.sql import FOLDER, identifier, statement
@@ -51,7 +51,7 @@ class Relation:
     name: str
     comment: str
     columns: Mapping[str, str]  #: with their comments
-    layers: Sequence[int | None] | None  #: of its rows; None where rows are of no layer
+    layers: Sequence[int | None]  #: of its rows; empty where they are of none
 
     @property
     def identifiers(self) -> dict[str, str]:
@@ -102,13 +102,9 @@ def _relations(warehouse: Warehouse) -> list[Relation]:
     for kind, name, comment, names, comments in warehouse.run("exports/relations").fetchall():
         columns = dict(zip(names, comments, strict=True))
         if name in views if kind == "view" else scope(name, columns) != "all":
-            identifiers = Relation(kind, name, comment, columns, None).identifiers
-            layers = (
-                [n for (n,) in warehouse.run_formatted("exports/layers", identifiers).fetchall()]
-                if "layer" in columns
-                else None
-            )
-            found.append(Relation(kind, name, comment, columns, layers))
+            identifiers = Relation(kind, name, comment, columns, []).identifiers
+            of_layers = warehouse.run_formatted("exports/layers", identifiers).fetchall() if "layer" in columns else []
+            found.append(Relation(kind, name, comment, columns, [layer for (layer,) in of_layers]))
     return found
 
 
