@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 #: The largest seed: every generator in use takes it, whatever is multiplied into it.
 LARGEST_SEED = 2**32 - 1
 
@@ -16,6 +19,9 @@ LARGEST_PASS = 2**20
 
 #: Tokens of a context, at most: positions are stored in two bytes.
 LONGEST_CONTEXT = 32_767
+
+#: Characters of a mistyped name by which its nearest are looked for: no name of ours is longer.
+LONGEST_GUESS = 80
 
 
 class ElwError(Exception):
@@ -40,6 +46,33 @@ def require(condition: bool, sentence: str) -> None:
     """Raises UsageError unless the condition holds; the sentence names the option as the user typed it."""
     if not condition:
         raise UsageError(sentence)
+
+
+def nearest(name: object, known: Iterable[object], n: int = 2) -> list[str]:
+    """Those of the known names that a mistyped one may have meant, the likeliest first, whatever their case.
+
+    Of numbers it is the nearest one. Empty where none comes close.
+    """
+    every = list(known)
+    if isinstance(name, int):
+        numbers = [other for other in every if isinstance(other, int)]
+        return [str(min(numbers, key=lambda other: (abs(other - name), other)))] if numbers else []
+    spelled: dict[str, str] = {}
+    for other in every:
+        spelled.setdefault(str(other).lower(), str(other))
+    wanted = str(name)[:LONGEST_GUESS].lower()
+    close = difflib.get_close_matches(wanted, spelled, n, cutoff=0.6)
+    if not close and len(wanted) >= 2:  # a beginning, however short it is beside the whole
+        close = [other for other in spelled if other.startswith(wanted)][:n]
+    if wanted in close:
+        close = [wanted]  # only its case is another
+    return [spelled[other] for other in close]
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """` (did you mean nll?)`, to stand behind a name that there is none of; empty where none comes close."""
+    close = nearest(name, known)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def require_at_most(option: str, number: float, most: float) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_lens.console import say
-from energy_lens.errors import ElwError, UsageError, require
+from energy_lens.errors import ElwError, UsageError, did_you_mean, require
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.registry import ENERGIES, choose_translators, make_energies
 from energy_lens.ingest.model.bos import set_bos
@@ -89,8 +89,8 @@ class CurrentRun:
     def chosen(self, wanted: Sequence[T] | None, known: Sequence[T], what: str) -> list[T]:
         """The known ones that are wanted, all when nothing is. Raises UsageError for one that is not there."""
         if missing := [name for name in wanted or () if name not in known]:
-            has = ", ".join(map(str, known))
-            raise UsageError(f"Run {self.run_id} has no {what} {missing[0]}: choose among {has} (--{what}).")
+            has, near = ", ".join(map(str, known)), did_you_mean(missing[0], known)
+            raise UsageError(f"Run {self.run_id} has no {what} {missing[0]}{near}: choose among {has} (--{what}).")
         return [name for name in known if wanted is None or name in wanted]
 
     def sae(self, layer: int) -> SparseAutoencoder:

@@ -21,7 +21,7 @@ from torch import Tensor
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.permutation import Integers, PairedContexts, within_rows
 from energy_lens.console import bar, say
-from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most, require_seed
+from energy_lens.errors import LARGEST_COUNT, UsageError, did_you_mean, require, require_at_most, require_seed
 from energy_lens.ingest.reading import Reader
 from energy_lens.ingest.statistics.significance import MIN_MATES
 from energy_lens.warehouse.categories import ALL
@@ -128,7 +128,8 @@ class PermutationInputs:
             known = [name for (name,) in warehouse.run("permutation/categories").fetchall()]
             if known and category not in known:
                 raise UsageError(
-                    f"Run {self.run.run_id} has no category {category}: choose among {', '.join(known)} (--category)."
+                    f"Run {self.run.run_id} has no category {category}{did_you_mean(category, known)}: choose among "
+                    f"{', '.join(known)} (--category)."
                 )
             raise UsageError(
                 f"efas tests nothing there in run {self.run.run_id} (z is NULL): a feature needs 50 active counted "

@@ -11,7 +11,7 @@ from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import Database, path_given, words
 from energy_lens.console import say
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, did_you_mean
 
 #: Formats, and the module and function that write each; only that of the chosen one is imported.
 EXPORTS: dict[str, str] = {
@@ -52,7 +52,9 @@ def export(
     from energy_lens.warehouse.database import warehouse_path
 
     if form not in EXPORTS:
-        raise UsageError(f"There is no export format {form!r}: choose {', '.join(EXPORTS)}.")
+        raise UsageError(
+            f"There is no export format {form!r}{did_you_mean(form, EXPORTS)}: choose {', '.join(EXPORTS)}."
+        )
     module, _, function = EXPORTS[form].partition(":")
     write = getattr(import_module(module), function)
     if contexts is not None and form not in MEASURED:

@@ -17,6 +17,7 @@ import typer
 
 from energy_lens.cli import streams
 from energy_lens.cli.app import app
+from energy_lens.cli.mistakes import mistake
 from energy_lens.cli.signals import EndedError, endings_noticed
 from energy_lens.console import messages, say
 from energy_lens.errors import ElwError
@@ -97,7 +98,7 @@ def _run(words: list[str], alone: bool) -> int:
         if hasattr(error, "format_message"):  # the command line itself is wrong
             failed = getattr(error, "ctx", None)
             page = f"{failed.command_path if failed else 'elw'} --help"
-            return _failed(f"{error.format_message().rstrip('.')}: see {page}.", 2, debug)
+            return _failed(f"{mistake(error).rstrip('.')}: see {page}.", 2, debug)
         if isinstance(error, OSError) and error.strerror:
             what = error.filename or "the output"
             return _failed(f"{what} cannot be used ({error.strerror}).", 1, debug)

@@ -10,7 +10,7 @@ import typer
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import Database, path_given, words
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, did_you_mean
 
 
 @app.command()
@@ -26,7 +26,8 @@ def report(
 
     formats = words(form, "--format")
     if unknown := [name for name in formats if name not in ("md", "html")]:
-        raise UsageError(f"There is no report format {unknown[0]!r}: choose md, html or md,html.")
+        near = did_you_mean(unknown[0], ("md", "html"))
+        raise UsageError(f"There is no report format {unknown[0]!r}{near}: choose md, html or md,html.")
     from energy_lens.reports.render import render
 
     for path in render(warehouse_path(db), output, tuple(formats)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, did_you_mean
 from energy_lens.ingest.texts import unreadable
 from energy_lens.sql import identifier, literal, statement
 
@@ -183,7 +183,8 @@ def check_columns(table: str, wanted: Sequence[str], known: Sequence[str]) -> No
     if lacking := [column for column in wanted if column not in known]:
         has = ", ".join(known[:20]) + (" …" if len(known) > 20 else "") if known else "none"
         raise UsageError(
-            f"{table} has no column {lacking[0]}: it has {has} (--text-column, --category-column, --id-column)."
+            f"{table} has no column {lacking[0]}{did_you_mean(lacking[0], known)}: it has {has} (--text-column, "
+            "--category-column, --id-column)."
         )
 
 

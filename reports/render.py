@@ -17,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, did_you_mean
 from energy_lens.reports import figures, formatting, tables
 from energy_lens.reports.queries import Answer, gather
 from energy_lens.warehouse.files import whole
@@ -52,7 +52,8 @@ def render(db: Path, output: Path, formats: tuple[str, ...] = FORMATS) -> list[P
 def check_formats(formats: tuple[str, ...]) -> None:
     """Raises UsageError unless every format is known."""
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise UsageError(f"{unknown[0]!r} is no format of a report: choose {' or '.join(FORMATS)}.")
+        near = did_you_mean(unknown[0], FORMATS)
+        raise UsageError(f"{unknown[0]!r} is no format of a report{near}: choose {' or '.join(FORMATS)}.")
 
 
 def document(answers: Mapping[str, Answer], drawn: Mapping[str, str], chosen: str) -> str:

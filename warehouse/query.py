@@ -8,7 +8,6 @@ commits on its own unless the script says BEGIN and COMMIT.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.console import say
-from energy_lens.errors import UsageError, WarehouseError
+from energy_lens.errors import UsageError, WarehouseError, did_you_mean, nearest
 from energy_lens.sql import identifier, literal
 from energy_lens.warehouse import output
 from energy_lens.warehouse.database import Statement, Warehouse, warehouse_path
 from energy_lens.warehouse.files import is_special, replacing, text_file
+from energy_lens.warehouse.mistakes import in_one_sentence
 from energy_lens.warehouse.results import Result
 from energy_lens.warehouse.terminal import terminal_width
 
@@ -124,7 +124,8 @@ def _chosen_format(query: Query) -> str:
             raise UsageError(f"{query.output} does not say its format by its ending ({known}): name it with --format.")
         return output.ENDINGS[query.output.suffix.lower()]
     if query.format not in output.FORMATS:
-        raise UsageError(f"There is no format {query.format!r}: choose {', '.join(output.FORMATS)}.")
+        near = did_you_mean(query.format, output.FORMATS)
+        raise UsageError(f"There is no format {query.format!r}{near}: choose {', '.join(output.FORMATS)}.")
     if query.format == "parquet" and query.output is None:
         raise UsageError("Parquet is binary: name a file with --output.")
     return query.format
@@ -168,20 +169,29 @@ def run(db: Path | None, query: Query) -> list[str]:
 def _run_script(warehouse: Warehouse, query: Query, form: str, file: Path | None) -> list[str]:
     """Run all statements and write the last one's rows to a file, or stdout."""
     announce_state(warehouse)
-    with _first_paragraphs():
+    notes = answer(warehouse, query, form, file)
+    if warehouse.abandon_transaction():
+        notes.append("A transaction was left open, so its changes are undone: end it with COMMIT.")
+    return notes
+
+
+def answer(warehouse: Warehouse, query: Query, form: str = "table", file: Path | None = None) -> list[str]:
+    """Run all statements on an open warehouse and write the last one's rows to a file, or stdout; returns notes.
+
+    A transaction that they leave open stays so.
+    """
+    with in_one_sentence(warehouse, query.script):
         statements = warehouse.statements(query.script)
         if not statements:
             raise UsageError("The query holds nothing but comments: give a statement.")
         known = frozenset().union(*(statement.parameters for statement in statements))
         if unknown := sorted(set(query.parameters) - known):
-            raise UsageError(f"The query has no parameter ${unknown[0]}: leave out -p {unknown[0]}=….")
+            near = did_you_mean(unknown[0], known)
+            raise UsageError(f"The query has no parameter ${unknown[0]}{near}: leave out -p {unknown[0]}=….")
         *before, last = statements
         for statement in before:
             warehouse.sql(statement.text, **_parameters_of(query.parameters, statement))
-        notes = _write_result(warehouse, last, query, form, file)
-        if warehouse.abandon_transaction():
-            notes.append("A transaction was left open, so its changes are undone: end it with COMMIT.")
-    return notes
+        return _write_result(warehouse, last, query, form, file)
 
 
 def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form: str, file: Path | None) -> list[str]:
@@ -292,26 +302,6 @@ def say_left_rows(warehouse: Warehouse) -> None:
         say(f"{warehouse.path} has rows of {which} that it does not hold: elw runs --delete {left[0]} removes them.")
 
 
-@contextlib.contextmanager
-def _first_paragraphs() -> Iterator[None]:
-    """DuckDB's messages on one line, without its drawing of the query, and with the remedy that is elw's to give."""
-    try:
-        yield
-    except UsageError as error:
-        sentence = " ".join(re.split(r"\n\s*\n", str(error).strip())[0].split())
-        sentence += "" if sentence[-1:] in ".!?…" else "."
-        remedies = {
-            "read-only mode": "A query only reads: add --write to change the warehouse.",
-            "disabled by configuration": "A query reaches no files: --output writes its result to one.",
-            "disabled through configuration": "A query loads no extensions.",
-            "configuration has been locked": "A query changes no settings.",
-            "Values were not provided": "Give it with -p name=value.",
-            "Table with name": "elw tables lists what there is.",
-        }
-        remedy = next((text for sign, text in remedies.items() if sign in sentence), "")
-        raise UsageError(f"{sentence} {remedy}".strip()) from error
-
-
 # ------------------------------------------------------------------------------------------------ catalogue
 
 
@@ -334,7 +324,7 @@ def describe(warehouse: Warehouse, name: str) -> tuple[str, output.Rows]:
         known.lower(): (kind, known, comment) for kind, known, comment in warehouse.run("queries/catalogue").fetchall()
     }
     if name.lower() not in relations:
-        close = difflib.get_close_matches(name.lower(), relations, n=3, cutoff=0.5)
+        close = nearest(name, relations)
         hint = f"did you mean {' or '.join(close)}?" if close else "elw tables lists what there is."
         raise UsageError(f"There is no table, view or macro named {name}: {hint}")
     kind, known, comment = relations[name.lower()]

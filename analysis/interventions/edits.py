@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energy_lens.errors import require
+from energy_lens.errors import did_you_mean, require
 
 #: The energy that interventions are measured in and chosen by: the model's own loss.
 LOSS = "nll"
@@ -40,8 +40,11 @@ class Edit:
         """Raises UsageError for an edit that means nothing."""
         kind, value, where = self.kind, self.value, self.where
         needs = "takes no value" if kind == "ablate" else "needs a value"
-        require(kind in KINDS, f"There is no intervention {kind!r}: choose {', '.join(KINDS)} (--kind).")
-        require(where in PLACES, f"--where is {where!r}; choose {' or '.join(PLACES)}.")
+        require(
+            kind in KINDS,
+            f"There is no intervention {kind!r}{did_you_mean(kind, KINDS)}: choose {', '.join(KINDS)} (--kind).",
+        )
+        require(where in PLACES, f"--where is {where!r}{did_you_mean(where, PLACES)}; choose {' or '.join(PLACES)}.")
         require((value is None) == (kind == "ablate"), f"{kind} {needs} (--value).")
         require(value is None or math.isfinite(value), f"--value is {value}; a finite number is needed.")
         require(

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from energy_lens.analysis.interventions.choosing import SCORES
 from energy_lens.analysis.interventions.controls import CONTROLS
 from energy_lens.analysis.interventions.edits import Edit
-from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, require, require_at_most, require_batch, require_seed
+from energy_lens.errors import (
+    LARGEST_COUNT,
+    LONGEST_CONTEXT,
+    did_you_mean,
+    require,
+    require_at_most,
+    require_batch,
+    require_seed,
+)
 from energy_lens.ingest.model.precision import CHOICES
 from energy_lens.ingest.model.window import DEFAULT_CONTEXT
 
@@ -41,14 +49,20 @@ class InterventionOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range."""
-        require(self.by in SCORES, f"--by is {self.by!r}; choose {', '.join(SCORES)}.")
+        require(self.by in SCORES, f"--by is {self.by!r}{did_you_mean(self.by, SCORES)}; choose {', '.join(SCORES)}.")
         unknown = [kind for kind in self.controls if kind not in CONTROLS]
-        require(not unknown, f"--controls does not know {', '.join(unknown)}; choose among {', '.join(CONTROLS)}.")
+        near = did_you_mean(unknown[0], CONTROLS) if unknown else ""
+        require(
+            not unknown, f"--controls does not know {', '.join(unknown)}{near}; choose among {', '.join(CONTROLS)}."
+        )
         require(bool(self.controls), "--controls names no kind; leave controls out with --directions 0.")
         require(self.contexts >= 1, f"--contexts is {self.contexts}; at least 1 is needed.")
         require_at_most("--contexts", self.contexts, LARGEST_COUNT)
         require_batch(self.batch_size, DEFAULT_CONTEXT, "patch")
-        require(self.dtype in CHOICES, f"--dtype is {self.dtype!r}; choose {', '.join(CHOICES)}.")
+        require(
+            self.dtype in CHOICES,
+            f"--dtype is {self.dtype!r}{did_you_mean(self.dtype, CHOICES)}; choose {', '.join(CHOICES)}.",
+        )
         counts = {
             "--probes": (self.probes, MOST), "--directions": (self.directions, MOST),
             "--path": (self.path_points, MOST), "--shift": (self.shift, LONGEST_CONTEXT),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, did_you_mean
 from energy_lens.ingest.energies.attention import AttentionEnergy
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.hopfield import Hopfield
@@ -38,8 +38,8 @@ def make_energies(names: Sequence[str], translators: Callable[[], Translators] |
             energy = _imported(name)
         elif name not in ENERGIES:
             raise UsageError(
-                f"There is no energy {name!r}: choose among {', '.join(ENERGIES)}, or name a class of your own as "
-                "package.module:Class (--energies)."
+                f"There is no energy {name!r}{did_you_mean(name, ENERGIES)}: choose among {', '.join(ENERGIES)}, or "
+                "name a class of your own as package.module:Class (--energies)."
             )
         elif name == TunedLens.name:
             if translators is None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from energy_lens.console import say
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, did_you_mean
 from energy_lens.ingest.model.converted import adopt, alone, fault, put_in_place
 from energy_lens.ingest.model.files import CONFIG, TOKENIZER, weight_files
 from energy_lens.ingest.model.gguf_metadata import check_metadata
@@ -193,8 +193,8 @@ def locate(name: str) -> tuple[Path, str]:
         )
     if not is_name(repository_name):
         raise UsageError(
-            f"There is no model {name!r}: the built-in model is {DEFAULT_MODEL}; else give a folder, a .gguf file or a "
-            "Hugging Face name."
+            f"There is no model {name!r}{did_you_mean(name, PACKAGED_MODELS)}: the built-in model is {DEFAULT_MODEL}; "
+            "else give a folder, a .gguf file or a Hugging Face name."
         )
     return _fetched_from_hub(name)
 
@@ -247,7 +247,11 @@ def cache_folder() -> Path:
 
 def _fetched_from_hub(name: str) -> tuple[Path, str]:
     """A Hugging Face model's own files, and nothing else, in the hub's own cache; and the sha256 of its weights."""
-    found = repository(name)
+    try:
+        found = repository(name)
+    except ElwError as error:
+        near = "" if "/" in name else did_you_mean(name, PACKAGED_MODELS)
+        raise type(error)(f"{error}{near}") from error
     small = [file for file in (CONFIG, *TOKENIZER) if file in found.files]
     if CONFIG not in small:
         raise UsageError(f"{name} has no {CONFIG}{_of_cache(found)}: name a repository with a model for transformers.")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, require, require_at_most, require_batch, require_seed
+from energy_lens.errors import (
+    LARGEST_COUNT,
+    LONGEST_CONTEXT,
+    did_you_mean,
+    require,
+    require_at_most,
+    require_batch,
+    require_seed,
+)
 from energy_lens.ingest.model import bos, compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.model.window import DEFAULT_CONTEXT
@@ -57,5 +65,8 @@ class IngestOptions:
         require_seed(self.seed)
         words = (("--bos", self.bos, bos.CHOICES), ("--compile", self.compile, compiling.CHOICES))
         for option, word, choices in words:
-            require(word in choices, f"{option} is {word!r}; choose {', '.join(choices)}.")
-        require(self.dtype in precision.CHOICES, f"--dtype is {self.dtype!r}; choose auto, {' or '.join(DTYPES)}.")
+            require(word in choices, f"{option} is {word!r}{did_you_mean(word, choices)}; choose {', '.join(choices)}.")
+        near = did_you_mean(self.dtype, precision.CHOICES)
+        require(
+            self.dtype in precision.CHOICES, f"--dtype is {self.dtype!r}{near}; choose auto, {' or '.join(DTYPES)}."
+        )

@@ -33,6 +33,7 @@ from energy_lens.errors import (
     LONGEST_CONTEXT,
     ElwError,
     UsageError,
+    did_you_mean,
     require,
     require_at_most,
     require_seed,
@@ -107,7 +108,7 @@ class TrainingConfig:
         for option, name, known in (
             ("--architecture", self.architecture, TRAINED_ARCHITECTURES), ("--optimizer", self.optimizer, OPTIMIZERS)
         ):  # fmt: skip
-            require(name in known, f"{option} is {name!r}; choose {' or '.join(known)}.")
+            require(name in known, f"{option} is {name!r}{did_you_mean(name, known)}; choose {' or '.join(known)}.")
         for option, number in (("--batch-size", self.batch_size), ("--passes", self.passes)):
             require(number >= 1, f"{option} is {number}; it must be positive.")
         require_at_most("--passes", self.passes, MOST_PASSES)
@@ -117,7 +118,8 @@ class TrainingConfig:
         require(self.context_length >= 3, f"--context is {self.context_length}; at least 3 tokens are needed.")
         require_at_most("--context", self.context_length, LONGEST_CONTEXT)
         points = [point for point in POINTS if point not in READ_ONLY]
-        require(self.point in points, f"--hook-point is {self.point!r}; choose {', '.join(points)}.")
+        near = did_you_mean(self.point, points)
+        require(self.point in points, f"--hook-point is {self.point!r}{near}; choose {', '.join(points)}.")
         require_seed(self.seed)
         most = self.round_contexts * (self.context_length - 2) // 2
         require(

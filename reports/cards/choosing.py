@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from energy_lens.errors import UsageError
+from energy_lens.errors import UsageError, did_you_mean
 from energy_lens.reports.cards.reading import check_built, check_feature, choose_energy, rows_of
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
@@ -38,7 +38,9 @@ def ranked(
     promotes, in any case. Raises UsageError for a ranking, layer or energy that there is none of.
     """
     if by not in RANKINGS:
-        raise UsageError(f"Features are not ranked by {by}: choose {', '.join(RANKINGS)} (--by).")
+        raise UsageError(
+            f"Features are not ranked by {by}{did_you_mean(by, RANKINGS)}: choose {', '.join(RANKINGS)} (--by)."
+        )
     check_built(warehouse)
     for layer in layers or ():
         check_feature(warehouse, layer, 0)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import ElwError, UsageError, did_you_mean
 from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
 
@@ -131,7 +131,9 @@ def choose_energy(warehouse: Warehouse, energy: str | None) -> str:
     if energy is None:
         return "nll" if "nll" in energies else energies[0]
     if energy not in energies:
-        raise UsageError(f"The current run has no energy {energy}; it has {', '.join(energies)}.")
+        raise UsageError(
+            f"The current run has no energy {energy}{did_you_mean(energy, energies)}; it has {', '.join(energies)}."
+        )
     return energy
 
 
@@ -139,7 +141,8 @@ def check_feature(warehouse: Warehouse, layer: int, feature: int) -> None:
     """Raises UsageError unless the current run has that feature."""
     d_sae: dict[int, int] = dict(warehouse.run("cards/widths").fetchall())
     if layer not in d_sae:
-        raise UsageError(f"The current run has no SAE at layer {layer}; it has layers {', '.join(map(str, d_sae))}.")
+        has, near = ", ".join(map(str, d_sae)), did_you_mean(layer, d_sae)
+        raise UsageError(f"The current run has no SAE at layer {layer}{near}; it has layers {has}.")
     if not 0 <= feature < d_sae[layer]:
         raise UsageError(f"The SAE of layer {layer} has features 0 to {d_sae[layer] - 1}, not {feature}.")
 
