@@ -54,7 +54,11 @@ class SqlCommand(TyperCommand):
 def sql(
     query: Annotated[
         str | None,
-        typer.Argument(metavar="QUERY|-", help="SQL; - or nothing reads it from stdin.", show_default=False),
+        typer.Argument(
+            metavar="QUERY|@NAME|-",
+            help="SQL, or @NAME for a saved query; - or nothing reads it from stdin; nothing on a terminal is a shell.",
+            show_default=False,
+        ),
     ] = None,
     db: Database = None,
     form: Annotated[
@@ -89,16 +93,25 @@ def sql(
         ),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Let the query change the warehouse.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the saved queries, your own first, with what they answer.")
+    ] = False,
 ) -> None:
     """Run SQL on the warehouse: read-only, without access to files or the network.
 
-    Of several statements all are run, each committed on its own, and the last one's rows are shown.
+    Of several statements all are run, each committed on its own, and the last one's rows are shown. Your own saved
+    queries are the .sql files in $ELW_QUERIES, else in ~/.config/elw/queries.
     """
+    if listed:
+        _list_queries(query, form)
+        return
     from energy_lens.warehouse import query as queries
+    from energy_lens.warehouse.parameters import declared, parse_parameters
 
+    script = queries.read_script(query)
     request = queries.Query(
-        script=queries.read_script(query),
-        parameters=queries.parse_parameters(parameter or []),
+        script=script,
+        parameters=parse_parameters(parameter or [], declared(script)),
         format=form.value if form else None,
         output=None if output == STDOUT else output,
         rows=rows,
@@ -107,6 +120,17 @@ def sql(
     )
     for note in queries.run(db, request):
         say(note)
+
+
+def _list_queries(query: str | None, form: Format | None) -> None:
+    """The saved queries. Raises UsageError where a query was given too, or a format that is no text."""
+    from energy_lens.warehouse.saved_queries import listing, saved_queries
+
+    if query is not None:
+        raise UsageError("--list and a query are two wishes: run elw sql once for each.")
+    if form is Format.parquet:  # type: ignore[attr-defined]
+        raise UsageError("Parquet is binary: choose another --format for --list.")
+    print_rows(listing(saved_queries()), TextFormat(form.value if form else "table"))
 
 
 @app.command()

@@ -144,6 +144,13 @@ class Warehouse:
             self._last = lambda: None
             yield self._connection
 
+    def rest(self) -> bool:
+        """Close the file until it is used again, so that others may have it meanwhile; whether it is closed now.
+
+        Not within a transaction, nor where temporary tables would be lost.
+        """
+        return self._let_go()
+
     def _let_go(self) -> bool:
         """Close the connection until it is wanted again, for somebody who wants the file in another way.
 

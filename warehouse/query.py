@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from energy_lens.warehouse import output
 from energy_lens.warehouse.database import Statement, Warehouse, warehouse_path
 from energy_lens.warehouse.files import is_special, replacing, text_file
 from energy_lens.warehouse.mistakes import in_one_sentence
+from energy_lens.warehouse.parameters import with_defaults
 from energy_lens.warehouse.results import Result
+from energy_lens.warehouse.saved_queries import find
 from energy_lens.warehouse.terminal import terminal_width
 
 #: Rows that are fetched at a time.
 BATCH_ROWS = 10_000
-
-#: Characters of the longest integer that a HUGEINT can be, with its sign.
-LONGEST_NUMBER = 39
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Query:
 
 
 def read_script(argument: str | None) -> str:
-    """The SQL that is meant: the argument, or what comes through stdin for `-` or none."""
+    """The SQL that is meant: the argument, a saved query for @name, or what comes through stdin for `-` or none."""
     if argument is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("There is no query: give one, as in elw sql 'SELECT * FROM efas', or send it through a pipe.")
     try:
@@ -59,6 +58,8 @@ def read_script(argument: str | None) -> str:
     except UnicodeError as error:
         raise UsageError("The query is not UTF-8 text: convert it.") from error
     script = script.removeprefix("\ufeff")  # which some editors begin a file with
+    if argument is not None and script.lstrip().startswith("@"):  # with which no SQL begins
+        return find(script).script
     if not script.strip():
         raise UsageError("The query is empty: give SQL, as in elw sql 'SELECT * FROM efas'.")
     return script
@@ -77,41 +78,6 @@ def _stdin() -> str:
 def _utf8(argument: str) -> str:
     """A command-line argument read as UTF-8, whatever the locale took its bytes for."""
     return os.fsencode(argument).decode("utf-8")
-
-
-def parse_parameters(assignments: Sequence[str]) -> dict[str, Any]:
-    """`name=value` each: an integer, a number, true, false or null where the value reads as one, else a string.
-
-    Single quotes make a string of anything: `n='42'`; a quote inside them is doubled.
-    """
-    parameters: dict[str, Any] = {}
-    for assignment in assignments:
-        try:
-            name, equals, text = _utf8(assignment).partition("=")
-        except UnicodeError as error:
-            raise UsageError("A value of -p is not UTF-8 text: convert it.") from error
-        name = name.strip().removeprefix("$")
-        if not equals or not re.fullmatch(r"\w+", name):
-            raise UsageError(f"-p {assignment} is not name=value: write -p layer=15 for $layer.")
-        if name in parameters:
-            raise UsageError(f"-p gives ${name} twice: leave one out.")
-        if len(text) > LONGEST_NUMBER and text.lstrip("+-").isdecimal():
-            raise UsageError(f"-p {name} is an integer of more than 38 digits: write a string, \"{name}='…'\".")
-        parameters[name] = _value(text)
-    return parameters
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if re.fullmatch(r"[+-]?\d+", text, re.ASCII):
-        return int(text)
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
-        return float(text)
-    if len(text) >= 2 and text[0] == text[-1] == "'":
-        return text[1:-1].replace("''", "'")
-    return text
 
 
 def _chosen_format(query: Query) -> str:
@@ -188,10 +154,11 @@ def answer(warehouse: Warehouse, query: Query, form: str = "table", file: Path |
         if unknown := sorted(set(query.parameters) - known):
             near = did_you_mean(unknown[0], known)
             raise UsageError(f"The query has no parameter ${unknown[0]}{near}: leave out -p {unknown[0]}=….")
+        parameters = with_defaults(query.script, query.parameters)
         *before, last = statements
         for statement in before:
-            warehouse.sql(statement.text, **_parameters_of(query.parameters, statement))
-        return _write_result(warehouse, last, query, form, file)
+            warehouse.sql(statement.text, **_parameters_of(parameters, statement))
+        return _write_result(warehouse, last, replace(query, parameters=parameters), form, file)
 
 
 def _write_result(warehouse: Warehouse, statement: Statement, query: Query, form: str, file: Path | None) -> list[str]:

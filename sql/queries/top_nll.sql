@@ -1,7 +1,9 @@
--- The features whose own direction goes with the nll gradient most clearly (t is t_specific), with all three tests:
--- q_specific, is it this direction; q_value, is the gradient out of the ordinary where the feature fires, in these
--- documents; q_docs, would that hold in other documents. nats is attribution: the loss that ablation is predicted, to
--- first order, to add, and of_loss that as a share of the run's.
+-- @top_nll: Which features' own directions go with the gradient of the loss most clearly?
+-- t is t_specific, with all three tests: q_specific, is it this direction; q_value, is the gradient out of the ordinary
+-- where the feature fires, in these documents; q_docs, would that hold in other documents. nats is attribution: the loss
+-- that ablation is predicted, to first order, to add, and of_loss that as a share of the run's.
+-- $layer: only of this layer (INTEGER, default NULL)
+-- $n: rows (INTEGER, default 10)
 WITH loss AS (
     SELECT t.layer, sum(e.value) AS total
     FROM energies AS e
@@ -25,5 +27,6 @@ FROM efas AS e
 JOIN features AS f USING (layer, feature)
 JOIN loss AS l USING (layer)
 WHERE e.energy = 'nll' AND e.gradient = 'decoder' AND e.category = 'all' AND e.q_specific < 0.05
+    AND ($layer IS NULL OR e.layer = $layer)
 ORDER BY abs(e.t_specific) DESC
-LIMIT 10
+LIMIT $n
