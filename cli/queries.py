@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import STDOUT, Database, Format, ListingFormat, OutputOrStdout, TextFormat
+from energy_lens.cli.streams import is_terminal
 from energy_lens.console import say
 from energy_lens.errors import UsageError
 
@@ -108,7 +109,8 @@ def sql(
     from energy_lens.warehouse import query as queries
     from energy_lens.warehouse.parameters import declared, parse_parameters
 
-    script = queries.read_script(query)
+    as_shell = query is None and output is None and is_terminal()
+    script = "" if as_shell else queries.read_script(query)
     request = queries.Query(
         script=script,
         parameters=parse_parameters(parameter or [], declared(script)),
@@ -118,6 +120,11 @@ def sql(
         write=write,
         digits=digits,
     )
+    if as_shell:
+        from energy_lens.cli.shell.run import run_shell
+
+        run_shell(db, request)
+        return
     for note in queries.run(db, request):
         say(note)
 

@@ -51,6 +51,14 @@ def flush_output() -> None:
         sys.stdout.flush()
 
 
+def is_terminal() -> bool:
+    """Whether a person types and reads: stdin and stdout are both a terminal."""
+    try:
+        return bool(sys.stdin.isatty() and sys.stdout.isatty())
+    except (ValueError, AttributeError):  # closed, or none
+        return False
+
+
 def reader_has_left() -> bool:
     """Whether stdout is a pipe that nobody reads any more."""
     try:

@@ -16,7 +16,7 @@ import energy_lens
 from energy_lens.cli.main import main
 from energy_lens.warehouse import database, migrations
 from energy_lens.warehouse.database import Warehouse
-from energy_lens.warehouse.query import parse_parameters
+from energy_lens.warehouse.parameters import parse_parameters
 
 PACKAGE_PARENT = Path(energy_lens.__file__).parent / ".types"
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{PACKAGE_PARENT}:{os.environ.get('PYTHONPATH', '')}"}

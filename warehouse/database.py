@@ -292,6 +292,11 @@ class Warehouse:
         connection = self._connection  # without its turn, which whoever runs the statement has
         return 0.0 if connection is None else max(0.0, connection.query_progress() / 100)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a statement began a transaction that is not ended yet."""
+        return self._in_transaction
+
     def abandon_transaction(self) -> bool:
         """Roll back a transaction that a script began and did not end; whether there was one."""
         with self._connected() as connection:

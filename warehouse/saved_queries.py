@@ -39,9 +39,9 @@ class SavedQuery:
 
     @property
     def answers(self) -> str:
-        """What it answers, as its leading comment says."""
-        lines = [line for line in head_comment(self.script) if not line.startswith("$")]
-        return " ".join(lines).removeprefix(f"@{self.name}:").strip()
+        """What it answers: the first line of its leading comment."""
+        lines = [line for line in head_comment(self.script) if line and not line.startswith("$")]
+        return lines[0].removeprefix(f"@{self.name}:").strip() if lines else ""
 
 
 def own_folder() -> Path | None:
