@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from energy_lens.cli.options import examples
 from energy_lens.console import say
 
 # Plain help: rich would take longer to load than a query takes to run.
@@ -13,10 +14,21 @@ app = typer.Typer(name="elw", rich_markup_mode=None, add_completion=False, prett
 intervene_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")  # its help is that of its callback
 attractors_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")
 features_app = typer.Typer(subcommand_metavar="[COMMAND [ARGS]...]")
-efas_app = typer.Typer(help="Put EFAS to the test: a replay of the draft's protocol, and permuted documents.")
-sae_app = typer.Typer(help="Train, evaluate, import, export and list sparse autoencoders (SAEs).")
-lens_app = typer.Typer(help="Train tuned lenses, for the energy tuned_lens.")
-model_app = typer.Typer(help="Fetch language models, list those at hand, and check what works with one.")
+efas_app = typer.Typer(
+    help="Put EFAS to the test: a replay of the draft's protocol, and permuted documents.",
+    epilog=examples("elw efas test --permutations 2000"),
+)
+sae_app = typer.Typer(
+    help="Train, evaluate, import, export and list sparse autoencoders (SAEs).", epilog=examples("elw sae list")
+)
+lens_app = typer.Typer(
+    help="Train tuned lenses, for the energy tuned_lens.",
+    epilog=examples("elw lens train my-text/ --model gpt2 --output gpt2.lens.safetensors"),
+)
+model_app = typer.Typer(
+    help="Fetch language models, list those at hand, and check what works with one.",
+    epilog=examples("elw model list"),
+)
 app.add_typer(features_app, name="features")
 app.add_typer(intervene_app, name="intervene")
 app.add_typer(attractors_app, name="attractors")
@@ -34,7 +46,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, no_args_is_help=False)
+@app.callback(
+    invoke_without_command=True, no_args_is_help=False,
+    epilog=examples("elw ingest corpus/", "elw sql @top_nll", "elw ingest --help"),
+)  # fmt: skip
 def elw(
     context: typer.Context,
     version: Annotated[

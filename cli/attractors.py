@@ -8,7 +8,16 @@ import typer
 
 from energy_lens.cli.app import attractors_app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, leave_aside, numbers, refuse_before, typed
+from energy_lens.cli.options import (
+    Database,
+    ListingFormat,
+    TextFormat,
+    examples,
+    leave_aside,
+    numbers,
+    refuse_before,
+    typed,
+)
 from energy_lens.console import say
 from energy_lens.warehouse.features import FeatureName
 
@@ -16,7 +25,7 @@ from energy_lens.warehouse.features import FeatureName
 DOSE_TOKENS = 32
 
 
-@attractors_app.callback(invoke_without_command=True)
+@attractors_app.callback(invoke_without_command=True, epilog=examples("elw attractors --layer 12,20"))
 def attractors_find(
     context: typer.Context,
     db: Database = None,
@@ -66,7 +75,7 @@ def attractors_find(
             say(sentence)
 
 
-@attractors_app.command("dose")
+@attractors_app.command("dose", epilog=examples("elw attractors dose 12:1848"))
 def attractors_dose(
     feature: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature to scale, as in 15:656.")],
     tokens: Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, examples
 from energy_lens.console import say
 from energy_lens.errors import ElwError
 
 
-@app.command()
+@app.command(epilog=examples("elw check --db elw.duckdb"))
 def check(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
     """Check that the warehouse holds what it promises: keys, sums, plan, tests and statistics, of all its runs.
 

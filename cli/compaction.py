@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, examples
 from energy_lens.console import say
 
 
-@app.command()
+@app.command(epilog=examples("elw compact --db elw.duckdb"))
 def compact(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
     """Rewrite the warehouse sorted by layer and feature, and without gaps: smaller, and quicker to look features up in.
 

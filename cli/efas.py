@@ -16,13 +16,14 @@ from energy_lens.cli.options import (
     Model,
     Saes,
     TextFormat,
+    examples,
     numbers,
     words,
 )
 from energy_lens.console import say
 
 
-@efas_app.command("test")
+@efas_app.command("test", epilog=examples("elw efas test --energy nll --layer 10,20 --permutations 10000"))
 def efas_test(
     db: Database = None,
     layer: Annotated[
@@ -80,7 +81,7 @@ def efas_test(
         say(sentence)
 
 
-@efas_app.command("replay-draft")
+@efas_app.command("replay-draft", epilog=examples("elw efas replay-draft --repetitions 100 --seed 1"))
 def efas_replay_draft(
     model: Model = DEFAULT_MODEL,
     sae: Saes = None,

@@ -9,7 +9,7 @@ import typer
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_line
-from energy_lens.cli.options import Database, path_given, words
+from energy_lens.cli.options import Database, examples, path_given, words
 from energy_lens.console import say
 from energy_lens.errors import UsageError, did_you_mean
 
@@ -26,7 +26,7 @@ EXPORTS: dict[str, str] = {
 MEASURED = ("saebench",)
 
 
-@app.command()
+@app.command(epilog=examples("elw export site/ --format html --features top:200"))
 def export(
     output: Annotated[Path, typer.Argument(metavar="DIR", parser=path_given, help="Folder to write; made if need be.")],
     form: Annotated[

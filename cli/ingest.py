@@ -27,6 +27,7 @@ from energy_lens.cli.options import (
     Paths,
     Saes,
     TextColumn,
+    examples,
     numbers,
     path_given,
     words,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from energy_lens.ingest.pipes import Pipe
 
 
-@app.command()
+@app.command(epilog=examples("elw ingest my-corpus/ --model gpt2 --train-saes"))
 def ingest(
     paths: Paths,
     db: Database = None,

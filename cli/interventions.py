@@ -13,6 +13,7 @@ from energy_lens.cli.options import (
     Dtype,
     ListingFormat,
     TextFormat,
+    examples,
     leave_aside,
     numbers,
     refuse_before,
@@ -42,7 +43,9 @@ TRY_TOKENS = 20
 TRY_PARAMETERS = ("db", "features", "kind", "value", "where", "dtype", "text", "tokens", "rows", "form")
 
 
-@intervene_app.callback(invoke_without_command=True)
+@intervene_app.callback(
+    invoke_without_command=True, epilog=examples("elw intervene --layer 20 --features top:25,random:25")
+)
 def intervene_measure(
     context: typer.Context,
     db: Database = None,
@@ -149,7 +152,9 @@ def intervene_measure(
             say(sentence)
 
 
-@intervene_app.command("try")
+@intervene_app.command(
+    "try", epilog=examples('elw intervene try "The quick brown fox" --feature 20:1758 --kind ablate')
+)
 def intervene_try(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, of at least two tokens.")],
     feature: Annotated[

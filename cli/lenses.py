@@ -26,6 +26,7 @@ from energy_lens.cli.options import (
     Paths,
     TextColumn,
     TextFormat,
+    examples,
     layers_to_train,
     path_given,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from energy_lens.warehouse.output import Rows
 
 
-@lens_app.command("train")
+@lens_app.command("train", epilog=examples("elw lens train my-text/ --model gpt2 --output gpt2.lens.safetensors"))
 def lens_train(
     paths: Paths,
     output: Annotated[

@@ -8,12 +8,12 @@ import typer
 
 from energy_lens.cli.app import model_app
 from energy_lens.cli.listing import print_line, print_rows
-from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, Precision, TextFormat, numbers
+from energy_lens.cli.options import DEFAULT_MODEL, ListingFormat, Precision, TextFormat, examples, numbers
 from energy_lens.console import say
 from energy_lens.errors import ElwError
 
 
-@model_app.command("pull")
+@model_app.command("pull", epilog=examples("elw model pull smollm2-135m"))
 def model_pull(
     name: Annotated[
         str,
@@ -29,7 +29,7 @@ def model_pull(
     print_line(folder)
 
 
-@model_app.command("check")
+@model_app.command("check", epilog=examples("elw model check my-model/ --layers 3,6,9"))
 def model_check(
     name: Annotated[
         str, typer.Argument(metavar="MODEL", help="Built-in name, Hugging Face name, model folder or GGUF file.")
@@ -70,7 +70,7 @@ def model_check(
     say(f"{name} passes all {outcomes.count(Outcome.PASSED)} checks that apply{rest}.")
 
 
-@model_app.command("list")
+@model_app.command("list", epilog=examples("elw model list"))
 def model_list(form: ListingFormat = TextFormat.table) -> None:
     """List the built-in models and the converted GGUF files in the cache."""
     from energy_lens.ingest.model.loading import PACKAGED_MODELS, cache_folder

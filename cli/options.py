@@ -38,6 +38,14 @@ def path_given(text: str) -> Path:
     return Path(os.path.abspath(text)) if text != "-" and Path(text) == Path("-") else Path(text)
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines that a user can type, which a test runs or at least parses.
+
+    The mark before them keeps the lines from being put together.
+    """
+    return "\b\n" + "\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
+
+
 Database = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
-from energy_lens.cli.options import STDOUT, Database, Format, ListingFormat, OutputOrStdout, TextFormat
+from energy_lens.cli.options import STDOUT, Database, Format, ListingFormat, OutputOrStdout, TextFormat, examples
 from energy_lens.cli.streams import is_terminal
 from energy_lens.console import say
 from energy_lens.errors import UsageError
@@ -51,7 +51,10 @@ class SqlCommand(TyperCommand):
         return name not in spelled and (has_space or not name.lstrip("-")[:1].isalpha())
 
 
-@app.command(cls=SqlCommand)
+@app.command(
+    cls=SqlCommand,
+    epilog=examples('elw sql "SELECT * FROM efas WHERE abs(score) > 0.7"', "elw sql @top_nll -p layer=20"),
+)
 def sql(
     query: Annotated[
         str | None,
@@ -140,7 +143,7 @@ def _list_queries(query: str | None, form: Format | None) -> None:
     print_rows(listing(saved_queries()), TextFormat(form.value if form else "table"))
 
 
-@app.command()
+@app.command(epilog=examples("elw tables --db elw.duckdb"))
 def tables(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
     """List every table, view and macro with what it holds."""
     from energy_lens.warehouse.database import Warehouse
@@ -152,7 +155,7 @@ def tables(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
         print_rows(catalogue(warehouse), form)
 
 
-@app.command()
+@app.command(epilog=examples("elw describe efas"))
 def describe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A table, view or macro.")],
     db: Database = None,
@@ -168,7 +171,7 @@ def describe(
         print_rows(columns, form)
 
 
-@app.command()
+@app.command(epilog=examples("elw runs --use 1"))
 def runs(
     db: Database = None,
     use: Annotated[
@@ -206,7 +209,7 @@ def runs(
             say(f"Run {use} of {warehouse.path} is current now.")
 
 
-@app.command()
+@app.command(epilog=examples("elw migrate --db elw.duckdb"))
 def migrate(db: Database = None) -> None:
     """Bring an older warehouse to this version's tables and views, and make views anew that were changed."""
     from energy_lens.warehouse.database import Warehouse

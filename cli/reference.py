@@ -56,7 +56,14 @@ def _section(name: str, command: Any) -> str:
     if rows:
         text += "\n| | | default |\n|---|---|---|\n"
         text += "".join(f"| {' | '.join(_cell(cell) for cell in row)} |\n" for row in rows)
+    if lines := example_lines(command):
+        text += "\n```sh\n" + "\n".join(lines) + "\n```\n"
     return text
+
+
+def example_lines(command: Any) -> list[str]:
+    """The lines that a command's help shows as examples (`options.examples`)."""
+    return [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
 
 
 def _metavar(parameter: Any) -> str:

@@ -9,11 +9,11 @@ import typer
 
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_line
-from energy_lens.cli.options import Database, path_given, words
+from energy_lens.cli.options import Database, examples, path_given, words
 from energy_lens.errors import UsageError, did_you_mean
 
 
-@app.command()
+@app.command(epilog=examples("elw report --output report/"))
 def report(
     db: Database = None,
     output: Annotated[

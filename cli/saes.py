@@ -32,6 +32,7 @@ from energy_lens.cli.options import (
     Saes,
     TextColumn,
     TextFormat,
+    examples,
     layers_to_train,
     numbers,
     path_given,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from energy_lens.warehouse.output import Rows
 
 
-@sae_app.command("train")
+@sae_app.command("train", epilog=examples("elw sae train my-texts/ --model gpt2 --layers 4,6 --output my-saes/"))
 def sae_train(
     paths: Paths,
     output: Annotated[
@@ -149,7 +150,7 @@ def _check_none_exists(places: Sequence[Path]) -> None:
         raise UsageError(f"{taken[0]} exists already: choose another --output, or remove it.")
 
 
-@sae_app.command("evaluate")
+@sae_app.command("evaluate", epilog=examples("elw sae evaluate my-texts/ --model gpt2 --sae my-saes/"))
 def sae_evaluate(
     paths: Paths,
     sae: Saes = None,
@@ -276,7 +277,7 @@ def _rows_of_figures(evaluations: Sequence[Evaluation]) -> Rows:
     return Rows.of(columns, rows)
 
 
-@sae_app.command("import")
+@sae_app.command("import", epilog=examples("elw sae import my-saes/layers.5 --model gpt2"))
 def sae_import(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", parser=path_given, help="An SAE's folder, of SAELens or sparsify.")
@@ -293,7 +294,7 @@ def sae_import(
     print_line(register(folder, model, output, layer, activation_scale, tuple(calibrate or ())))
 
 
-@sae_app.command("pull")
+@sae_app.command("pull", epilog=examples("elw sae pull gpt2-small-res-jb/blocks.8.hook_resid_pre"))
 def sae_pull(
     address: Annotated[
         str,
@@ -321,7 +322,7 @@ def sae_pull(
     say(f"To read with it: elw ingest PATH --model {shlex.quote(model_name)} --sae {shlex.quote(str(folder))}")
 
 
-@sae_app.command("export")
+@sae_app.command("export", epilog=examples("elw sae export my-saes/layers.5 --format saelens --output copy/"))
 def sae_export(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", parser=path_given, help="An SAE's folder, in any format that can be read.")
@@ -341,7 +342,7 @@ def sae_export(
     print_line(export(folder, form.value, output, half))
 
 
-@sae_app.command("list")
+@sae_app.command("list", epilog=examples("elw sae list --model gpt2"))
 def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
     """List a model's SAEs, those of the package and the registered ones, with their figures on held-out documents."""
     from energy_lens.ingest.sae.choosing import listed
