@@ -46,6 +46,23 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _install_completion(wanted: bool) -> None:
+    if wanted:
+        from energy_lens.cli.completion import install
+
+        shell, path = install()
+        say(f"{shell} completes elw from its next start on, by {path}.")
+        raise typer.Exit
+
+
+def _show_completion(wanted: bool) -> None:
+    if wanted:
+        from energy_lens.cli.completion import script
+
+        print(script())
+        raise typer.Exit
+
+
 @app.callback(
     invoke_without_command=True, no_args_is_help=False,
     epilog=examples("elw ingest corpus/", "elw sql @top_nll", "elw ingest --help"),
@@ -54,6 +71,24 @@ def elw(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=_install_completion,
+            is_eager=True,
+            help="Have the shell in use (bash, zsh or fish) complete elw with Tab, and leave.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            callback=_show_completion,
+            is_eager=True,
+            help="Print what that shell would read for it, and leave.",
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error came from; may also stand behind a command.")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from energy_lens.cli import completion
 from energy_lens.cli.app import attractors_app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import (
@@ -30,7 +31,10 @@ def attractors_find(
     context: typer.Context,
     db: Database = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", metavar="N,N,...", help="Layers; else all of the run.")
+        str | None,
+        typer.Option(
+            "--layer", metavar="N,N,...", autocompletion=completion.layers, help="Layers; else all of the run."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of the sample.")] = 4_096,
     perplexity: Annotated[

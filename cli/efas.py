@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from energy_lens.cli import completion
 from energy_lens.cli.app import efas_app
 from energy_lens.cli.listing import print_rows, rounded, to_six_digits
 from energy_lens.cli.options import (
@@ -27,13 +28,25 @@ from energy_lens.console import say
 def efas_test(
     db: Database = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", metavar="N,N,...", help="Layers to test; else all of the run.")
+        str | None,
+        typer.Option(
+            "--layer", metavar="N,N,...", autocompletion=completion.layers, help="Layers to test; else all of the run."
+        ),
     ] = None,
     energy: Annotated[
-        str | None, typer.Option("--energy", metavar="NAME,...", help="Energies to test; else all of the run.")
+        str | None,
+        typer.Option(
+            "--energy",
+            metavar="NAME,...",
+            autocompletion=completion.energies,
+            help="Energies to test; else all of the run.",
+        ),
     ] = None,
     category: Annotated[
-        str, typer.Option("--category", metavar="NAME", help="A category of documents, or all.")
+        str,
+        typer.Option(
+            "--category", metavar="NAME", autocompletion=completion.categories, help="A category of documents, or all."
+        ),
     ] = "all",
     permutations: Annotated[
         int, typer.Option("--permutations", metavar="N", min=19, help="Random pairings of documents.")

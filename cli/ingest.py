@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from energy_lens.cli import completion
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import (
@@ -51,6 +52,7 @@ def ingest(
         str,
         typer.Option(
             "--energies",
+            autocompletion=completion.known_energies,
             metavar="NAME,...",
             help="Of nll, logit_lens, tuned_lens, attention, hopfield; or package.module:Class for one of your own.",
         ),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from energy_lens.cli import completion
 from energy_lens.cli.app import intervene_app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import (
@@ -50,7 +51,13 @@ def intervene_measure(
     context: typer.Context,
     db: Database = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", metavar="N,N,...", help="Layers; else all of the run, or the listed ones.")
+        str | None,
+        typer.Option(
+            "--layer",
+            metavar="N,N,...",
+            autocompletion=completion.layers,
+            help="Layers; else all of the run, or the listed ones.",
+        ),
     ] = None,
     features: Annotated[
         str,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from energy_lens.cli import streams
+from energy_lens.cli import completion, streams
 from energy_lens.cli.app import app
 from energy_lens.cli.mistakes import mistake
 from energy_lens.cli.signals import EndedError, endings_noticed
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         return _run(list(arguments), alone=False)
     streams.prepare()
+    if completion.answered(typer.main.get_command(app)):
+        return 0
     try:
         return _run(sys.argv[1:], alone=True)
     finally:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from energy_lens.cli import completion
 from energy_lens.cli.app import app
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import STDOUT, Database, Format, ListingFormat, OutputOrStdout, TextFormat, examples
@@ -19,11 +20,18 @@ class SqlCommand(TyperCommand):
     """A command whose argument is SQL, which may begin with a dash: most files of SQL begin with a comment."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self._query_last(args))
+        words = self._query_last(args)
+        if ctx.resilient_parsing and words and self._spelled().get(words[-1]) is False:
+            del words[-1]  # a shell asks for its value: without one all the other words would be lost
+        return super().parse_args(ctx, words)
+
+    def _spelled(self) -> dict[str, bool]:
+        """Each option as it is spelled, and whether it is a switch."""
+        return {word: bool(option.is_flag) for option in self.params for word in option.opts if word[0] == "-"}  # type: ignore[attr-defined]
 
     def _query_last(self, words: list[str]) -> list[str]:
         """The words with a query that begins with a dash behind a --, where it is not taken for an option."""
-        spelled = {word: bool(option.is_flag) for option in self.params for word in option.opts if word[0] == "-"}  # type: ignore[attr-defined]
+        spelled = self._spelled()
         left: list[str] = []
         queries: list[str] = []
         following = iter(words)
@@ -60,6 +68,7 @@ def sql(
         str | None,
         typer.Argument(
             metavar="QUERY|@NAME|-",
+            autocompletion=completion.queries,
             help="SQL, or @NAME for a saved query; - or nothing reads it from stdin; nothing on a terminal is a shell.",
             show_default=False,
         ),
@@ -76,6 +85,7 @@ def sql(
             "--parameter",
             "-p",
             metavar="NAME=VALUE",
+            autocompletion=completion.parameters,
             help="Value of $NAME: a number, true, false or null if it reads so, else a string; n=\"'42'\" is a string. "
             "Repeatable.",
         ),
@@ -157,7 +167,9 @@ def tables(db: Database = None, form: ListingFormat = TextFormat.table) -> None:
 
 @app.command(epilog=examples("elw describe efas"))
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A table, view or macro.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", autocompletion=completion.relations, help="A table, view or macro.")
+    ],
     db: Database = None,
     form: ListingFormat = TextFormat.table,
 ) -> None:
@@ -176,11 +188,21 @@ def runs(
     db: Database = None,
     use: Annotated[
         int | None,
-        typer.Option("--use", metavar="ID", help="Make this run the one that efas and the other views show."),
+        typer.Option(
+            "--use",
+            metavar="ID",
+            autocompletion=completion.run_ids,
+            help="Make this run the one that efas and the other views show.",
+        ),
     ] = None,
     delete: Annotated[
         int | None,
-        typer.Option("--delete", metavar="ID", help="Remove this run and all its rows; its id is not given again."),
+        typer.Option(
+            "--delete",
+            metavar="ID",
+            autocompletion=completion.run_ids,
+            help="Remove this run and all its rows; its id is not given again.",
+        ),
     ] = None,
     form: ListingFormat = TextFormat.table,
 ) -> None:
