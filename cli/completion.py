@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +32,18 @@ def answered(command: Any) -> bool:
 
     with contextlib.suppress(Exception):  # a word that cannot be completed is no reason for a line in the prompt
         completion_init()
-        if instruction == "complete_bash" and _joined_in_bash():
-            _print_without_sign(lambda: shell_complete(command, {}, "elw", ASKED, instruction))
-        else:
-            shell_complete(command, {}, "elw", ASKED, instruction)
+        _join_in_bash()
+        shell_complete(command, {}, "elw", ASKED, instruction)
     return True
 
 
-def _joined_in_bash() -> bool:
-    """Put `@` and what follows together again, which bash takes for two words; whether the cursor is in such a one."""
+def _join_in_bash() -> None:
+    """Put `@` and what follows together again: bash counts them as two words, and completes them as one."""
     words, at = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", "0"))
-    if at < len(words) and words[at] == "@":
-        return True
-    if at > 0 and words[at - 1 : at] == ["@"]:
-        words[at - 1 : at + 1] = ["@" + "".join(words[at : at + 1])]
+    if "@" in words[:at]:
+        sign = words.index("@")
+        words[sign : sign + 2] = ["".join(words[sign : sign + 2])]
         os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(words), str(at - 1)
-        return True
-    return False
-
-
-def _print_without_sign(answer: Callable[[], object]) -> None:
-    import io
-
-    caught = io.StringIO()
-    with contextlib.redirect_stdout(caught):
-        answer()
-    print("\n".join(line.removeprefix("@") for line in caught.getvalue().splitlines()))
 
 
 # ------------------------------------------------------------------------------------------------ setting it up
