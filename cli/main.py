@@ -28,6 +28,7 @@ from energy_lens.cli import (
     ingest,
     queries,
     check,
+    doctor,
     compaction,
     report,
     export,
@@ -44,8 +45,8 @@ from energy_lens.cli import (
 
 #: The files of commands, by which the tests and the reference know that none was forgotten.
 COMMANDS = (
-    ingest, queries, check, compaction, report, export, features, interventions, attractors, efas, saes, lenses,
-    models,
+    ingest, queries, check, doctor, compaction, report, export, features, interventions, attractors, efas, saes,
+    lenses, models,
 )  # fmt: skip
 
 

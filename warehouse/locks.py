@@ -90,6 +90,23 @@ def is_record(start: bytes) -> bool:
     return re.fullmatch(rb"\s*\d{1,10}( [a-z][a-z_ -]*)?\s*", start) is not None
 
 
+def holder_of(path: Path) -> str | None:
+    """The command that holds a lock file, and its process; None where nobody does, or that cannot be told."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(os.pread(descriptor, RECORD_BYTES, 0))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _holder(record: bytes) -> str:
     """Who holds a lock, by what its file says; older versions wrote the process alone."""
     process, _, command = record.decode(errors="replace").strip().partition(" ")
