@@ -29,8 +29,8 @@ def doctor(
 ) -> None:
     """Look for what may go wrong here: versions, processor, cache, disks, locks, and the warehouse.
 
-    Each line is ok, a note or a problem with its remedy. Nothing is fetched or changed. Exit code 0 without a problem,
-    else 1.
+    Each line is ok, a note or a problem with its remedy. Nothing is fetched, and the warehouse
+    is only read. Exit code 0 without a problem, else 1.
     """
     import os
 

@@ -22,7 +22,10 @@ PATIENCE = 2.0
 
 
 def warehouse(path: Path, is_named: bool, checks: str) -> Iterator[Finding]:
-    """What is to be said of a file. is_named: the user named it, so that there should be one. checks: quick, all, none."""
+    """What is to be said of a file.
+
+    is_named: the user named it, so that there should be one. checks: quick, all or none.
+    """
     if not os.path.exists(path) and not is_named:
         yield note("warehouse", f"there is none at {path} yet", "elw ingest makes one; --db FILE looks at another")
         return

@@ -45,7 +45,8 @@ def carried_out(subject: str, work: Callable[[], Iterable[Finding]]) -> Iterator
         yield from work()
     except Exception as error:  # a broken library raises anything
         reason = " ".join(str(error).split())[:200]
-        yield problem(subject, f"It cannot be looked at: {type(error).__name__} ({reason}).", "install elw anew")
+        remedy = "pip install --force-reinstall energy-lens" if isinstance(error, ImportError) else None
+        yield problem(subject, f"it cannot be looked at: {type(error).__name__} ({reason})", remedy)
 
 
 def finding_rows(findings: Iterable[Finding]) -> Rows:

@@ -80,11 +80,9 @@ def processor() -> Iterator[Finding]:
         yield note("vectors", f"none of {', '.join(VECTORS)}; torch uses {capability}: passes are slow here")
     coarse = [flag for flag in BFLOAT16 if flag in flags]
     if coarse:
-        yield ok("precision", f"{', '.join(coarse)}: --dtype auto is likely to find bfloat16 faster, which it times")
+        yield ok("precision", f"{', '.join(coarse)}: --dtype auto, which times both, is likely to take bfloat16")
     elif flags:
-        yield ok(
-            "precision", "no instructions for bfloat16: --dtype auto is likely to stay with float32, which it times"
-        )
+        yield ok("precision", "no instructions for bfloat16: --dtype auto, which times both, is likely to take float32")
 
 
 def cpu_flags() -> frozenset[str]:
