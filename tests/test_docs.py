@@ -18,6 +18,7 @@ from energy_lens import Warehouse
 from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.pipeline import IngestOptions, ingest
+from energy_lens.warehouse.parameters import with_defaults
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +37,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def test_sql_runs(page: str, query: str, tiny_warehouse: Path) -> None:
     """Every SQL block of the docs runs on a warehouse."""
     with Warehouse(tiny_warehouse) as warehouse:
-        assert warehouse.sql(query).columns
+        assert warehouse.sql(query, **with_defaults(query, {})).columns
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
