@@ -202,7 +202,7 @@ class Warehouse:
                 raise UsageError("The query is empty: give a statement.")
             if self._terms.restricted:
                 _refuse_files(query, parsed)
-            words = [s.query.split()[0].upper() for s in parsed if s.type.name == "TRANSACTION" and s.query.split()]
+            words = [_first_word(s.query) for s in parsed if s.type.name == "TRANSACTION" and s.query.split()]
             self._in_transaction |= any(word in _BEGINNING for word in words)
             bound = {name: _plain(value) for name, value in parameters.items()} or None
             result = Result(interruptibly(connection, lambda: connection.execute(query, bound)), self._turn, self)
@@ -333,6 +333,10 @@ def _refuse_files(query: str, parsed: Sequence[duckdb.Statement]) -> None:
     word = file_statement(parsed, query)
     if word is not None:
         raise UsageError(f"{word} is refused, since a query reaches no files: elw sql --output writes its rows.")
+
+
+def _first_word(statement: str) -> str:
+    return statement.split()[0].upper().rstrip(";")
 
 
 def _plain(value: Any) -> Any:

@@ -89,7 +89,7 @@ class Names:
         by_name = {relation.lower(): relation for relation in self.columns}
         if name.lower() in by_name:
             return self.columns[by_name[name.lower()]]
-        for relation, alias in re.findall(r"(\w+)\s+(?:AS\s+)?(\w+)", query, re.IGNORECASE):
+        for relation, alias in re.findall(r"(?=\b(\w+)\s+(?:AS\s+)?(\w+))", query, re.IGNORECASE):
             if alias.lower() == name.lower() and relation.lower() in by_name and alias.upper() not in _NO_ALIASES:
                 return self.columns[by_name[relation.lower()]]
         return []
@@ -115,6 +115,8 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     """(text without space around it, kind) of a query's tokens, as DuckDB cuts it."""
     data = text.encode("utf-8", "replace")  # tokens are counted in bytes
     tokens = duckdb.tokenize(data.decode())
+    if not tokens:
+        return []
     ends = [start for start, _ in tokens[1:]] + [len(data)]
     return [
         (data[start:end].decode("utf-8", "replace").strip(), kind.name)

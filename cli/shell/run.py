@@ -57,6 +57,7 @@ def run_shell(db: Path | None, query: Query) -> None:
 
 def _spelling(sentence: str) -> str:
     """A sentence with the shell's words in place of the command line's, where it has one of its own."""
+    sentence = sentence.replace(", --output FILE keeps all", "")
     sentence = re.sub(r"--(format|rows|digits) (\w+)", r".\1 \2", sentence)
     sentence = re.sub(r"(?<!\S)-p (\w+=)", r".set \1", sentence).replace("elw tables", ".tables")
     return sentence.replace("add --write to change", "leave, and start it with --write, to change")
