@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,21 @@ SELECT $n AS n, $text AS text
 """
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "elw.duckdb"
+    Warehouse(path, writable=True).close()
+    return path
+
+
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the user's own queries, and an empty warehouse that commands mean."""
     folder = tmp_path / "queries"
     folder.mkdir()
     (folder / "said.sql").write_text(OWN)
     monkeypatch.setenv("ELW_QUERIES", str(folder))
-    Warehouse(tmp_path / "elw.duckdb", writable=True).close()
-    monkeypatch.setenv("ELW_WAREHOUSE", str(tmp_path / "elw.duckdb"))
+    monkeypatch.setenv("ELW_WAREHOUSE", str(shutil.copy(template, tmp_path)))
     return folder
 
 

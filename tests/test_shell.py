@@ -7,6 +7,7 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import sys
 import time
@@ -36,11 +37,17 @@ PACKAGE_PARENT = Path(energy_lens.__file__).parent / ".types"
 ENTER, CTRL_C, CTRL_D, UP = "\r", "\x03", "\x04", "\x1b[A"
 
 
-@pytest.fixture
-def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty warehouse; state and configuration folders of its own."""
-    path = tmp_path / "elw.duckdb"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shell") / "elw.duckdb"
     Warehouse(path, writable=True).close()
+    return path
+
+
+@pytest.fixture
+def db(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty warehouse; state and configuration folders of its own."""
+    path = Path(shutil.copy(template, tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("ELW_QUERIES", raising=False)
@@ -150,14 +157,13 @@ def test_the_file_is_free_between_lines(db: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_would_be_lost_keeps_the_file(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    typed(
-        db,
-        f".format csv{ENTER}CREATE TEMP TABLE t AS SELECT 5 AS x;{ENTER}SELECT x FROM t;{ENTER}"
-        f"BEGIN;{ENTER}CREATE TABLE u AS SELECT 1 AS y;{ENTER}SELECT y FROM u;{ENTER}{CTRL_D}",
-        Query("", write=True),
-    )
+    keys = f".format csv{ENTER}CREATE TEMP TABLE t AS SELECT 5 AS x;{ENTER}SELECT x FROM t;{ENTER}{CTRL_D}"
+    typed(db, keys, Query("", write=True))
+    assert capsys.readouterr().out == "x\n5\n"
+    keys = f".format csv{ENTER}BEGIN;{ENTER}CREATE TABLE u AS SELECT 1 AS y;{ENTER}SELECT y FROM u;{ENTER}{CTRL_D}"
+    typed(db, keys, Query("", write=True))
     out, err = capsys.readouterr()
-    assert out == "x\n5\ny\n1\n"
+    assert out == "y\n1\n"
     assert "A transaction was left open" in err
     with Warehouse(db) as warehouse:
         assert not warehouse.sql("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'u'").value()
