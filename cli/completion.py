@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ def answered(command: Any) -> bool:
     instruction = os.environ.get(ASKED)
     if not instruction:
         return False
-    from typer.completion import completion_init, shell_complete
+    from typer._completion_classes import completion_init
+    from typer.completion import shell_complete
 
     with contextlib.suppress(Exception):  # a word that cannot be completed is no reason for a line in the prompt
         completion_init()
@@ -64,14 +64,14 @@ def shell_in_use() -> str:
 
 def script() -> str:
     """What the shell in use has to read, once in each session, to complete elw."""
-    from typer.completion import get_completion_script
+    from typer._completion_shared import get_completion_script
 
     return str(get_completion_script(prog_name="elw", complete_var=ASKED, shell=shell_in_use()))
 
 
 def install() -> tuple[str, Path]:
     """Have the shell in use read that at its start; returns its name and the file."""
-    from typer.completion import install as install_for
+    from typer._completion_shared import install as install_for
 
     shell, path = install_for(shell=shell_in_use(), prog_name="elw", complete_var=ASKED)
     return shell, Path(path)
@@ -103,10 +103,7 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
 
 def relations(context: typer.Context, incomplete: str) -> list[str]:
     """Tables, views and macros."""
-    with _opened(context) as warehouse:
-        rows = warehouse.run("queries/catalogue").fetchall()
-        return [name for _, name, _ in rows if name.startswith(incomplete.lower())]
-    return []
+    return [name for _, name, _ in _rows(context, "queries/catalogue") if name.startswith(incomplete.lower())]
 
 
 def queries(incomplete: str) -> list[tuple[str, str]]:
@@ -137,19 +134,19 @@ KNOWN_ENERGIES = ("nll", "logit_lens", "tuned_lens", "attention", "hopfield")
 
 def _names(context: typer.Context, kind: str) -> list[str]:
     """Names of a kind in the warehouse that the line means, numbers in their order."""
-    with _opened(context) as warehouse:
-        found = [name for of, name in warehouse.run("queries/completions").fetchall() if of == kind]
-        return sorted(found, key=lambda name: (name.zfill(9), name) if name.isdecimal() else (name, name))
-    return []
+    found = [str(name) for of, name in _rows(context, "queries/completions") if of == kind]
+    return sorted(found, key=lambda name: name.zfill(9) if name.isdecimal() else name)
 
 
-@contextlib.contextmanager
-def _opened(context: typer.Context) -> Iterator[Any]:
-    """The warehouse, open to read; what cannot be read there ends the block and no more."""
+def _rows(context: typer.Context, statement: str) -> list[Any]:
+    """What a statement answers on the warehouse that the line means; nothing where that cannot be read now."""
     from energy_lens.warehouse.database import Warehouse
 
-    with contextlib.suppress(ElwError), Warehouse(context.params.get("db"), wait_seconds=0) as warehouse:
-        yield warehouse
+    try:
+        with Warehouse(context.params.get("db"), wait_seconds=0) as warehouse:
+            return list(warehouse.run(statement).fetchall())
+    except ElwError:
+        return []
 
 
 def _one_more(incomplete: str, names: Any) -> list[str]:

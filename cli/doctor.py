@@ -24,7 +24,7 @@ def doctor(
         typer.Option(
             "--checks", help="Promises of elw check: quick are those that read no table of tokens or activations."
         ),
-    ] = Checks.quick,  # type: ignore[attr-defined]
+    ] = Checks.quick,
     form: ListingFormat = TextFormat.table,
 ) -> None:
     """Look for what may go wrong here: versions, processor, cache, disks, locks, and the warehouse.

@@ -148,7 +148,7 @@ def _list_queries(query: str | None, form: Format | None) -> None:
 
     if query is not None:
         raise UsageError("--list and a query are two wishes: run elw sql once for each.")
-    if form is Format.parquet:  # type: ignore[attr-defined]
+    if form is Format.parquet:
         raise UsageError("Parquet is binary: choose another --format for --list.")
     print_rows(listing(saved_queries()), TextFormat(form.value if form else "table"))
 

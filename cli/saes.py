@@ -342,7 +342,7 @@ def sae_export(
     print_line(export(folder, form.value, output, half))
 
 
-@sae_app.command("list", epilog=examples("elw sae list --model gpt2"))
+@sae_app.command("list", epilog=examples("elw sae list --model smollm2-135m"))
 def sae_list(model: Model = DEFAULT_MODEL, form: ListingFormat = TextFormat.table) -> None:
     """List a model's SAEs, those of the package and the registered ones, with their figures on held-out documents."""
     from energy_lens.ingest.sae.choosing import listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -23,14 +24,19 @@ from energy_lens.warehouse.database import Warehouse, ingest_lock
 LARGE = ("activations", "gradients", "energies", "token_layers", "tokens", "interventions", "intervention_readings")
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("doctor") / "elw.duckdb"
+    Warehouse(path, writable=True).close()
+    return path
+
+
 @pytest.fixture
-def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def db(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty warehouse, and an empty cache."""
     monkeypatch.setenv("ELW_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ELW_WAREHOUSE", raising=False)
-    path = tmp_path / "elw.duckdb"
-    Warehouse(path, writable=True).close()
-    return path
+    return Path(shutil.copy(template, tmp_path))
 
 
 def of(db: Path, **options: Any) -> dict[str, list[Finding]]:
@@ -163,7 +169,7 @@ def test_quick_checks_read_no_large_table() -> None:
     for name in contents.QUICK_CHECKS:
         text = "\n".join(line for line in statement(f"checks/{name}").splitlines() if not line.startswith("--"))
         words = text.replace("(", " ").replace(",", " ").split()
-        read = {after for word, after in zip(words, words[1:], strict=False) if word.upper() in ("FROM", "JOIN")}
+        read = {after for word, after in itertools.pairwise(words) if word.upper() in ("FROM", "JOIN")}
         assert read.isdisjoint(LARGE), name
 
 

@@ -19,6 +19,7 @@ from energy_lens.errors import UsageError, did_you_mean
 from energy_lens.warehouse import query as queries
 from energy_lens.warehouse import saved_queries as saved
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.mistakes import in_one_sentence
 from energy_lens.warehouse.parameters import declared, parse_parameters
 from energy_lens.warehouse.terminal import visible
 from energy_lens.warehouse.typing_aid import Names
@@ -72,7 +73,7 @@ class Session:
 
     def _run(self, script: str, parameters: Mapping[str, Any]) -> None:
         """Values that were set for all queries are left out of those that have no such parameter."""
-        with queries.in_one_sentence(self.warehouse, script):
+        with in_one_sentence(self.warehouse, script):
             statements = self.warehouse.statements(script)
         named = {name for statement in statements for name in statement.parameters}
         values = {name: value for name, value in self.query.parameters.items() if name in named} | dict(parameters)
