@@ -113,7 +113,7 @@ def test_a_users_query_is_run_and_listed_first(own: Path, capsys: pytest.Capture
     first = json.loads(capsys.readouterr().out)[0]
     assert first == {
         "query": "@said", "answers": "What does it say?", "parameters": "$n = 7: a number; $text: any text",
-        "file": str(own / "said.sql"),
+        "from": str(own / "said.sql"),
     }  # fmt: skip
 
 

@@ -89,15 +89,15 @@ def find(name: str) -> SavedQuery:
 
 
 def listing(queries: list[SavedQuery]) -> Rows:
-    """A row for each query: its name, what it answers, its parameters, and the file where it is the user's own."""
-    columns = [("query", "varchar"), ("answers", "varchar"), ("parameters", "varchar"), ("file", "varchar")]
+    """A row for each query: its name, what it answers, its parameters, and elw or the user's file that it is from."""
+    columns = [("query", "varchar"), ("answers", "varchar"), ("parameters", "varchar"), ("from", "varchar")]
     return Rows.of(columns, [_row(query) for query in queries])
 
 
-def _row(query: SavedQuery) -> tuple[str, str, str | None, str | None]:
-    file = str(query.path) if query.is_own else None
+def _row(query: SavedQuery) -> tuple[str, str, str, str]:
+    file = str(query.path) if query.is_own else "elw"
     try:
         parameters = "; ".join(parameter.described() for parameter in declared(query.script).values())
-        return f"@{query.name}", query.answers, parameters or None, file
+        return f"@{query.name}", query.answers, parameters, file
     except UsageError as error:  # one broken file must not hide the others
-        return f"@{query.name}", str(error), None, file
+        return f"@{query.name}", str(error), "", file

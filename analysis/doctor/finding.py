@@ -52,7 +52,7 @@ def carried_out(subject: str, work: Callable[[], Iterable[Finding]]) -> Iterator
 def finding_rows(findings: Iterable[Finding]) -> Rows:
     """A row for each finding."""
     columns = [(name, "varchar") for name in ("subject", "verdict", "finding", "remedy")]
-    return Rows.of(columns, [(f.subject, str(f.verdict), f.said, f.remedy) for f in findings])
+    return Rows.of(columns, [(f.subject, str(f.verdict), f.said, f.remedy or "") for f in findings])
 
 
 def size(n_bytes: float) -> str:
