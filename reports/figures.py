@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from energy_lens.reports.bitmaps import with_small_bitmaps
 from energy_lens.reports.formatting import count, visible
 from energy_lens.reports.queries import Answer, Row
 
@@ -43,8 +44,8 @@ ROLES = {
     "opposes": (VERMILION, "v", 15, 2),
 }
 
-#: Clouds of more points than this become a bitmap inside the SVG: as vectors they weigh a megabyte.
-MAX_VECTOR_POINTS = 3_000
+#: The points of a panel with more than this become a bitmap inside the SVG: as vectors 10,000 weigh a megabyte.
+MAX_VECTOR_POINTS = 500
 
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 
@@ -227,7 +228,7 @@ def _attribution_and_density(rows: Sequence[Row]) -> Any:
                 [row["density"] for row in points],
                 [row["attribution"] for row in points],
                 s=size, c=colour, marker=marker, linewidths=0, alpha=0.45 if role == "neither" else 0.9,
-                zorder=order, rasterized=len(points) > MAX_VECTOR_POINTS, label=f"{role} ({count(len(points))})",
+                zorder=order, rasterized=len(energy_rows) > MAX_VECTOR_POINTS, label=f"{role} ({count(len(points))})",
             )  # fmt: skip
         magnitudes = sorted(abs(row["attribution"]) for row in energy_rows if row["attribution"])
         panel.set_xscale("log")
@@ -499,4 +500,4 @@ def as_svg(figure: Any, name: str, title: str) -> str:
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", buffer.getvalue())
     # Verdana is of the same widths, where DejaVu Sans is not at hand.
     svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+    return with_small_bitmaps("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -60,6 +61,13 @@ def probability(p: float | None) -> str:
     return _typeset(f"{p:.1e}") if 0 < p < 1e-3 else fixed(p)
 
 
+def noise_count(expected: float) -> str:
+    """How many noise gives on average: 126, 6.6, none."""
+    if expected < 0.05:
+        return "none"
+    return count(round(expected)) if expected >= 10 else fixed(expected, 1)
+
+
 def interval(low: float | None, high: float | None, digits: int | None = 3) -> str:
     """[low, high] with that many decimals, or with three significant digits."""
     if low is None or high is None:
@@ -90,12 +98,24 @@ class Tokens:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TextPiece:
+    """A token of a running text."""
+
+    text: str
+    is_marked: bool  #: the one that the text is shown for
+    is_active: bool  #: whether the feature fires there
+
+
 #: A table's cell: the program's own text, or one that must be escaped.
 Cell = str | Foreign | Tokens
 
 
 #: Longer texts are cut: one hostile name must not push a table off the page.
 MAX_TEXT, MAX_TOKEN = 120, 40
+
+#: Of a running text: no cut, since each of its few tokens is cut.
+MAX_RUNNING = 1 << 20
 
 _SHOWN = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
@@ -121,12 +141,39 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;"
 _BACKSLASHED = "*_~[]$#!:@"
 
 
-def markdown(text: str) -> str:
+def markdown(text: str, length: int = MAX_TEXT) -> str:
     """Foreign text as Markdown that shows it literally, in a table's cell too."""
-    return "".join(
+    escaped = "".join(
         _ENTITIES.get(character) or ("\\" + character if character in _BACKSLASHED else character)
-        for character in visible(text)
+        for character in visible(text, length)
     )
+    return re.sub(r"(?i)\bwww\.", lambda found: found[0][:-1] + "&#46;", escaped)  # GitHub makes a link of it
+
+
+def running_markdown(pieces: Sequence[TextPiece]) -> str:
+    """A running text as Markdown, the marked token as code, its blanks seen."""
+    shown = []
+    for is_marked, group in groupby(pieces, lambda piece: piece.is_marked):
+        texts = [piece.text for piece in group]
+        if is_marked:
+            shown += [_markdown_token(text) for text in texts]
+        else:
+            # Escaped as a whole: what is harmless in each of two tokens may be markup where they meet.
+            shown.append(markdown("".join(visible(text, MAX_TOKEN) for text in texts), MAX_RUNNING))
+    return "".join(shown)
+
+
+def running_html(pieces: Sequence[TextPiece]) -> Markup:
+    """A running text as HTML: the marked token in <mark>, others at which the feature fires underlined."""
+    shown = []
+    for piece in pieces:
+        if piece.is_marked:
+            shown.append(Markup("<mark>{}</mark>").format(visible_token(piece.text)))
+        elif piece.is_active:
+            shown.append(Markup("<u>{}</u>").format(visible(piece.text, MAX_TOKEN)))
+        else:
+            shown.append(escape(visible(piece.text, MAX_TOKEN)))
+    return Markup("").join(shown)
 
 
 def markdown_cell(cell: Cell) -> str:
@@ -167,6 +214,16 @@ def prose_as_html(text: str) -> Markup:
     marked = re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(str(text))))
     unbroken = marked.replace(" &lt; ", "\N{NO-BREAK SPACE}&lt;\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", unbroken))
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading, as GitHub and most Markdown readers make it: what-was-run"""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter; the rest stays as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def listing(items: Sequence[object]) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from energy_lens.errors import ElwError, UsageError
+from energy_lens.reports.examples import Illustrated, read_examples
 from energy_lens.sql import FOLDER, statement
 from energy_lens.warehouse.database import Warehouse
 
@@ -46,8 +47,15 @@ def question(name: str) -> str:
     return " ".join(lines)
 
 
-def gather(db: Path) -> dict[str, Answer]:
-    """Run every query of the report; answers by file name (`alignment_by_layer`).
+class Gathered(NamedTuple):
+    """All that a report shows, read at once."""
+
+    answers: dict[str, Answer]  #: by file name (`alignment_by_layer`)
+    examples: list[Illustrated] | None  #: None where the run's cards are not built
+
+
+def gather(db: Path) -> Gathered:
+    """Run every query of the report, and read examples of the features that align most.
 
     Raises ElwError when the warehouse holds no run, or a run without statistics.
     """
@@ -64,7 +72,7 @@ def gather(db: Path) -> dict[str, Answer]:
                 message = f"{db} cannot answer {name} ({reason}): bring it up to date with elw migrate."
                 raise ElwError(message) from error
             answers[name.removeprefix("reports/")] = Answer(name, question(name), columns, types, rows)
-    return answers
+        return Gathered(answers, read_examples(warehouse, answers["top_features"].rows))
 
 
 def _require_statistics(warehouse: Warehouse, db: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,11 @@ from markupsafe import Markup
 
 from energy_lens.errors import ElwError, UsageError, did_you_mean
 from energy_lens.reports import figures, formatting, tables
+from energy_lens.reports.contents import contents
+from energy_lens.reports.examples import Illustrated, leading
+from energy_lens.reports.methods import methods
 from energy_lens.reports.queries import Answer, gather
+from energy_lens.reports.versions import hashes, installed
 from energy_lens.warehouse.files import whole
 from energy_lens.warehouse.locks import claimed_folder
 
@@ -40,12 +44,12 @@ def render(db: Path, output: Path, formats: tuple[str, ...] = FORMATS) -> list[P
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder: name a folder with --output.")
     with claimed_folder(output, "elw report"):
-        answers = gather(db)
+        answers, examples = gather(db)
         drawn = figures.draw(answers)
         texts = {f"figures/{name}.svg": svg for name, svg in drawn.items()}
         texts["raw_results.json"] = raw_results(answers)
         for chosen in dict.fromkeys(formats):
-            texts[f"research_report.{chosen}"] = document(answers, drawn, chosen)
+            texts[f"research_report.{chosen}"] = document(answers, examples, drawn, chosen)
         return write_files(output, texts)
 
 
@@ -56,9 +60,12 @@ def check_formats(formats: tuple[str, ...]) -> None:
         raise UsageError(f"{unknown[0]!r} is no format of a report{near}: choose {' or '.join(FORMATS)}.")
 
 
-def document(answers: Mapping[str, Answer], drawn: Mapping[str, str], chosen: str) -> str:
+def document(
+    answers: Mapping[str, Answer], examples: Sequence[Illustrated] | None, drawn: Mapping[str, str], chosen: str
+) -> str:
     """The report as Markdown or HTML.
 
+    examples: None where the cards of the run are not built.
     drawn: SVG text by figure name; a figure that is not there is left out.
     """
     import jinja2
@@ -72,16 +79,25 @@ def document(answers: Mapping[str, Answer], drawn: Mapping[str, str], chosen: st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("count", "plural", "fixed", "percent", "code", "listing", "markdown", "prose_as_html"):
+    for name in (
+        "count", "plural", "fixed", "percent", "significant", "probability", "noise_count", "code", "listing",
+        "capitalised", "slug", "markdown", "prose_as_html", "running_markdown", "running_html",
+    ):  # fmt: skip
         environment.filters[name] = getattr(formatting, name)
     environment.filters["cell"] = formatting.html_cell if is_html else formatting.markdown_cell
     environment.filters["visible"] = formatting.visible
     template = environment.get_template(f"research_report.{chosen}.j2")
+    shown = tables.tables(answers)
     return template.render(
         run=answers["run"].rows[0],
         model=tables.model_name(answers["run"].rows[0]["model"]),
         facts=tables.run_facts(answers),
-        tables=tables.tables(answers),
+        tables=shown,
+        contents=contents(shown),
+        examples=examples,
+        methods=methods(answers),
+        hashes=hashes(answers["versions"].rows[0]),
+        installed=installed(),
         commands=tables.commands(answers),
         summary=_summary(answers),
         captions=figures.CAPTIONS,
@@ -93,18 +109,29 @@ def _summary(answers: Mapping[str, Answer]) -> dict[str, Any]:
     """The rows that the report's sentences quote; no number is made here."""
     totals = [row for row in answers["alignment_by_layer"].rows if row["layer"] is None]
     decoder = [row for row in totals if row["gradient"] == "decoder"]
-    top = answers["top_features"].rows
+    signals = [row for row in decoder if not row["is_control"]]
+    lead = next(iter(leading(signals)), None)
+    noise = answers["noise_floor"].rows
+    floors = {row["energy"]: row for row in noise if row["counted"] == "all"}
+    active = [row for row in noise if row["counted"] == "active" and row["from_tokens"] is None]
     return {
-        "signals": [row for row in decoder if not row["is_control"]],
+        "signals": signals,
         "controls": [row for row in decoder if row["is_control"]],
+        "lead": lead,
+        "floors": floors,
+        "floor": floors.get(lead["energy"]) if lead else None,
+        "active": next(iter(leading(active)), None),
+        "n_firing": sum(row["n_firing"] for row in answers["saes"].rows),
         "discrete": [row for row in totals if row["gradient"] == "discrete" and row["score_largest"] is not None],
         "replication": {row["energy"]: row for row in answers["replication"].rows if row["layer"] is None},
         "negative_control": [row for row in answers["null_control"].rows if row["layer"] is None],
         "uncalibrated": [
             row for row in answers["layer_energy"].rows if row["is_uncalibrated"] and row["category"] is None
         ],
-        "noise": [row for row in answers["noise_floor"].rows if not row["is_control"]],
-        "top": [row for row in top if row["place"] == 1 and not row["is_control"]],
+        "noise": leading([row for row in noise if not row["is_control"]]),
+        "all_noise": noise,
+        "ablations": answers["ablations"].rows[0],
+        "top": [row for row in answers["top_features"].rows if row["place"] == 1 and not row["is_control"]],
     }
 
 

@@ -15,6 +15,7 @@ from energy_lens.reports.formatting import (
     fixed,
     interval,
     listing,
+    noise_count,
     percent,
     probability,
     significant,
@@ -235,6 +236,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 _LAYER,
                 _counted("Features", "n_features"),
                 _decimal("Spearman", "spearman", 2),
+                _decimal("by chance, below", "spearman_noise", 2),
                 _counted("q_specific < 0.05 in A", "n_found"),
                 _counted("tested in B", "n_retested"),
                 _counted("same sign in B", "n_same_sign"),
@@ -411,20 +413,30 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             answers["noise_floor"],
             [
                 _ENERGY,
-                Column("Active tokens", _band),
+                Column("Tokens", _band, is_text=True),
                 _counted("Features", "n_features"),
-                _decimal("RMS score_active", "root_mean_square", 2),
-                _decimal("RMS of noise", "noise_root_mean_square", 2),
-                _decimal("Largest |score_active|", "largest", 2),
+                _decimal("RMS of r", "root_mean_square", 2),
+                _decimal("of noise", "noise_root_mean_square", 2),
+                _decimal("Largest |r|", "largest", 2),
+                _decimal("noise reaches", "noise_largest", 2),
+                _counted("|r| > 0.7", "n_above"),
+                Column("noise gives", lambda row: noise_count(row["noise_above"])),
+                _counted("and q_specific < 0.05", "n_above_specific"),
             ],
+            total=lambda row: row["from_tokens"] is None,
         ),
     }
 
 
 def _band(row: Row) -> str:
+    """Which tokens a row of the noise floor correlates over."""
+    if row["counted"] == "all":
+        return "all included"
+    if row["from_tokens"] is None:
+        return "active"
     if row["to_tokens"] is None:
-        return f"{row['from_tokens']} and more"
-    return f"{row['from_tokens']} to {row['to_tokens']}"
+        return f"active, {row['from_tokens']} and more"
+    return f"active, {row['from_tokens']} to {row['to_tokens']}"
 
 
 def _top_features(answer: Answer, energy: str, is_control: bool) -> Table:

@@ -805,7 +805,7 @@ def test_an_ingest_stores_the_figures_that_an_sae_carries(
     first, second = rows_of(db, "SELECT * FROM saes ORDER BY layer")
     assert (first["fvu"], first["fvu_macro"]) == (evaluation["all"]["fvu"], evaluation["macro"]["fvu"])
     assert (second["fvu"], second["fvu_macro"], stored(db, 2)) == (None, None, {})
-    shown = gather(db)["saes"].rows
+    shown = gather(db).answers["saes"].rows
     assert [row["ce_recovered_mean"] for row in shown] == [evaluation["all"]["ce_recovered_mean"], None]
 
 

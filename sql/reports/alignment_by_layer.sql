@@ -35,6 +35,8 @@ SELECT
     count(q_specific) AS n_tested_specific,
     count(*) FILTER (q_specific < 0.05) AS n_specific,
     count(*) FILTER (q_specific < 0.05) / nullif(count(q_specific), 0) AS share_specific,
+    -- What a test leaves cannot be told from noise by it.
+    count(*) FILTER (q_specific >= 0.05) AS n_unspecific,
     count(*) FILTER (q_specific < 0.05 AND t_specific > 0) AS n_specific_positive,
     count(*) FILTER (q_specific < 0.05 AND t_specific < 0) AS n_specific_negative,
     min(abs(score)) FILTER (q_specific < 0.05) AS smallest_specific,
@@ -49,8 +51,10 @@ SELECT
     count(*) FILTER (q_specific < 0.05 AND q_value < 0.05) AS n_specific_and_significant,
     count(*) FILTER (q_value < 0.05) AS n_significant,
     count(*) FILTER (q_value < 0.05) / nullif(count(q_value), 0) AS share_significant,
+    count(*) FILTER (q_value >= 0.05) AS n_insignificant,
     count(q_documents) AS n_tested_documents,
     count(*) FILTER (q_documents < 0.05) AS n_significant_documents,
+    count(*) FILTER (q_documents >= 0.05) AS n_insignificant_documents,
     quantile_cont(score, 0.05) AS score_q05,
     quantile_cont(score, 0.25) AS score_q25,
     median(score) AS score_median,
@@ -63,6 +67,7 @@ SELECT
     count(attribution_curvature) > 0 AS has_curvature,
     count(*) FILTER (role = 'supports') AS n_supports,
     count(*) FILTER (role = 'opposes') AS n_opposes,
+    count(*) FILTER (role IS NULL AND q_attribution IS NOT NULL) AS n_without_role,
     count(*) FILTER (role IS NOT NULL) / nullif(count(q_attribution), 0) AS share_with_role
 FROM ranked
 GROUP BY energy, gradient, layer, is_uncalibrated

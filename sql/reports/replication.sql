@@ -2,6 +2,7 @@
 -- active at 50 tokens or more of both halves. Of the features with q_specific < 0.05 in half A: how many keep their sign
 -- and reach p_specific < 0.05 in half B, and how large the score is in A, where it was selected, and in B with A's sign.
 -- z_variance is Var(z_A - z_B) / 2, which is 1 where contexts are independent samples, and more where documents differ.
+-- spearman_noise is what unrelated scores of as many features stay below in 95 of 100 cases.
 -- The row without a layer holds all layers at which the energy is calibrated.
 WITH pairs AS (
     SELECT
@@ -39,6 +40,7 @@ SELECT
     layer,
     count(*) FILTER (is_common) AS n_features,
     corr(rank_a, rank_b) FILTER (is_common) AS spearman,
+    CASE WHEN n_features >= 10 THEN 1.96 / sqrt(n_features - 1) END AS spearman_noise,
     count(*) FILTER (is_found) AS n_found,
     count(*) FILTER (is_retested) AS n_retested,
     count(*) FILTER (is_retested AND is_same_sign) AS n_same_sign,
