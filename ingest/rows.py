@@ -159,7 +159,9 @@ class TableFile:
         with duckdb.connect(":memory:", config=settings) as connection:
             connection.execute(f"SET allowed_paths = [{literal(str(self.path))}]")
             connection.execute("SET enable_external_access = false")
-            connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout, among the data
+            # It would be drawn on stdout, among the data; where there is none, DuckDB may refuse to be told so.
+            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() != [(False,)]:
+                connection.execute("SET enable_progress_bar = false")
             connection.execute("SET lock_configuration = true")
             try:
                 yield connection

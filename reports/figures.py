@@ -113,14 +113,14 @@ CAPTIONS = {
         "reports/alignment_by_layer",
         "Distribution of EFAS scores by layer and energy",
         "EFAS scores of the features that fire, by layer, with the decoder gradient; each energy has a scale of its "
-        f"own. {_BARS}",
+        f"own. By its size alone no score can be told from noise: the table counts those that pass a test. {_BARS}",
     ),
     "attribution_and_density": Caption(
         "reports/attribution_and_density",
         "Attribution of each feature against its activation density",
         "Attribution against activation density, one mark for each feature of each layer that fires. Supports: "
         "ablation is predicted to raise E; opposes: to lower it; both at a false discovery rate of 5 % across "
-        "documents.",
+        "documents. Neither: the sign cannot be told from noise.",
     ),
     "direction_control": Caption(
         "reports/direction_control",

@@ -30,11 +30,11 @@ class Method:
 
 
 def _arxiv(authors: str, number: str) -> Source:
-    return Source(f"{authors}, arXiv {number}", f"https://arxiv.org/abs/{number}")
+    return Source(authors, f"https://arxiv.org/abs/{number}")
 
 
 def _doi(authors: str, number: str) -> Source:
-    return Source(f"{authors}, doi {number}", f"https://doi.org/{number}")
+    return Source(authors, f"https://doi.org/{number}")
 
 
 #: The package's own energies, by name.

@@ -413,7 +413,7 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
             answers["noise_floor"],
             [
                 _ENERGY,
-                Column("Tokens", _band, is_text=True),
+                Column("Correlated over", _band, is_text=True),
                 _counted("Features", "n_features"),
                 _decimal("RMS of r", "root_mean_square", 2),
                 _decimal("of noise", "noise_root_mean_square", 2),
@@ -435,7 +435,7 @@ def _band(row: Row) -> str:
     if row["from_tokens"] is None:
         return "active"
     if row["to_tokens"] is None:
-        return f"active, {row['from_tokens']} and more"
+        return f"active, {row['from_tokens']} on"
     return f"active, {row['from_tokens']} to {row['to_tokens']}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
+import io
 import json
 import math
 import os
@@ -12,7 +15,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,6 +35,7 @@ from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.analysis.interventions.run import intervene
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import formatting, queries
+from energy_lens.reports.bitmaps import with_small_bitmaps
 from energy_lens.reports.render import render
 from energy_lens.sql import statement
 
@@ -54,7 +60,7 @@ SHOWN = {
     "Their |cosine|, median": ("cosine_specific",), "q_value < 0.05": ("n_significant",),
     "q_documents < 0.05": ("n_significant_documents",), "Score, 5 % to 95 %": ("score_q05", "score_q95"),
     "Supports": ("n_supports",), "Opposes": ("n_opposes",), "Attractors": ("n_attractors",),
-    "Feature": ("layer", "feature"), "Active tokens": ("n_active", "from_tokens"), "Score": ("score",),
+    "Feature": ("layer", "feature"), "Active tokens": ("n_active",), "Score": ("score",),
     "Cosine": ("cosine",),
     "t_specific": ("t_specific",), "q_specific": ("q_specific",), "q_value": ("q_value",),
     "q_documents": ("q_documents",), "Attribution": ("attribution",), "with curvature": ("attribution_curvature",),
@@ -72,7 +78,9 @@ SHOWN = {
     "|z| > 1.96, true pairing": ("share_rejected_true_pairing",),
     "p < 0.05, reference row": ("share_reference_rejected",), "p_specific < 0.05, own row": ("share_specific",),
     "|score|, median": ("median_score",), "|cosine|, median": ("median_cosine",),
-    "RMS score_active": ("root_mean_square",),
+    "RMS of r": ("root_mean_square",), "of noise": ("noise_root_mean_square",), "Largest |r|": ("largest",),
+    "noise reaches": ("noise_largest",), "|r| > 0.7": ("n_above",), "noise gives": ("noise_above",),
+    "and q_specific < 0.05": ("n_above_specific",), "by chance, below": ("spearman_noise",),
     "By other labels": ("n_by_other_labels",), "Mean EFAS": ("mean_efas",), "Mean |EFAS|": ("mean_abs_efas",),
     "Ablated": ("n_ablated",), "Mean shift (nats)": ("mean_shift",), "Mean KL (nats)": ("mean_kl",),
     "Edited": ("n_edited",), "ΔE (nats)": ("delta",), "First order": ("first_order",), "Predicted": ("predicted",),
@@ -89,9 +97,8 @@ SHOWN = {
     "Attractor": ("attractor",), "Perplexity": ("perplexity",), "First feature": ("feature",), "Weight": ("weight",),
     "Lift": ("label_lift",), "Read at": ("later_layer",), "Settled tokens": ("n_settled",),
     "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_network_energy",),
-    "RMS of noise": ("noise_root_mean_square",), "Largest |score_active|": ("largest",),
 }  # fmt: skip
-TEXTS = {"Energy", "Category", "Fires most on", "Role", "sha256", "Hook"}
+TEXTS = {"Energy", "Correlated over", "Category", "Fires most on", "Role", "sha256", "Hook"}
 TEXTS |= {"Class", "Edit", "Predictor", "Dictionary", "Type", "fires most on", "Label", "Patch", "Place", "Direction"}
 
 #: Headings of figures with three significant digits.
@@ -192,6 +199,15 @@ def page_of(text: str) -> _Page:
     return page
 
 
+def assert_harmless_links(page: _Page) -> None:
+    """Links lead to sections of the page that are there, or to the literature."""
+    links = [value or "" for name, value in page.attributes if name == "href"]
+    for link in links:
+        assert link.removeprefix("#") in page.ids or re.match(
+            r"https://(arxiv\.org|doi\.org|www\.lesswrong\.com)/", link
+        )
+
+
 def markdown_tables(text: str) -> Iterator[Table]:
     """Tables with their queries; the cells as they are written."""
     for block, query in re.findall(r"((?:^\|.*\|\n)+)\n\*Query `([^`]*)`\.\*$", text, re.MULTILINE):
@@ -247,7 +263,7 @@ def assert_cell_shows(heading: str, cell: str, row: dict[str, Any], place: tuple
         assert not shown, (heading, cell)
         return
     scale = 100 if cell.endswith("%") else 1
-    for value, (number, half) in zip(values, shown, strict=heading not in ("Active tokens",)):
+    for value, (number, half) in zip(values, shown, strict=True):
         # From a hundred on, three digits are significant.
         is_rounded = heading in SIGNIFICANT or place[0].startswith("attribution")
         slack = 0.005 * abs(value) if is_rounded else 0
@@ -286,7 +302,7 @@ def test_every_number_of_a_table_is_its_querys(report: Path, kind: str) -> None:
                 places[i] = SHOWN[heading]
         for cells, row in zip(rows, rows_of(table, answers), strict=True):
             for i, place in places.items():
-                if cells[i] not in ("all", "output"):
+                if cells[i] not in ("all", "output", "none"):
                     assert_cell_shows(headings[i], cells[i], row, place)
                     n_checked += 1
     assert n_checked > 300
@@ -438,6 +454,64 @@ def test_noise_floor_is_that_of_independent_pairs() -> None:
         assert np.sqrt(np.mean(r**2)) == pytest.approx(1 / math.sqrt(n - 1), rel=0.05)
 
 
+def test_noise_beside_what_was_found_is_that_of_students_t(report: Path, tiny_warehouse: Path) -> None:
+    """How many correlations noise puts above 0.7, and the median of its largest, by scipy's t of as many tokens."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        efas = warehouse.sql("SELECT * FROM efas WHERE gradient = 'decoder' AND category = 'all' AND n_active > 0").pl()
+    for row in answers_of(report)["reports/noise_floor"]:
+        counted, r, n = (
+            row["counted"],
+            *(("score_active", "n_active") if row["counted"] == "active" else ("score", "n_tokens")),
+        )
+        own = efas.filter((pl.col("energy") == row["energy"]) & pl.col(r).is_not_null())
+        if counted == "active" and row["from_tokens"] is not None:
+            own = own.filter(pl.col(n).is_between(row["from_tokens"], row["to_tokens"] or 1 << 60))
+        sizes, tokens = own[r].abs().to_numpy(), own[n].to_numpy()
+
+        def beyond(size: float, tokens: Any = tokens) -> Any:
+            return 2 * stats.t.sf(size * np.sqrt((tokens - 2) / (1 - size**2)), tokens - 2)
+
+        assert (row["n_features"], row["n_above"]) == (len(own), (sizes > 0.7).sum())
+        assert row["largest"] == pytest.approx(sizes.max())
+        assert row["noise_above"] == pytest.approx(beyond(0.7).sum(), rel=0.02, abs=1e-6)
+        assert row["is_above_noise"] == (row["n_above"] > row["noise_above"] + 2 * math.sqrt(row["noise_above"]))
+        # As likely as not the largest of these draws is below.
+        nearby = [np.prod(1 - beyond(row["noise_largest"] * factor)) for factor in (0.98, 1.0)]
+        assert nearby[0] < 0.52
+        assert nearby[1] > 0.48
+
+
+def test_what_ablations_can_tell_is_recounted(report: Path, tiny_warehouse: Path) -> None:
+    """Intervals apart from 0, and effects beyond every control direction, with numpy."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        effects = warehouse.sql("SELECT * FROM intervention_effects WHERE category = 'all' AND kind = 'ablate'").pl()
+    own = effects.filter(pl.col("direction") == 0)
+    apart = ((own["delta_low"] > 0) | (own["delta_high"] < 0)).fill_null(False)
+    beyond = []
+    for feature, delta in own.select("feature", "delta_per_token").iter_rows():
+        controls = effects.filter((pl.col("direction") > 0) & (pl.col("feature") == feature))["delta_per_token"]
+        beyond.append(abs(delta) > controls.abs().max())
+    (row,) = answers_of(report)["reports/ablations"]
+    assert row["n_ablated"] == len(own) > 0
+    assert (row["n_intervals"], row["n_controlled"]) == (own["delta_low"].count(), len(own))
+    assert (row["n_apart"], row["n_beyond"]) == (apart.sum(), sum(beyond))
+    assert row["n_apart_and_beyond"] == (apart & pl.Series(beyond)).sum()
+    assert "ablated features" in abstract_of(report)
+
+
+def test_hashes_are_those_of_what_was_read(report: Path, tiny_warehouse: Path) -> None:
+    """The corpus' sha256 is of its documents' own, sorted; the others stand in the run; both documents have all."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        documents = [sha for (sha,) in warehouse.sql("SELECT sha256 FROM documents").fetchall()]
+        run = warehouse.sql("SELECT identity, model_sha256, tokenizer_sha256 FROM current_run").fetchone()
+        saes = [sha for (sha,) in warehouse.sql("SELECT sae_sha256 FROM saes").fetchall()]
+    corpus = hashlib.sha256("\n".join(sorted(documents)).encode()).hexdigest()
+    for kind in ("md", "html"):
+        text = (report / f"research_report.{kind}").read_text(encoding="utf-8")
+        assert all(sha in text for sha in (corpus, *run, *saes))
+        assert f"duckdb {version('duckdb')}" in text
+
+
 def test_histogram_holds_every_tested_feature(report: Path) -> None:
     """Bins of z and of z_null each add up to the tested features."""
     answers = answers_of(report)
@@ -446,6 +520,124 @@ def test_histogram_holds_every_tested_feature(report: Path) -> None:
         bins = [row for row in answers["reports/z_histogram"] if row["energy"] == energy]
         assert sum(row["n_true_pairing"] for row in bins) == n_tested
         assert sum(row["n_negative_control"] for row in bins) == n_tested
+
+
+# ------------------------------------------------------------------------------------------------ the report's parts
+
+
+def section(text: str, title: str) -> str:
+    """A section of the Markdown report."""
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
+
+
+def abstract_of(report: Path) -> str:
+    return section((report / "research_report.md").read_text(encoding="utf-8"), "Abstract")
+
+
+def assert_five_sentences(abstract: str) -> None:
+    assert len(re.findall(r"\.(?= |$)", abstract)) == 5, abstract
+    assert "None" not in abstract
+    assert "–" not in abstract  # a number that is not there
+    assert "  " not in abstract
+
+
+def test_the_abstract_has_five_sentences_of_the_answers(report: Path, tiny_warehouse: Path) -> None:
+    """What was run and found, beside noise, and what ablations tell."""
+    abstract = abstract_of(report)
+    assert_five_sentences(abstract)
+    with Warehouse(tiny_warehouse) as warehouse:
+        tokens = warehouse.sql("SELECT stats_tokens FROM current_run").value()
+        tested = warehouse.sql(
+            "SELECT count(q_specific) FROM efas WHERE energy = 'nll' AND gradient = 'decoder' AND category = 'all'"
+        ).value()
+    assert f"read {tokens:,} tokens of " in abstract
+    assert f"of {tested:,} tested features" in abstract
+    floor = [row for row in answers_of(report)["reports/noise_floor"] if row["energy"] == "nll"]
+    (active,) = (row for row in floor if row["counted"] == "active" and row["from_tokens"] is None)
+    assert f"{active['n_above']:,} of {active['n_features']:,} exceed 0.7 with `nll`" in abstract
+
+
+def test_the_contents_name_every_section(report: Path) -> None:
+    """Each entry leads to a heading of both documents, in order, and no section is left out."""
+    text = (report / "research_report.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    entries = re.findall(r"^- \[(.*)\]\(#(.*)\)$", section(text, "Contents"), re.MULTILINE)
+    assert headings[:2] == ["Abstract", "Contents"]
+    assert [title for title, _ in entries] == headings[2:]
+    # What GitHub makes of a heading.
+    assert [anchor for _, anchor in entries] == [
+        "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_") for title, _ in entries
+    ]
+    page = page_of((report / "research_report.html").read_text(encoding="utf-8"))
+    links = [value for name, value in page.attributes if name == "href" and value and value[0] == "#"]
+    assert [link for link in links if link[1:] in [anchor for _, anchor in entries]] == [f"#{a}" for _, a in entries]
+
+
+def test_contexts_are_those_in_which_a_feature_fires_hardest(report: Path, tiny_warehouse: Path) -> None:
+    """The first ten features of nll, three tokens each, the token marked in the text around it."""
+    with Warehouse(tiny_warehouse) as warehouse:
+        top = answers_of(report)["reports/top_features"]
+        wanted = [(row["layer"], row["feature"]) for row in top if row["energy"] == "nll"][:10]
+        expected = []
+        for layer, feature in wanted:
+            key = {"layer": layer, "feature": feature}
+            examples = 'SELECT token_ids[1:3] FROM activation_intervals WHERE "interval" = 0 AND layer = $layer '
+            for token_id in warehouse.sql(examples + "AND feature = $feature", **key).value():
+                fired = warehouse.sql(
+                    "SELECT text, activation FROM activations JOIN tokens USING (run_id, token_id) "
+                    "WHERE layer = $layer AND feature = $feature AND token_id = $token", **key, token=token_id,
+                ).fetchone()  # fmt: skip
+                assert fired is not None
+                expected.append((formatting.visible_token(fired[0]), formatting.significant(fired[1])))
+    html = (report / "research_report.html").read_text(encoding="utf-8")
+    found = re.findall(
+        r'<p class="context"[^>]*>.*?<mark>(.*?)</mark>.*?</p>\s*<p class="source">.*?a = ([^,<]*)', html
+    )
+    assert [(unescape(text), a) for text, a in found] == expected
+    text = section((report / "research_report.md").read_text(encoding="utf-8"), "Where they fire")
+    assert [f"{layer}:{feature}" for layer, feature in wanted] == re.findall(r"^\*\*(\d+:\d+)\*\*", text, re.MULTILINE)
+    assert len(re.findall("^- ", text, re.MULTILINE)) == len(expected)
+
+
+def test_a_run_without_cards_says_how_to_have_contexts(copied: Callable[..., Path], tmp_path: Path) -> None:
+    db = copied("DELETE FROM activation_histogram", "DELETE FROM activation_intervals")
+    render(db, tmp_path / "out")
+    for kind in ("md", "html"):
+        text = (tmp_path / "out" / f"research_report.{kind}").read_text(encoding="utf-8")
+        assert "once the cards of the run are built" in text
+        assert "elw features build" in text
+
+
+def test_a_dense_cloud_is_a_small_bitmap() -> None:
+    """A bitmap of many shades keeps its size and becomes small, the same way each time; the rest of the SVG stays."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    shades = generator.integers(0, 255, (300, 400, 4), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(shades, "RGBA").save(buffer, "png")
+    svg = f'<svg><image xlink:href="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"/><g/></svg>'
+    small = with_small_bitmaps(svg)
+    assert len(small) < len(svg) / 2
+    assert small == with_small_bitmaps(svg)
+    assert re.sub('base64,[^"]*', "", small) == re.sub('base64,[^"]*', "", svg)
+    encoded = re.search(r'base64,([^"]*)"', small)
+    assert encoded is not None
+    with Image.open(io.BytesIO(base64.b64decode(encoded[1]))) as image:
+        assert image.size == (400, 300)
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=8), st.integers(0, 7))
+def test_a_running_text_stays_text(texts: list[str], mark: int) -> None:
+    """Whatever the tokens, also where two meet: one line, no markup but the mark's."""
+    pieces = [formatting.TextPiece(text, i == mark % len(texts), i % 2 == 0) for i, text in enumerate(texts)]
+    shown = formatting.running_markdown(pieces)
+    assert len(shown.splitlines()) <= 1
+    outside_code = re.sub(r"`[^`]*`|<code>.*?</code>", "", shown)
+    assert not re.search(r"(?<!\\)[*_\[\]<]|`", outside_code)
+    html = str(formatting.running_html(pieces))
+    assert html.count("<mark>") == 1
+    assert not re.search(r"<(?!/?(?:mark|u)>)", html)
 
 
 # ------------------------------------------------------------------------------------------------ determinism
@@ -487,7 +679,8 @@ def test_hostile_tokens_and_names_are_shown_not_obeyed(copied: Callable[..., Pat
     )
     render(db, tmp_path / "out")
     page = page_of((tmp_path / "out" / "research_report.html").read_text(encoding="utf-8"))
-    assert not {"script", "a", "img", "iframe"} & set(page.tags)
+    assert not {"script", "img", "iframe"} & set(page.tags)
+    assert_harmless_links(page)
     assert page.tags.count("h1") == 1
     tokens = [row[1] for query, _, rows in page.tables if query == "reports/top_features" for row in rows]
     assert tokens
@@ -586,7 +779,8 @@ def test_page_is_one_file_with_distinct_identifiers(report: Path) -> None:
         for name, value in page.attributes
         if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:"))
     ]
-    assert not fetched
+    assert not [value for value in fetched if not re.match(r"https://(arxiv|doi|www\.lesswrong)\.", value)]
+    assert_harmless_links(page)
 
 
 # ------------------------------------------------------------------------------------------------ small runs
@@ -623,7 +817,11 @@ def test_one_document_one_layer_one_energy(
     render(options.db, tmp_path / "out")
     text = (tmp_path / "out" / "research_report.md").read_text(encoding="utf-8")
     assert "The negative controls are empty" in text
+    assert_five_sentences(abstract_of(tmp_path / "out"))
+    if energy == "hopfield":
+        assert "is no finding" in abstract_of(tmp_path / "out")
     if energy == "nll":
+        assert "so nothing can be told from noise" in abstract_of(tmp_path / "out")
         assert "**No feature could be tested against `nll`.**" in text
         assert "The run has no positive control" in text
         assert "There is nothing to compare between halves" in text

@@ -116,8 +116,10 @@ def connect(path: Path, writable: bool, config: Mapping[str, str]) -> duckdb.Duc
         settings["storage_compatibility_version"] = STORAGE_VERSION
     try:
         connection = duckdb.connect(os.path.abspath(path), read_only=not writable, config=settings)
-        # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data.
-        connection.execute("SET enable_progress_bar = false")
+        # In python -c, a prompt or a notebook DuckDB draws a bar on stdout, among the data. In a notebook without
+        # ipywidgets there is none, and DuckDB refuses to be told so.
+        if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() != [(False,)]:
+            connection.execute("SET enable_progress_bar = false")
         return connection
     except duckdb.Error as error:
         raise opening_failure(path, error, config) from error
