@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from energy_lens.reports.formatting import Cell, Foreign, count
+from energy_lens.version import __version__
 
 #: Packages that numbers or pictures depend on; those of pyproject that only move files are left out.
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "numba", "duckdb", "polars", "matplotlib")
@@ -33,8 +34,8 @@ def hashes(row: Mapping[str, Any]) -> list[tuple[str, Cell]]:
 
 
 def installed() -> list[tuple[str, str]]:
-    """Versions of Python and of the packages that are installed here; the run may have been made with others."""
-    found = [("Python", platform.python_version())]
+    """Versions of elw, Python and the packages that are installed here; the run may have been made with others."""
+    found = [("elw", __version__), ("Python", platform.python_version())]
     for name in PACKAGES:
         try:
             found.append((name, version(name)))
