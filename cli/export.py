@@ -15,6 +15,7 @@ from energy_lens.errors import UsageError, did_you_mean
 
 #: Formats, and the module and function that write each; only that of the chosen one is imported.
 EXPORTS: dict[str, str] = {
+    "html": "energy_lens.reports.site.render:export_site",
     "saedashboard": "energy_lens.reports.exports.saedashboard:export",
     "neuronpedia": "energy_lens.reports.exports.neuronpedia:export",
     "delphi": "energy_lens.reports.exports.delphi:export",
