@@ -179,6 +179,22 @@ def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_fac
 
 
 @pytest.fixture(scope="session")
+def complete_warehouse(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny warehouse with attractors and interventions, so that every page has something to show; only read it."""
+    import shutil
+
+    from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
+    from energy_lens.analysis.interventions.options import InterventionOptions
+    from energy_lens.analysis.interventions.run import intervene
+
+    db = tmp_path_factory.mktemp("complete") / "tiny.duckdb"
+    shutil.copy(tiny_warehouse, db)
+    find_attractors(db, AttractorOptions(tokens=300, target=3.0))
+    intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
+    return db
+
+
+@pytest.fixture(scope="session")
 def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M with the shipped SAEs over a part of the sample corpus: every energy, float32, gradients stored."""
     from energy_lens.ingest.energies.registry import ENERGIES

@@ -30,9 +30,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from energy_lens import Warehouse
-from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
-from energy_lens.analysis.interventions.options import InterventionOptions
-from energy_lens.analysis.interventions.run import intervene
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.reports import formatting, queries
 from energy_lens.reports.bitmaps import with_small_bitmaps
@@ -114,13 +111,9 @@ Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells
 
 
 @pytest.fixture(scope="module")
-def tiny_warehouse(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_warehouse(complete_warehouse: Path) -> Path:
     """The tiny warehouse with interventions and attractors, so that the report has every section."""
-    db = tmp_path_factory.mktemp("complete") / "tiny.duckdb"
-    shutil.copy(tiny_warehouse, db)
-    find_attractors(db, AttractorOptions(tokens=300, target=3.0))
-    intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
-    return db
+    return complete_warehouse
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ active at every token.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,7 @@ def choose_documents(warehouse: Warehouse, examples: Mapping[int, int]) -> tuple
     for document_id, contexts in by_document.items():
         ours = [row for row in contexts if row["context_id"] in wanted]
         if len(ours) > MAX_CONTEXTS_OF_DOCUMENT:
-            last = len(examples)
-            ours.sort(key=lambda row: (examples.get(row["context_id"], last), row["context_id"]))
+            ours.sort(key=lambda row: (examples.get(row["context_id"], math.inf), row["context_id"]))
             ours = sorted(ours[:MAX_CONTEXTS_OF_DOCUMENT], key=lambda row: row["context_id"])
         if ours:
             shown[document_id] = Shown(document_id, ours[0]["path"], ours[0]["category"], ours, len(contexts))
