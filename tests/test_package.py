@@ -103,6 +103,7 @@ def test_the_wheel_lacks_nothing_of_the_source(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     files = [path for folder, kind in PACKAGE.items() for path in (ROOT / folder).rglob(kind)]
     files += [*ROOT.glob("*.py"), ROOT / "py.typed", *(ROOT / "reports" / "templates").iterdir()]
+    files += [path for name in ("templates", "static") for path in (ROOT / "reports" / "site" / name).iterdir()]
     files += [path for path in (ROOT / "ingest" / "shipped").rglob("*") if path.suffix in (".json", ".safetensors")]
     assert len(files) > 60
     for path in files:

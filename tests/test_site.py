@@ -1,4 +1,4 @@
-"""The site: numbers are the warehouse's, links lead somewhere, foreign text is text, and a folder is ours or left alone."""
+"""The site: numbers are the warehouse's, links lead somewhere, foreign text is text, other files are left alone."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def site(complete_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A site of the 20 features with the largest attribution, and of some that were edited; tests only read it."""
     output = tmp_path_factory.mktemp("site") / "out"
     with Warehouse(complete_warehouse) as warehouse:
-        edited = warehouse.sql("SELECT DISTINCT layer, feature FROM intervention_effects ORDER BY ALL LIMIT 3").fetchall()
+        edited = warehouse.sql(
+            "SELECT DISTINCT layer, feature FROM intervention_effects ORDER BY ALL LIMIT 3"
+        ).fetchall()
     export_site(complete_warehouse, output, ["top:20", *(f"{layer}:{feature}" for layer, feature in edited)])
     return output
 
@@ -228,12 +230,14 @@ def test_examples_show_activation_gradient_and_loss_of_each_token(site: Path, co
     page = Page(file)
     with Warehouse(complete_warehouse) as warehouse:
         card = read_card(warehouse, layer, feature)
-        active = dict(
-            (token, (a, g))
+        active = {
+            token: (a, g)
             for token, a, g in warehouse.sql(
-                "SELECT token_id, activation, g_nll FROM activations WHERE layer = $l AND feature = $f", l=layer, f=feature
+                "SELECT token_id, activation, g_nll FROM activations WHERE layer = $l AND feature = $f",
+                l=layer,
+                f=feature,
             ).fetchall()
-        )
+        }
         losses = dict(warehouse.sql("SELECT token_id, value FROM energies WHERE energy = 'nll'").fetchall())
     texts = [attributes for tag, attributes in page.elements if tag == "p" and attributes.get("class") == "text"]
     shown = {(example.interval, example.token_id) for example in card.examples}
@@ -338,7 +342,9 @@ def test_what_cannot_be_told_from_noise_is_said_so(site: Path, complete_warehous
 
 def test_attractors_and_interventions_are_shown(site: Path, complete_warehouse: Path) -> None:
     with Warehouse(complete_warehouse) as warehouse:
-        n = warehouse.sql("SELECT sum(least(n, 200)) FROM (SELECT layer, count(*) AS n FROM attractors GROUP BY ALL)").value()
+        n = warehouse.sql(
+            "SELECT sum(least(n, 200)) FROM (SELECT layer, count(*) AS n FROM attractors GROUP BY ALL)"
+        ).value()
         effects = warehouse.sql(
             "SELECT layer, feature, delta FROM intervention_effects WHERE direction = 0 AND category = 'all' "
             "ORDER BY intervention_id, abs(delta) DESC, feature"
@@ -373,7 +379,9 @@ def test_hostile_text_is_shown_as_text(copied: Callable[..., Path], tmp_path: Pa
     shown = ""
     for file, page in pages_in(tmp_path / "out"):
         elements = {tag for tag, _ in page.elements}
-        assert not elements & {"img", "iframe", "object", "embed", "base", "style", "b", "foreignobject", "animate"}, file
+        assert not elements & {"img", "iframe", "object", "embed", "base", "style", "b", "foreignobject", "animate"}, (
+            file
+        )
         for tag, attributes in page.elements:
             assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc")], file
             if tag == "script":

@@ -146,7 +146,11 @@ def page_of_document(
             "scales": [[short(scale["q05"]), short(scale["q95"])] for scale, _ in energies],
             "energies": [[short(of_token.get(token)) for token in ids] for _, of_token in energies],
             "features": [
-                [number for layer, feature, a, g in active.get(token, ()) for number in (layer, feature, short(a), short(g))]
+                [
+                    number
+                    for layer, feature, a, g in active.get(token, ())
+                    for number in (layer, feature, short(a), short(g))
+                ]
                 for token in ids
             ],
             "active": [n_active.get(token, 0) for token in ids],

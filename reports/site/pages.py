@@ -188,7 +188,7 @@ def _interventions(rows: Iterable[Row]) -> list[Row]:
     edits: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         edits[row["intervention_id"]].append(row)
-    found = []
+    found: list[Row] = []
     for beside in edits.values():
         own = next((row for row in beside if row["direction"] == 0), None)
         controls = [row for row in beside if row["direction"] > 0]

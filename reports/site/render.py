@@ -1,12 +1,12 @@
 """`elw export --format html`: a warehouse in; a folder of pages that need no network and no server out.
 
-Every number comes from a named query, in sql/cards/, sql/site/ or sql/reports/. The same warehouse gives the same bytes.
+Every number comes from a named query, of sql/cards/, sql/site/ or sql/reports/. The same warehouse, the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -138,7 +138,7 @@ def _as_data(value: Any) -> Markup:
 def _write_site(
     warehouse: Warehouse, answers: dict[str, Answer], by_layer: dict[int, list[int]], writer: Writer
 ) -> list[str]:
-    """Every page; sentences on what was left out. by_layer: the features that are wanted, of which some may not fire."""
+    """Every page; sentences on what was left out. by_layer: the wanted features, of which some may not fire."""
     energy = choose_energy(warehouse, None)
     rows = ranked(warehouse, energy=energy)
     by_layer, silent = _firing(by_layer, rows)
@@ -182,10 +182,14 @@ def _write_site(
 
     n_firing = len(rows)
     _render(writer, "features.html", "features.html.j2", pages.page_of_features(site, rows, promoted, n_firing))
-    _render(writer, "documents.html", "documents.html.j2", pages.page_of_documents(site, list(shown.values()), n_documents))
+    _render(
+        writer, "documents.html", "documents.html.j2", pages.page_of_documents(site, list(shown.values()), n_documents)
+    )
     _render(writer, "classes.html", "classes.html.j2", pages.page_of_classes(site, answers, rows))
     _render(writer, "attractors.html", "attractors.html.j2", pages.page_of_attractors(site, answers, warehouse))
-    _render(writer, "interventions.html", "interventions.html.j2", pages.page_of_interventions(site, answers, warehouse))
+    _render(
+        writer, "interventions.html", "interventions.html.j2", pages.page_of_interventions(site, answers, warehouse)
+    )
     _render(writer, "index.html", "index.html.j2", pages.page_of_overview(site, answers, n_documents, rows))
 
     notes = [f"{FeatureName(*name)} never fires, and has no page." for name in silent[:5]]
@@ -198,7 +202,9 @@ def _write_site(
     return notes
 
 
-def _firing(by_layer: dict[int, list[int]], rows: Sequence[pages.Row]) -> tuple[dict[int, list[int]], list[tuple[int, int]]]:
+def _firing(
+    by_layer: dict[int, list[int]], rows: Sequence[pages.Row]
+) -> tuple[dict[int, list[int]], list[tuple[int, int]]]:
     """The wanted features that fire, and those that do not. Raises UsageError when there is none."""
     firing = {(row["layer"], row["feature"]) for row in rows}
     wanted = {layer: [f for f in features if (layer, f) in firing] for layer, features in by_layer.items()}
@@ -218,7 +224,7 @@ def _beside(names: Sequence[FeatureName]) -> list[tuple[FeatureName | None, Feat
     return [(a, c) for (a, _), (_, c) in pairwise(pairwise([None, *names, None]))] if names else []
 
 
-def _cards(warehouse: Warehouse, by_layer: dict[int, list[int]]) -> Any:
+def _cards(warehouse: Warehouse, by_layer: dict[int, list[int]]) -> Iterator[Card]:
     for layer, features in sorted(by_layer.items()):
         for first in range(0, len(features), CARDS_AT_A_TIME):
             some = read_cards(warehouse, layer, features[first : first + CARDS_AT_A_TIME], window=WINDOW)
