@@ -92,7 +92,7 @@ def scatter(rows: Sequence[tuple[tuple[int, int], float, float]], cap: int) -> S
         return scaled(value, SCATTER_HEIGHT - BELOW, ABOVE)
 
     limit = threshold * math.sinh(reach)
-    ticks = [value for value in _ticks(threshold, limit) if abs(value) <= limit]
+    ticks = _ticks(threshold, limit)
     return Scatter(
         points=[Point(x(row[1]), y(row[2]), *row) for row in drawn],
         ticks_x=[Tick(x(value), value) for value in ticks],
@@ -106,7 +106,10 @@ def scatter(rows: Sequence[tuple[tuple[int, int], float, float]], cap: int) -> S
 
 
 def _ticks(threshold: float, limit: float) -> list[float]:
-    """0 and powers of ten from about the threshold on, of either sign."""
-    first = math.ceil(math.log10(threshold))
-    powers = [10.0**exponent for exponent in range(first, math.floor(math.log10(limit)) + 1)]
+    """0 and powers of ten from about the threshold on, of either sign; with few of these, twice and five times them."""
+    exponents = range(math.floor(math.log10(threshold)), math.floor(math.log10(limit)) + 1)
+    powers = [10.0**exponent for exponent in exponents]
+    if len(powers) < 3:
+        powers = [step * power for power in powers for step in (1, 2, 5)]
+    powers = [power for power in powers if threshold / 2 <= power <= limit]
     return [-value for value in reversed(powers)] + [0.0, *powers]

@@ -17,7 +17,8 @@ function number(value, digits = 3) {
   const x = Number(value);
   if (x === 0) return "0";
   const size = Math.abs(x);
-  const text = size >= 1e-4 && size < 1e6 ? String(Number(x.toPrecision(digits))) : x.toExponential(digits - 1);
+  const text = size >= 1e-4 && size < 1e9
+    ? Number(x.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 12 }) : x.toExponential(digits - 1);
   return text.replaceAll("-", "−");
 }
 
@@ -117,10 +118,17 @@ function pointing(tell) {
   return point;
 }
 
+// What is in the way can be put away.
+function closing(point) {
+  const button = element("button", "Close", { type: "button", className: "close" });
+  button.addEventListener("click", () => point(null));
+  return button;
+}
+
 function examples() {
   const readout = find("#readout");
   if (!readout) return;
-  pointing((token) => {
+  const point = pointing((token) => {
     readout.hidden = !token;
     if (!token) return;
     const text = token.parentElement;
@@ -128,7 +136,7 @@ function examples() {
     const { a, g } = token.dataset;
     readout.replaceChildren(element("code", token.textContent), element("span", `a ${number(a ?? 0)}`));
     if (g) readout.append(element("span", `g ${number(g)}`), element("span", `a·g ${number(a * g, 2)}`));
-    readout.append(element("span", `loss ${number(loss)}${loss ? " nats" : ""}`));
+    readout.append(element("span", `loss ${number(loss)}${loss ? " nats" : ""}`), closing(point));
   });
 }
 
@@ -172,24 +180,23 @@ function reader() {
     panel.hidden = !token;
     if (!token) return;
     const place = places.get(token), numbers = data.features[place];
-    const heading = element("h2");
+    const heading = element("h2"), chosen = Number(select.value);
     heading.append(element("code", token.textContent.trim() || "␣"));
-    const energies = [...select.options].map((option, i) => [option.textContent, data.energies[i][place]])
-      .filter(([, value]) => value !== null).map(([name, value]) => `${name} ${number(value)}`).join("; ");
-    panel.replaceChildren(heading, element("p", energies || "No energy at this token.", { className: "note" }));
-    if (!numbers.length) {
+    const energies = [...select.options].map((option, i) => `${option.textContent} ${number(data.energies[i][place])}`);
+    panel.replaceChildren(closing(point), heading, element("p", energies[chosen], { className: "note" }));
+    if (numbers.length) {
+      const table = element("table"), body = element("tbody"), thead = element("thead"), head = element("tr");
+      for (const name of ["Feature", "Fires most on", "a", "g", "a·g"])
+        head.append(element("th", name, { scope: "col", className: name.startsWith("Fires") ? "text" : "" }));
+      thead.append(head);
+      for (let i = 0; i < numbers.length; i += 4) body.append(row(...numbers.slice(i, i + 4)));
+      table.append(thead, body);
+      panel.append(table, element("p", `${numbers.length / 4} of ${data.active[place]} active here.`, { className: "note" }));
+    } else {
       panel.append(element("p", "No feature is active here, or the token is not counted.", { className: "note" }));
-      return;
     }
-    const table = element("table"), body = element("tbody"), head = element("tr");
-    for (const name of ["Feature", "Fires most on", "a", "g", "a·g"])
-      head.append(element("th", name, { scope: "col", className: name.startsWith("Fires") ? "text" : "" }));
-    const thead = element("thead");
-    thead.append(head);
-    for (let i = 0; i < numbers.length; i += 4) body.append(row(...numbers.slice(i, i + 4)));
-    table.append(thead, body);
-    panel.append(table,
-      element("p", `${numbers.length / 4} of ${data.active[place]} that are active here.`, { className: "note" }));
+    const others = energies.filter((_, i) => i !== chosen && data.energies[i][place] !== null);
+    if (others.length) panel.append(element("p", others.join("; "), { className: "note" }));
   });
   const named = location.hash.startsWith("#t") && document.getElementById(location.hash.slice(1));
   if (named) point(named);
