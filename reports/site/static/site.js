@@ -100,7 +100,12 @@ function pointing(tell) {
     tell(at);
   }
   const tokenOf = (event) => event.target.parentElement?.matches("p.text") ? event.target : null;
-  document.addEventListener("mouseover", (event) => { const token = tokenOf(event); if (token) point(token); });
+  let spot = "";  // where the pointer is: a text that moves below one that rests is not pointed at
+  document.addEventListener("mouseover", (event) => {
+    const now = `${event.screenX} ${event.screenY}`, token = tokenOf(event);
+    if (token && now !== spot) point(token);
+    spot = now;
+  });
   document.addEventListener("click", (event) => { const token = tokenOf(event); if (token) point(token); });
   document.addEventListener("focusin", (event) => {
     if (event.target.matches?.("p.text") && at?.parentElement !== event.target)
