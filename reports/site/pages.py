@@ -30,6 +30,9 @@ MAX_POINTS = 2_000
 #: Attractors of a layer, features of a class and effects of an intervention that a page lists.
 MAX_LISTED = 200
 
+#: Of the scores of a layer.
+QUANTILES = ("q05", "q25", "median", "q75", "q95")
+
 #: What each measure of nearness is called.
 MEASURES = {
     "decoder_cosine": ("Decoder rows", "cosine"),
@@ -87,10 +90,23 @@ def page_of_overview(site: Site, answers: Mapping[str, Answer], n_documents: int
             row for row in answers["layer_energy"].rows if row["is_uncalibrated"] and row["category"] is None
         ],
         "noise": [row for row in answers["noise_floor"].rows if not row["is_control"]],
+        "drawn": [_strips(answers, row["energy"]) for row in decoder],
         "n_firing": len(answers["attribution_and_density"].rows),
         "n_documents": n_documents,
         "first": [row for row in features if site.has_feature(row["layer"], row["feature"])][:12],
     }
+
+
+def _strips(answers: Mapping[str, Answer], energy: str) -> dict[str, Any]:
+    """How scores are distributed by layer, and how many features point their own way there."""
+    rows = [
+        row
+        for row in answers["alignment_by_layer"].rows
+        if row["energy"] == energy and row["gradient"] == "decoder" and row["layer"] is not None
+    ]
+    drawn = plots.strips([(str(row["layer"]), [row[f"score_{q}"] for q in QUANTILES]) for row in rows])
+    counts = {str(row["layer"]): (row["n_specific"], row["n_tested_specific"]) for row in rows}
+    return {"energy": energy, "drawn": drawn, "counts": counts}
 
 
 # ------------------------------------------------------------------------------------------------ features

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 #: View box of a histogram.
 BARS_WIDTH, BARS_HEIGHT = 300, 72
 
+#: View box of strips: the width, the height of one, and the room for its name and for its count.
+STRIPS_WIDTH, STRIP_HEIGHT, NAME_WIDTH, COUNT_WIDTH = 640, 22, 64, 110
+
 #: View box of a scatter, and the margins in which its ticks stand.
 SCATTER_WIDTH, SCATTER_HEIGHT, LEFT, BELOW, ABOVE, RIGHT = 640, 420, 64, 36, 12, 14
 
@@ -113,3 +116,41 @@ def _ticks(threshold: float, limit: float) -> list[float]:
         powers = [step * power for power in powers for step in (1, 2, 5)]
     powers = [power for power in powers if threshold / 2 <= power <= limit]
     return [-value for value in reversed(powers)] + [0.0, *powers]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Quantiles of a distribution along x: 5 %, 25 %, median, 75 %, 95 %."""
+
+    name: str
+    y: float
+    quantiles: tuple[float, float, float, float, float]
+    values: tuple[float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Strips:
+    strips: Sequence[Strip]
+    height: float
+    zero: float
+    ends: tuple[Tick, Tick]
+
+
+def strips(rows: Sequence[tuple[str, Sequence[float | None]]]) -> Strips | None:
+    """rows: (name, five quantiles), drawn on one scale that is alike on both sides of 0. None without any."""
+    whole = [(name, tuple(value for value in values if value is not None)) for name, values in rows]
+    whole = [(name, values) for name, values in whole if len(values) == 5]
+    reach = max((abs(value) for _, values in whole for value in values), default=0.0)
+    if not reach:
+        return None
+    start, end = NAME_WIDTH, STRIPS_WIDTH - COUNT_WIDTH
+    middle, half = (start + end) / 2, (end - start) / 2 - 6
+
+    def x(value: float) -> float:
+        return middle + value / reach * half
+
+    drawn = []
+    for place, (name, values) in enumerate(whole):
+        a, b, c, d, e = values
+        drawn.append(Strip(name, (place + 0.5) * STRIP_HEIGHT, (x(a), x(b), x(c), x(d), x(e)), (a, b, c, d, e)))
+    return Strips(drawn, len(drawn) * STRIP_HEIGHT, middle, (Tick(x(-reach), -reach), Tick(x(reach), reach)))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from energy_lens.console import bar
 from energy_lens.errors import UsageError
@@ -41,6 +41,9 @@ DEFAULT_FEATURES = ["top:200"]
 
 #: Cards that are read at a time.
 CARDS_AT_A_TIME = 200
+
+#: Texts of tokens that are kept as they are shown: most pages show the same ones.
+TEXTS_KEPT = 1 << 16
 
 #: Characters of a token that stands beside others, as in a list.
 BRIEF = 16
@@ -85,6 +88,7 @@ def environment() -> jinja2.Environment:
         made.filters[name] = getattr(formatting, name)
     made.filters["cell"] = formatting.html_cell
     made.filters["short"] = _short
+    made.filters["shorts"] = _shorts
     made.filters["brief"] = _brief
     made.filters["tick"] = _tick
     made.filters["distinct"] = _distinct
@@ -101,6 +105,11 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
+def _shorts(values: Sequence[float | None]) -> str:
+    """Numbers for a script to read, between blanks."""
+    return " ".join(map(_short, values))
+
+
 def _tick(value: float) -> str:
     """A power of ten, or 0, at an axis."""
     return f"{value:g}".replace("-", "−")
@@ -111,17 +120,19 @@ def _distinct(texts: Sequence[str], most: int) -> list[str]:
     return list(dict.fromkeys(texts))[:most]
 
 
-def _brief(text: str) -> str:
+@lru_cache(TEXTS_KEPT)
+def _brief(text: str) -> Markup:
     """A token among others: blanks seen, and not many of them."""
-    return formatting.visible(text.replace(" ", "␣"), BRIEF)
+    return escape(formatting.visible(text.replace(" ", "␣"), BRIEF))
 
 
-def _shown(text: str) -> str:
+@lru_cache(TEXTS_KEPT)
+def _shown(text: str) -> Markup:
     """A token in running text, on one line."""
-    return formatting.visible(text, formatting.MAX_TOKEN)
+    return escape(formatting.visible(text, formatting.MAX_TOKEN))
 
 
-def _shown_lines(text: str) -> str:
+def _shown_lines(text: str) -> Markup:
     """A token in running text that keeps its lines."""
     return _shown(text).replace("↵", "↵\n")
 
