@@ -36,7 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("real" if needs_real else item.path.name))
 
 
-
 @dataclass(frozen=True)
 class Tiny:
     """A tiny model on disk with one SAE folder per hooked layer, and a tuned lens for them."""
