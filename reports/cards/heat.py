@@ -68,8 +68,10 @@ def shown(text: str) -> str:
 
 
 def quoted(text: str, columns: int) -> str:
-    """A token's text on its own, its blanks seen, cut to a width: ␣the"""
-    return cut(shown(text[: 4 * columns + 4]).replace(" ", "␣"), columns)
+    """A token's text on its own, its blanks seen, cut to a width: ␣the. Blanks of other kinds are spelled by number."""
+    seen = shown(text[: 4 * columns + 4]).replace(" ", "␣")
+    spelled = "".join(f"\\u{ord(character):04x}" if character.isspace() else character for character in seen)
+    return cut(spelled or '""', columns)
 
 
 # ------------------------------------------------------------------------------------------------ numbers to paint

@@ -227,7 +227,7 @@ def _interventions(card: Card, columns: int) -> Iterator[str]:
                     _DIRECTIONS.get(row["control"], visible(str(row["control"]))),
                     fixed(row["delta_per_token"], 4), interval(low, high, 4), fixed(row["first_order"] / n, 4),
                     "–" if curved is None else fixed(curved / n, 4),
-                    of_interval(row["delta_low"], row["delta_high"]),
+                    of_interval(row["delta_low"], row["delta_high"], unknown="too few documents"),
                 ]
             )  # fmt: skip
         yield from table(cells, "lrlrrl", columns, flexible=5)
