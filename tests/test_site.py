@@ -324,6 +324,19 @@ def test_a_scatter_has_both_axes_alike_and_says_what_it_leaves_out() -> None:
     assert plots.scatter([], 4) is None
 
 
+def test_strips_have_one_scale_that_is_alike_on_both_sides_of_0() -> None:
+    drawn = plots.strips([("1", (-0.2, -0.1, 0.0, 0.05, 0.1)), ("2", (0.1, 0.2, 0.3, 0.35, 0.4)), ("3", (None,) * 5)])
+    assert drawn is not None
+    assert [strip.name for strip in drawn.strips] == ["1", "2"]
+    (low, high), zero = drawn.ends, drawn.zero
+    assert (low.value, high.value) == (-0.4, 0.4)
+    assert zero - low.place == pytest.approx(high.place - zero)
+    for strip in drawn.strips:
+        for x, value in zip(strip.quantiles, strip.values, strict=True):
+            assert (x - zero) / (high.place - zero) == pytest.approx(value / 0.4)
+    assert plots.strips([("1", (None,) * 5)]) is None
+
+
 # ------------------------------------------------------------------------------------------------ what cannot be told
 
 
