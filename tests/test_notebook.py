@@ -95,6 +95,6 @@ def test_it_runs_and_ends_with_what_was_measured(
         ).fetchone()  # fmt: skip
     assert f"Its score is {score:.3f}." in conclusion
     assert f"Ablated at {n_edited:,} tokens" in conclusion
-    assert f"changed the loss by {delta:+.2f} nats" in conclusion
+    assert f"In all it was {delta:+.2f} nats" in conclusion
     assert ("cannot be told from noise" in conclusion) == (low is None or q_specific is None or q_specific >= 0.05)
     assert "Not concluded" in conclusion
