@@ -49,7 +49,8 @@ def final_gain(model: LanguageModel) -> tuple[Tensor, bool]:
 
     @torch.no_grad()
     def normed(x: Tensor) -> Tensor:
-        return model.final_norm(x.view(1, 1, -1)).view(-1).float()
+        of_x: Tensor = model.final_norm(x.view(1, 1, -1))
+        return of_x.view(-1).float()
 
     # A norm's bias falls out of the difference of two opposite probes.
     gain = (normed(probe) - normed(-probe)) / 2

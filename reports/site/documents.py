@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from energy_lens.reports.site.pages import Context, Row, Site, answer_rows, shade
+from energy_lens.sql import gradient_column
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
-from energy_lens.warehouse.runs import gradient_column
 
 #: Features of a token that a page shows beside those that have a page of their own.
 FEATURES_OF_TOKEN = 12

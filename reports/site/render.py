@@ -63,7 +63,7 @@ def export_site(db: Path, output: Path, features: list[str] | None = None) -> Ex
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder: name a folder.")
     with claimed_folder(output, "elw export"), site_in(output) as writer:
-        answers = gather(db)
+        answers = gather(db).answers
         with Warehouse(db, config=ONE_THREAD) as warehouse:
             by_layer = chosen(warehouse, features or DEFAULT_FEATURES)
             notes = _write_site(warehouse, answers, by_layer, writer)
