@@ -10,7 +10,7 @@ import typer
 
 from energy_lens.cli.app import app, features_app
 from energy_lens.cli.listing import print_lines, print_rows
-from energy_lens.cli.options import Database, ListingFormat, TextFormat, numbers, refuse_before, typed
+from energy_lens.cli.options import Database, ListingFormat, TextFormat, examples, numbers, refuse_before, typed
 from energy_lens.console import say
 from energy_lens.errors import LARGEST_COUNT, UsageError
 from energy_lens.warehouse.features import FeatureName
@@ -37,7 +37,10 @@ Width = Annotated[
 HowPrinted = Annotated[CardFormat, typer.Option("--format", "-f", help="text to read, or all there is as JSON.")]
 
 
-@features_app.callback(invoke_without_command=True)
+@features_app.callback(
+    invoke_without_command=True,
+    epilog=examples("elw features", "elw features --layer 20 --by z", "elw features --search '('"),
+)
 def features_list(
     context: typer.Context,
     db: Database = None,
@@ -74,7 +77,7 @@ def features_list(
 ) -> None:
     """List the features that fire, the first those that matter most to an energy.
 
-    Example: elw features --layer 20 --search "(" --by z. What its scores are is said in docs/definitions.md, and elw
+    What its scores are is said in docs/definitions.md, and elw
     feature LAYER:FEATURE shows one of them.
     """
     if context.invoked_subcommand is not None:
@@ -98,11 +101,11 @@ def features_list(
         say(sentence)
 
 
-@features_app.command("build")
+@features_app.command("build", epilog=examples("elw features build --db elw.duckdb"))
 def features_build(db: Database = None) -> None:
     """Fill what cards show, for a run that a version without cards finished; an ingest does it by itself.
 
-    Example: elw features build --db elw.duckdb. Needs the run's model and SAEs.
+    Needs the run's model and SAEs.
     """
     from energy_lens.analysis.feature_cards import build_cards
     from energy_lens.warehouse.database import warehouse_path
@@ -113,7 +116,7 @@ def features_build(db: Database = None) -> None:
     say(f"The cards of {n} of run {built.run_id} of {path} are built: elw features lists them.")
 
 
-@app.command("feature")
+@app.command("feature", epilog=examples("elw feature 20:768", "elw feature 20:768 | less"))
 def feature_show(
     feature: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature, as in 20:768.")],
     db: Database = None,
@@ -126,7 +129,7 @@ def feature_show(
 ) -> None:
     """Show a feature's card: what it fires on and does, its scores, what ablating it did, and its contexts.
 
-    Example: elw feature 20:768 | less. Colours show activations and gradients on a terminal; NO_COLOR=1 leaves them
+    Colours show activations and gradients on a terminal; NO_COLOR=1 leaves them
     out, FORCE_COLOR=1 sends them through a pipe too. What cannot be told from noise is said to be so in its line.
     """
     from energy_lens.reports.cards.reading import WHOLE, read_card
@@ -150,7 +153,7 @@ def feature_show(
     print_lines(card_lines(card, _columns(width), _colours()))
 
 
-@app.command("context")
+@app.command("context", epilog=examples("elw context 283 --token 83 --energy nll"))
 def context_read(
     context_id: Annotated[int, typer.Argument(metavar="ID", help="Its number: 283 where elw feature says 283@83.")],
     db: Database = None,
@@ -166,10 +169,7 @@ def context_read(
     width: Width = None,
     form: HowPrinted = CardFormat.text,
 ) -> None:
-    """Show a context with an energy of each token, as a heat line; and of one token its features with a, g and a·g.
-
-    Example: elw context 283 --token 83 --energy nll.
-    """
+    """Show a context with an energy of each token, as a heat line; and of one token its features with a, g and a·g."""
     from energy_lens.reports.cards.contexts import read_context
     from energy_lens.warehouse.database import Warehouse
     from energy_lens.warehouse.query import announce_state
@@ -187,7 +187,7 @@ def context_read(
     print_lines(context_lines(found, _columns(width), _colours(), rows))
 
 
-@app.command("token")
+@app.command("token", epilog=examples("elw token ' the'"))
 def token_find(
     text: Annotated[
         str | None,
@@ -202,10 +202,7 @@ def token_find(
     width: Width = None,
     form: HowPrinted = CardFormat.text,
 ) -> None:
-    """Show where a token occurs, its mean energies, which features fire on it most often, and some occurrences.
-
-    Example: elw token " the".
-    """
+    """Show where a token occurs, its mean energies, which features fire on it most often, and some occurrences."""
     from energy_lens.reports.cards.contexts import find_token
     from energy_lens.reports.cards.terminal_contexts import AFTER, BEFORE, token_lines
     from energy_lens.warehouse.database import Warehouse

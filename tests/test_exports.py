@@ -95,35 +95,15 @@ def stored_contexts(rows: pl.DataFrame, layer: int, feature: int) -> dict[int, l
 
 # ------------------------------------------------------------------------------------------------ saedashboard
 
-FEATURE_KEYS = set(  # as sae-dashboard 0.8.0 names them
-    [
-        "feature_index",
-        "neuron_alignment_indices",
-        "neuron_alignment_values",
-        "neuron_alignment_l1",
-        "correlated_neurons_indices",
-        "correlated_neurons_l1",
-        "correlated_neurons_pearson",
-        "correlated_features_indices",
-        "correlated_features_l1",
-        "correlated_features_pearson",
-        "neg_str",
-        "neg_values",
-        "pos_str",
-        "pos_values",
-        "frac_nonzero",
-        "freq_hist_data_bar_values",
-        "freq_hist_data_bar_heights",
-        "logits_hist_data_bar_heights",
-        "logits_hist_data_bar_values",
-        "n_prompts_total",
-        "n_tokens_in_prompt",
-        "dataset",
-        "decoder_weights_dist",
-        "activations",
-        "vector",
-    ]
-)
+#: As sae-dashboard 0.8.0 names them.
+FEATURE_KEYS = {
+    "feature_index", "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1",
+    "correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson",
+    "correlated_features_indices", "correlated_features_l1", "correlated_features_pearson", "neg_str", "neg_values",
+    "pos_str", "pos_values", "frac_nonzero", "freq_hist_data_bar_values", "freq_hist_data_bar_heights",
+    "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "n_prompts_total", "n_tokens_in_prompt",
+    "dataset", "decoder_weights_dist", "activations", "vector",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
