@@ -116,7 +116,7 @@ def features_build(db: Database = None) -> None:
     say(f"The cards of {n} of run {built.run_id} of {path} are built: elw features lists them.")
 
 
-@app.command("feature", epilog=examples("elw feature 20:768", "elw feature 20:768 | less"))
+@app.command("feature", epilog=examples("elw feature 20:768", "elw feature 20:768 --energy hopfield"))
 def feature_show(
     feature: Annotated[str, typer.Argument(metavar="LAYER:FEATURE", help="The feature, as in 20:768.")],
     db: Database = None,

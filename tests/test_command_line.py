@@ -456,7 +456,7 @@ def test_trained_saes_are_saved_by_layer(
     assert "--layers" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([*words, "--output", str(tmp_path / "file" / "x")]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_help_tells_the_trainer_s_defaults(capsys: pytest.CaptureFixture[str]) -> None:
