@@ -474,6 +474,19 @@ def test_cards_of_an_older_run_are_built(db: Path, tmp_path: Path, capsys: pytes
     assert main(["feature", "1:6", "--db", str(copy)]) == 0
 
 
+def test_a_warehouse_of_before_cards_is_told_the_remedy(
+    db: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "before.duckdb"
+    shutil.copy(db, copy)
+    with Warehouse(copy, writable=True) as warehouse:
+        warehouse.sql("DELETE FROM schema_migrations WHERE number >= 18")
+        warehouse.sql("DROP TABLE activation_histogram")
+    for words in (["features"], ["feature", "1:6"]):
+        assert main([*words, "--db", str(copy)]) == 1
+        assert "is of a version without cards: run elw features build once." in capsys.readouterr().err
+
+
 def test_json_has_no_number_that_json_lacks() -> None:
     assert json.loads(as_json({"a": [float("nan"), float("inf"), 1.5], "b": "\u202e\U000e0041é"})) == {
         "a": [None, None, 1.5],

@@ -17,6 +17,9 @@ from energy_lens.warehouse.database import Warehouse
 
 Row = Mapping[str, Any]
 
+#: The migration that made the tables of cards.
+CARDS_SCHEMA = 18
+
 #: Parts of a card that are the rows of a query of that name.
 PARTS = (
     "scores", "halves", "categories", "logits", "activation_histogram", "logit_histogram", "tokens", "neighbours",
@@ -156,6 +159,8 @@ def check_run(warehouse: Warehouse) -> None:
 def check_built(warehouse: Warehouse) -> None:
     """Raises ElwError when the current run's cards are not there, as of a run that an older version finished."""
     check_run(warehouse)
+    if warehouse.schema_number < CARDS_SCHEMA:
+        raise ElwError(f"{warehouse.path} is of a version without cards: run elw features build once.")
     run_id, is_built = warehouse.run("cards/is_built").fetchall()[0]
     if not is_built:
         raise ElwError(f"The cards of run {run_id} of {warehouse.path} are not built: run elw features build once.")
