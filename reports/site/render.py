@@ -5,24 +5,19 @@ Every number comes from a named query, of sql/cards/, sql/site/ or sql/reports/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from markupsafe import Markup, escape
 
 from energy_lens.console import bar
 from energy_lens.errors import UsageError
-from energy_lens.reports import formatting, tables
+from energy_lens.reports import tables
 from energy_lens.reports.cards.choosing import chosen, ranked
 from energy_lens.reports.cards.reading import Card, Window, choose_energy, read_cards
 from energy_lens.reports.exporting import Exported
+from energy_lens.reports.formatting import visible_token
 from energy_lens.reports.queries import ONE_THREAD, Answer, gather
 from energy_lens.reports.site import documents, pages
+from energy_lens.reports.site.environment import as_data, environment
 from energy_lens.reports.site.pages import Site
 from energy_lens.reports.site.writing import Writer, site_in
 from energy_lens.version import __version__
@@ -30,23 +25,14 @@ from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
 from energy_lens.warehouse.locks import claimed_folder
 
-_HERE = Path(__file__).parent
-
-#: Templates: the site's own, and the sentences that it shares with the report.
-TEMPLATES = (_HERE / "templates", _HERE.parent / "templates")
-STATIC = _HERE / "static"
+#: The style sheet and the script.
+STATIC = Path(__file__).parent / "static"
 
 #: Without --features.
 DEFAULT_FEATURES = ["top:200"]
 
 #: Cards that are read at a time.
 CARDS_AT_A_TIME = 200
-
-#: Texts of tokens that are kept as they are shown: most pages show the same ones.
-TEXTS_KEPT = 1 << 16
-
-#: Characters of a token that stands beside others, as in a list.
-BRIEF = 16
 
 #: Text around an example.
 WINDOW = Window(before=12, after=8, n_top=20, n_each=5)
@@ -70,79 +56,6 @@ def export_site(db: Path, output: Path, features: list[str] | None = None) -> Ex
     return Exported([output / "index.html"], notes)
 
 
-@cache
-def environment() -> jinja2.Environment:
-    """The templates with what they call; everything of .html.j2 is escaped."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in (
-        "count", "plural", "fixed", "percent", "code", "listing", "prose_as_html", "significant", "probability",
-        "interval", "visible", "visible_token",
-    ):  # fmt: skip
-        made.filters[name] = getattr(formatting, name)
-    made.filters["cell"] = formatting.html_cell
-    made.filters["short"] = _short
-    made.filters["shorts"] = _shorts
-    made.filters["brief"] = _brief
-    made.filters["tick"] = _tick
-    made.filters["distinct"] = _distinct
-    made.filters["shown"] = _shown
-    made.filters["shown_lines"] = _shown_lines
-    made.filters["as_data"] = _as_data
-    made.tests["told_from_zero"] = pages.is_told_from_zero
-    made.tests["beyond_controls"] = pages.is_beyond_controls
-    return made
-
-
-def _short(value: float | None) -> str:
-    """A number for a script to read; none is empty."""
-    return "" if value is None else f"{value:.3g}"
-
-
-def _shorts(values: Sequence[float | None]) -> str:
-    """Numbers for a script to read, between blanks."""
-    return " ".join(map(_short, values))
-
-
-def _tick(value: float) -> str:
-    """A power of ten, or 0, at an axis."""
-    return f"{value:g}".replace("-", "−")
-
-
-def _distinct(texts: Sequence[str], most: int) -> list[str]:
-    """The first different ones."""
-    return list(dict.fromkeys(texts))[:most]
-
-
-@lru_cache(TEXTS_KEPT)
-def _brief(text: str) -> Markup:
-    """A token among others: blanks seen, and not many of them."""
-    return escape(formatting.visible(text.replace(" ", "␣"), BRIEF))
-
-
-@lru_cache(TEXTS_KEPT)
-def _shown(text: str) -> Markup:
-    """A token in running text, on one line."""
-    return escape(formatting.visible(text, formatting.MAX_TOKEN))
-
-
-def _shown_lines(text: str) -> Markup:
-    """A token in running text that keeps its lines."""
-    return _shown(text).replace("↵", "↵\n")
-
-
-def _as_data(value: Any) -> Markup:
-    """JSON that can stand in a script element, whatever texts it holds."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
 # ------------------------------------------------------------------------------------------------ pages
 
 
@@ -154,10 +67,9 @@ def _write_site(
     rows = ranked(warehouse, energy=energy)
     by_layer, silent = _firing(by_layer, rows)
     names = [FeatureName(layer, feature) for layer, found in sorted(by_layer.items()) for feature in sorted(found)]
-    run = answers["run"].rows[0]
     examples = pages.answer_rows(warehouse, "site/example_contexts", **_columns(names), n=WINDOW.n_top)
-    by_context = {row["context_id"]: row["place"] for row in reversed(examples)}
-    shown, n_documents = documents.choose_documents(warehouse, by_context)
+    shown, n_documents = documents.choose_documents(warehouse, {row["context_id"]: row["place"] for row in examples})
+    run = answers["run"].rows[0]
     site = Site(
         run=run,
         model=tables.model_name(run["model"]),
@@ -167,43 +79,22 @@ def _write_site(
         documents=frozenset(shown),
         version=__version__,
     )
-    promoted: dict[FeatureName, list[str]] = {}
-    told: set[int] = set()
-
     for file in sorted(STATIC.iterdir()):
         writer.write(f"assets/{file.name}", file.read_text(encoding="utf-8"))
-    with bar("Features", len(names), "page", hidden=len(names) < CARDS_AT_A_TIME) as shown_bar:
-        beside = dict(zip(names, _beside(names), strict=True))
-        for card in _cards(warehouse, by_layer):
-            name = FeatureName(card.layer, card.feature)
-            _render(writer, f"feature/{card.layer}-{card.feature}.html", "feature.html.j2",
-                    pages.page_of_feature(site, card, *beside[name]))  # fmt: skip
-            promoted[name] = [row["text"] for row in card.parts["logits"] if row["direction"] == "promoted"]
-            told.update(example.token_id for example in card.examples)
-            shown_bar.update(1)
-    scales = [row for row in answers["layer_energy"].rows if row["category"] is None]
-    named: set[FeatureName] = set()
-    for document_id, context in documents.pages_of_documents(site, warehouse, shown, scales, told):
-        named |= documents.names_in(context["data"])
-        _render(writer, f"document/{document_id}.html", "document.html.j2", context)
-    labels = documents.labels(warehouse, named)
-    texts = {layer: {f: formatting.visible_token(t or "") for f, t in found.items()} for layer, found in labels.items()}
-    pages_there = {layer: sorted(found) for layer, found in by_layer.items()}
-    writer.write("assets/features.js", f"window.elwFeatures={_as_data({'texts': texts, 'pages': pages_there})};\n")
-
+    promoted, told = _write_features(site, warehouse, by_layer, writer)
+    _write_documents(site, warehouse, shown, answers, told, writer)
     n_firing = len(rows)
-    _render(writer, "features.html", "features.html.j2", pages.page_of_features(site, rows, promoted, n_firing))
-    _render(
-        writer, "documents.html", "documents.html.j2", pages.page_of_documents(site, list(shown.values()), n_documents)
-    )
-    _render(writer, "classes.html", "classes.html.j2", pages.page_of_classes(site, answers, rows))
-    _render(writer, "attractors.html", "attractors.html.j2", pages.page_of_attractors(site, answers, warehouse))
-    _render(
-        writer, "interventions.html", "interventions.html.j2", pages.page_of_interventions(site, answers, warehouse)
-    )
-    _render(writer, "index.html", "index.html.j2", pages.page_of_overview(site, answers, n_documents, rows))
+    for name, context in (
+        ("index", pages.page_of_overview(site, answers, n_documents, rows)),
+        ("features", pages.page_of_features(site, rows, promoted, n_firing)),
+        ("documents", pages.page_of_documents(site, list(shown.values()), n_documents)),
+        ("classes", pages.page_of_classes(site, answers, rows)),
+        ("attractors", pages.page_of_attractors(site, answers, warehouse)),
+        ("interventions", pages.page_of_interventions(site, answers, warehouse)),
+    ):
+        _render(writer, f"{name}.html", f"{name}.html.j2", context)
 
-    notes = [f"{FeatureName(*name)} never fires, and has no page." for name in silent[:5]]
+    notes = [f"{name} never fires, and has no page." for name in silent[:5]]
     notes += [f"{len(silent) - 5:,} more features never fire."] if len(silent) > 5 else []
     notes += [f"{len(writer.names):,} files, {writer.n_bytes / 1e6:,.1f} MB."]
     if len(names) < n_firing:
@@ -213,14 +104,61 @@ def _write_site(
     return notes
 
 
+def _write_features(
+    site: Site, warehouse: Warehouse, by_layer: dict[int, list[int]], writer: Writer
+) -> tuple[dict[FeatureName, list[str]], set[int]]:
+    """A page for each feature; the tokens that each promotes, and the tokens that are examples."""
+    promoted: dict[FeatureName, list[str]] = {}
+    told: set[int] = set()
+    n = len(site.features)
+    previous = dict(zip(site.features, [None, *site.features], strict=False))
+    following = dict(zip(site.features, [*site.features[1:], None], strict=True))
+    with bar("Features", n, "page", hidden=n < CARDS_AT_A_TIME) as progress:
+        for card in _cards(warehouse, by_layer):
+            name = FeatureName(card.layer, card.feature)
+            context = pages.page_of_feature(site, card, previous[name], following[name])
+            _render(writer, f"feature/{card.layer}-{card.feature}.html", "feature.html.j2", context)
+            promoted[name] = [row["text"] for row in card.parts["logits"] if row["direction"] == "promoted"]
+            told.update(example.token_id for example in card.examples)
+            progress.update(1)
+    return promoted, told
+
+
+def _write_documents(
+    site: Site,
+    warehouse: Warehouse,
+    shown: dict[int, documents.Shown],
+    answers: dict[str, Answer],
+    told: set[int],
+    writer: Writer,
+) -> None:
+    """A page for each document, and what they share: on what features fire most, and which ones have a page."""
+    scales = [row for row in answers["layer_energy"].rows if row["category"] is None]
+    named: set[FeatureName] = set()
+    for document_id, context in documents.pages_of_documents(site, warehouse, shown, scales, told):
+        named |= documents.names_in(context["data"])
+        _render(writer, f"document/{document_id}.html", "document.html.j2", context)
+    found = documents.labels(warehouse, named)
+    texts = {
+        layer: {number: visible_token(text or "") for number, text in labels.items()} for layer, labels in found.items()
+    }
+    with_page: dict[int, list[int]] = {}
+    for name in site.features:
+        with_page.setdefault(name.layer, []).append(name.feature)
+    shared = as_data({"texts": texts, "pages": with_page})
+    writer.write("assets/features.js", f"window.elwFeatures={shared};\n")
+
+
 def _firing(
     by_layer: dict[int, list[int]], rows: Sequence[pages.Row]
-) -> tuple[dict[int, list[int]], list[tuple[int, int]]]:
+) -> tuple[dict[int, list[int]], list[FeatureName]]:
     """The wanted features that fire, and those that do not. Raises UsageError when there is none."""
     firing = {(row["layer"], row["feature"]) for row in rows}
     wanted = {layer: [f for f in features if (layer, f) in firing] for layer, features in by_layer.items()}
     wanted = {layer: features for layer, features in wanted.items() if features}
-    silent = [(layer, f) for layer, features in by_layer.items() for f in features if (layer, f) not in firing]
+    silent = [
+        FeatureName(layer, f) for layer, features in by_layer.items() for f in features if (layer, f) not in firing
+    ]
     if not wanted:
         raise UsageError("None of the chosen features fires in the current run: elw features lists those that do.")
     return wanted, silent
@@ -228,11 +166,6 @@ def _firing(
 
 def _columns(names: Sequence[FeatureName]) -> dict[str, list[int]]:
     return {"layers": [name.layer for name in names], "features": [name.feature for name in names]}
-
-
-def _beside(names: Sequence[FeatureName]) -> list[tuple[FeatureName | None, FeatureName | None]]:
-    """What comes before and behind each."""
-    return [(a, c) for (a, _), (_, c) in pairwise(pairwise([None, *names, None]))] if names else []
 
 
 def _cards(warehouse: Warehouse, by_layer: dict[int, list[int]]) -> Iterator[Card]:
