@@ -2,6 +2,8 @@
 // Everything is shown as text (textContent); without this script the pages are plain tables and texts.
 "use strict";
 
+document.documentElement.classList.add("scripted");  // before anything is laid out: long lists are cut then
+
 const find = (query) => document.querySelector(query);
 const all = (query, within = document) => [...within.querySelectorAll(query)];
 
@@ -32,7 +34,7 @@ function list() {
   const body = table.tBodies[0];
   const rows = [...body.rows].map((row) => ({
     row,
-    text: `${row.innerText} ${row.dataset.more}`.toLowerCase(),
+    text: [...[...row.cells].map((cell) => cell.textContent), row.dataset.more].join(" ").toLowerCase(),
     layer: row.dataset.layer,
     class: row.dataset.class,
     told: "told" in row.dataset,
@@ -85,6 +87,7 @@ function list() {
   find(".filter").addEventListener("submit", (event) => event.preventDefault());
   find(".filter").hidden = false;
   show();
+  table.classList.add("ready");
 }
 
 // ------------------------------------------------------------------------------------------------ tokens
@@ -220,7 +223,9 @@ function beside() {
   });
 }
 
-list();
-examples();
-reader();
-beside();
+document.addEventListener("DOMContentLoaded", () => {
+  list();
+  examples();
+  reader();
+  beside();
+});
