@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +81,37 @@ def check(folder: Path, form: str) -> None:
         steps[name](folder)
 
 
-def expected(folder: Path) -> dict[str, np.ndarray]:
+@dataclass
+class Expected:
+    """What SQL says of activations."""
+
+    length: int  #: tokens of a full context
+    n_tokens: np.ndarray  #: of each context
+    columns: dict[str, np.ndarray]  #: layer, feature, token_id and activation, by layer, token and feature
+    features: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]  #: {(layer, feature): (token ids, activations)}
+
+
+def expected(folder: Path) -> Expected:
     with np.load(folder / "expected.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+        columns = {name: stored[name] for name in ("layer", "feature", "token_id", "activation")}
+        length, n_tokens = int(stored["length"]), stored["n_tokens"]
+    order = np.lexsort((columns["token_id"], columns["feature"], columns["layer"]))
+    names = np.stack([columns["layer"][order], columns["feature"][order]], axis=1)
+    starts = np.flatnonzero(np.r_[True, (names[1:] != names[:-1]).any(axis=1)])
+    parts = (np.split(columns[name][order], starts[1:]) for name in ("token_id", "activation"))
+    features = dict(zip(map(tuple, names[starts].tolist()), zip(*parts, strict=True), strict=True))
+    return Expected(length, n_tokens, columns, features)
 
 
-def contexts_of(rows: dict[str, np.ndarray], layer: int, feature: int) -> set[tuple[np.float32, ...]]:
-    """Activations of a feature in each context in which it fires."""
-    mine = (rows["layer"] == layer) & (rows["feature"] == feature)
-    context, position = np.divmod(rows["token_id"][mine], rows["length"])
+def contexts_of(told: Expected, layer: int, feature: int) -> set[bytes]:
+    """Activations of a feature in each context in which it fires, as the bytes of float32s."""
+    token_ids, activations = told.features[layer, feature]
+    context, position = np.divmod(token_ids, told.length)
     found = set()
     for one in np.unique(context):
-        values = np.zeros(rows["n_tokens"][one], np.float32)
-        values[position[context == one]] = rows["activation"][mine][context == one]
-        found.add(tuple(values))
+        values = np.zeros(told.n_tokens[one], np.float32)
+        values[position[context == one]] = activations[context == one]
+        found.add(values.tobytes())
     return found
 
 
@@ -101,19 +119,19 @@ def check_saedashboard(folder: Path) -> None:
     import sae_dashboard
     from sae_dashboard.neuronpedia.neuronpedia_dashboard import NeuronpediaDashboardBatch
 
-    rows = expected(folder)
+    told = expected(folder)
     n_features = n_contexts = 0
     for path in sorted((folder / "saedashboard").glob("*/batch-*.json")):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        batch = NeuronpediaDashboardBatch(**told)
-        assert batch.to_dict() == told, f"{path}: what the package writes again is not what it read"
+        read = json.loads(path.read_text(encoding="utf-8"))
+        batch = NeuronpediaDashboardBatch(**read)
+        assert batch.to_dict() == read, f"{path}: what the package writes again is not what it read"
         for feature in batch.features:
-            stored = contexts_of(rows, batch.layer, feature.feature_index)
+            stored = contexts_of(told, batch.layer, feature.feature_index)
             assert len(feature.freq_hist_data_bar_heights) == len(feature.freq_hist_data_bar_values) == 50
-            mine = (rows["layer"] == batch.layer) & (rows["feature"] == feature.feature_index)
-            assert sum(feature.freq_hist_data_bar_heights) == mine.sum()
+            n_active = len(told.features[batch.layer, feature.feature_index][0])
+            assert sum(feature.freq_hist_data_bar_heights) == n_active
             for activation in feature.activations:
-                assert tuple(np.float32(activation.values)) in stored
+                assert np.float32(activation.values).tobytes() in stored
                 assert len(activation.tokens) == len(activation.values)
                 assert activation.values[activation.qualifying_token_index] > 0
                 n_contexts += 1
@@ -130,13 +148,13 @@ def check_delphi(folder: Path) -> None:
     from delphi.config import ConstructorConfig, SamplerConfig
     from delphi.latents import LatentDataset
 
-    rows = expected(folder)
-    row_of = np.full(len(rows["n_tokens"]), -1)
+    told = expected(folder)
+    row_of = np.full(len(told.n_tokens), -1)
     for line in (folder / "delphi" / "contexts.jsonl").read_text(encoding="utf-8").splitlines():
         context = json.loads(line)
         row_of[context["context_id"]] = context["row"]
     raw = folder / "delphi" / "latents"
-    constructor = ConstructorConfig(min_examples=1, n_non_activating=5, example_ctx_len=int(rows["length"]) // 4)
+    constructor = ConstructorConfig(min_examples=1, n_non_activating=5, example_ctx_len=told.length // 4)
     sampler = SamplerConfig(n_examples_train=5, n_examples_test=5, n_quantiles=2)
     n_activations = n_records = 0
     for module in sorted(path.name for path in raw.iterdir()):
@@ -146,16 +164,14 @@ def check_delphi(folder: Path) -> None:
             latents, locations, activations = buffer.load_data_per_latent()
             found |= {int(n): (at, a) for n, at, a in zip(latents, locations, activations, strict=True)}
         layer = int(module.split(".")[1])
-        mine = (rows["layer"] == layer) & np.isin(rows["feature"], list(found))
-        context, position = np.divmod(rows["token_id"], rows["length"])
-        mine &= (rows["n_tokens"][context] == rows["length"]) & (rows["activation"] > 1e-5)
         for feature, (at, activations) in found.items():
-            of_feature = mine & (rows["feature"] == feature)
-            assert (at[:, 0].numpy() == row_of[context[of_feature]]).all()
-            assert (at[:, 1].numpy() == position[of_feature]).all()
-            assert (activations.numpy() == rows["activation"][of_feature].astype(np.float16)).all()
+            token_ids, values = told.features[layer, feature]
+            context, position = np.divmod(token_ids, told.length)
+            kept = (told.n_tokens[context] == told.length) & (values > 1e-5)
+            assert (at[:, 0].numpy() == row_of[context[kept]]).all()
+            assert (at[:, 1].numpy() == position[kept]).all()
+            assert (activations.numpy() == values[kept].astype(np.float16)).all()
             n_activations += len(at)
-        assert sum(len(at) for at, _ in found.values()) == mine.sum()
         # delphi's whole way from a latent to its examples, for those that fire most
         often = sorted(found, key=lambda feature: -len(found[feature][0]))[:N_RECORDS]
         some = {module: torch.tensor(sorted(often))}
@@ -281,11 +297,11 @@ def check_parquet(folder: Path) -> None:
         ).fetchall()
         assert by_polars == by_duckdb == table["rows"], table["name"]
         n_rows += by_duckdb
-    rows = expected(folder)
+    told = expected(folder)
     read = polars.read_parquet(f"{root}/activations/**/*.parquet", hive_partitioning=True)
     read = read.sort("layer", "token_id", "feature")
     for name in ("layer", "feature", "token_id", "activation"):
-        assert (read[name].to_numpy() == rows[name]).all(), name
+        assert (read[name].to_numpy() == told.columns[name]).all(), name
     print(
         f"polars and DuckDB read {n_rows:,} rows of {len(manifest['tables'])} tables; activations equal the warehouse's"
     )

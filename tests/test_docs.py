@@ -68,7 +68,8 @@ def test_commands_exist(line: str) -> None:
             break  # the group is a command too
         assert words[0] in command.commands, line
         command = command.commands[words.pop(0)]
-    known = {"--help"} | {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = (option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts))
+    known = {"--help", *options}
     for word in words:
         if re.match(r"--?[a-z]", word):
             assert word.split("=")[0] in known, f"{word} in {line}"

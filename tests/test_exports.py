@@ -95,15 +95,14 @@ def stored_contexts(rows: pl.DataFrame, layer: int, feature: int) -> dict[int, l
 
 # ------------------------------------------------------------------------------------------------ saedashboard
 
-#: As sae-dashboard 0.8.0 names them.
-FEATURE_KEYS = {
-    "feature_index", "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1",
-    "correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson",
-    "correlated_features_indices", "correlated_features_l1", "correlated_features_pearson", "neg_str", "neg_values",
-    "pos_str", "pos_values", "frac_nonzero", "freq_hist_data_bar_values", "freq_hist_data_bar_heights",
-    "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "n_prompts_total", "n_tokens_in_prompt",
-    "dataset", "decoder_weights_dist", "activations", "vector",
-}  # fmt: skip
+#: Keys of a feature, as sae-dashboard 0.8.0 has them.
+FEATURE_KEYS = (
+    "feature_index neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices "
+    "correlated_neurons_l1 correlated_neurons_pearson correlated_features_indices correlated_features_l1 "
+    "correlated_features_pearson neg_str neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_values "
+    "freq_hist_data_bar_heights logits_hist_data_bar_heights logits_hist_data_bar_values n_prompts_total "
+    "n_tokens_in_prompt dataset decoder_weights_dist activations vector"
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ def test_features_of_batches_are_what_the_rows_say(batches: Path, rows: pl.DataF
         batch = json.loads(path.read_text(encoding="utf-8"))
         layer = batch["layer"]
         for feature in batch["features"]:
-            assert set(feature) == FEATURE_KEYS
+            assert set(feature) == set(FEATURE_KEYS.split())
             a = rows.filter(layer=layer, feature=feature["feature_index"])["activation"]
             assert feature["frac_nonzero"] == pytest.approx(len(a) / n_tokens[layer], rel=1e-12)
             heights, centres = feature["freq_hist_data_bar_heights"], feature["freq_hist_data_bar_values"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from energy_lens.console import say
 from energy_lens.warehouse.database import Warehouse
 
 #: Features that are read at once: 1,024 dashboards of whole contexts are some 50 MB.
@@ -91,6 +92,7 @@ def read_dashboards(
     warehouse: Warehouse, layer: int, features: Sequence[int], contexts: Contexts
 ) -> Iterator[Dashboard]:
     """Dashboards of those features of a layer of the current run that fire, in the order of their numbers."""
+    say(f"Layer {layer}: {len(features):,} features…")
     remaining = iter(sorted(features))
     while some := list(islice(remaining, FEATURES_AT_ONCE)):
         yield from _read(warehouse, layer, some, contexts)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from energy_lens.console import say
 from energy_lens.errors import ElwError
 from energy_lens.reports.cards.choosing import chosen
 from energy_lens.reports.exporting import Exported
@@ -86,6 +87,7 @@ def _write_layer(
     some = {"layer": sae.layer, "features": features, "above": LEAST}
     counts = warehouse.run("exports/latent_counts", largest=LARGEST, **some).fetchall()[0]
     n_kept, n_in_short, n_small, n_too_large = counts
+    say(f"Layer {sae.layer}: {n_kept:,} activations…")
     place = f"latents/{module_path(sae)}"
     splits = list(splits_of(sae.d_sae, max(N_SPLITS, -(-n_kept // SPLIT_ACTIVATIONS))))
     for first, last in splits:

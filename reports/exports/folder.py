@@ -124,17 +124,18 @@ def described(root: Path, name: str) -> dict[str, Any]:
 
 def _earlier_files(output: Path) -> set[str]:
     """Files of an earlier export in the folder. Raises UsageError when there are others."""
-    there = {
-        path.relative_to(output).as_posix()
-        for path in output.rglob("*")
-        if not path.is_dir() or path.is_symlink()
-        if path.name != LOCK and not path.relative_to(output).parts[0].startswith(f".{_SCRATCH}.")
-    }
     told = _told(output / MANIFEST)
-    if others := sorted(there - told):
-        raise UsageError(
-            f"{output} holds {others[0]!r}, which no export wrote: name an empty folder, or that of an earlier export."
-        )
+    there = set()
+    for path in output.rglob("*"):
+        relative = path.relative_to(output)
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder or path == output / LOCK or relative.parts[0].startswith(f".{_SCRATCH}."):
+            continue
+        if (name := relative.as_posix()) not in told:
+            raise UsageError(
+                f"{output} holds {name!r}, which no export wrote: name an empty folder, or that of an earlier export."
+            )
+        there.add(name)
     return there
 
 
