@@ -24,8 +24,8 @@ from energy_lens.warehouse.locks import LOCK, claimed_folder
 
 MANIFEST = "manifest.json"
 
-#: zlib's own middle: a higher one takes three times as long for a twentieth less.
-GZIP_LEVEL = 6
+#: As Neuronpedia's own writer has it; 9 takes three times as long for a fortieth less (measured on its activations).
+GZIP_LEVEL = 5
 
 #: Name of the scratch folder inside the output.
 _SCRATCH = "export"

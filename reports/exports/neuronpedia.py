@@ -171,7 +171,8 @@ class _Bundle:
 
     def _explanation(self, dashboard: Dashboard) -> Row:
         counted = ", ".join(f"{token!r} ({share:.0%})" for token, share in dashboard.tokens[:COUNTED_TOKENS])
-        kind = f" Concept class by rule: {dashboard.concept_class}." if dashboard.concept_class else ""
+        is_kept = dashboard.concept_class not in (None, "general")
+        kind = f" Keeps to tokens of class {dashboard.concept_class}." if is_kept else ""
         return {
             "id": self._row_id("explanation", dashboard.feature), **self._key, "index": str(dashboard.feature),
             "description": f"fires on {counted}.{kind}", "authorId": CREATOR, "embedding": None,
