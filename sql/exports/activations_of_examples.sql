@@ -1,9 +1,12 @@
 -- Where in the contexts of its examples a feature is active, and how strongly, in a FLOAT's shortest digits.
 WITH told AS (
-    SELECT DISTINCT i.run_id, i.feature, unnest(list_distinct(list_transform(i.token_ids, lambda t: t // r.context_length))) AS context_id
-    FROM activation_intervals AS i
-    JOIN current_run AS r USING (run_id)
-    WHERE i.layer = $layer AND i.feature IN (SELECT unnest($features))
+    SELECT DISTINCT feature, token_id // context_length AS context_id
+    FROM (
+        SELECT i.feature, unnest(i.token_ids) AS token_id, r.context_length
+        FROM activation_intervals AS i
+        JOIN current_run AS r USING (run_id)
+        WHERE i.layer = $layer AND i.feature IN (SELECT unnest($features))
+    )
 )
 SELECT
     a.feature,

@@ -1,4 +1,4 @@
--- Examples of features, the strongest first and then the intervals from the highest down, and where in the text they are.
+-- Examples of features, the strongest first, then the intervals from the highest down, with their places in the text.
 SELECT
     i.feature,
     i."interval",

@@ -1,4 +1,4 @@
--- The current run as other tools want to know it: the model, the contexts that are stored, and where the texts are from.
+-- The current run as other tools want to know it: the model, the stored contexts, and where the texts are from.
 WITH stored AS (
     SELECT c.context_id, c.document_id, c.n_tokens
     FROM current_run AS r
