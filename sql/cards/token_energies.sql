@@ -1,18 +1,36 @@
 -- Mean of each energy over the occurrences of a token, with its 95 % interval across documents (from 10 of them), beside
 -- the mean over all tokens; at layers, of included ones. The interval is that of a ratio of sums over documents; Student's t by Cornish and Fisher.
-WITH occurrences AS (
-    SELECT t.run_id, t.token_id, c.document_id
-    FROM tokens AS t
-    JOIN current_run AS r USING (run_id)
-    JOIN contexts AS c ON c.run_id = t.run_id AND c.context_id = t.token_id // r.context_length
-    WHERE t.vocabulary_id IN (SELECT unnest($ids))
+WITH occurrences AS MATERIALIZED (
+    SELECT token_id
+    FROM tokens
+    WHERE run_id = (SELECT run_id FROM current_run) AND vocabulary_id IN (SELECT unnest($ids))
+),
+read_at AS MATERIALIZED (
+    SELECT o.token_id, l.layer
+    FROM occurrences AS o
+    JOIN token_layers AS l ON l.token_id = o.token_id
+    WHERE l.run_id = (SELECT run_id FROM current_run) AND l.included
+    UNION ALL
+    SELECT token_id, -1
+    FROM occurrences
+),
+by_context AS MATERIALIZED (
+    SELECT
+        e.energy,
+        e.layer,
+        e.token_id // (SELECT context_length FROM current_run) AS context_id,
+        count(*) AS n,
+        sum(e.value::DOUBLE) AS total
+    FROM read_at AS o
+    JOIN energies AS e ON e.token_id = o.token_id AND coalesce(e.layer, -1) = o.layer
+    WHERE e.run_id = (SELECT run_id FROM current_run)
+    GROUP BY ALL
 ),
 by_document AS (
-    SELECT e.energy, e.layer, o.document_id, count(*) AS n, sum(e.value::DOUBLE) AS total
-    FROM occurrences AS o
-    JOIN energies AS e USING (run_id, token_id)
-    LEFT JOIN token_layers AS i ON i.run_id = e.run_id AND i.layer = e.layer AND i.token_id = e.token_id
-    WHERE e.layer IS NULL OR i.included
+    SELECT b.energy, b.layer, c.document_id, sum(b.n) AS n, sum(b.total) AS total
+    FROM by_context AS b
+    JOIN contexts AS c ON c.context_id = b.context_id
+    WHERE c.run_id = (SELECT run_id FROM current_run)
     GROUP BY ALL
 ),
 residuals AS (
