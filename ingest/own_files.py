@@ -8,6 +8,7 @@ its figures, an SAE.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from energy_lens.warehouse.locks import is_record
 
 #: Bytes of a file's beginning that are looked at.
 BEGINNING = 1024
+
+#: What the manifest of an export is called (`reports/exports/folder.py`, `reports/site/writing.py`).
+EXPORT_MANIFESTS = ("manifest.json", "elw-site.json")
 
 #: How each file of a report begins, by its suffix (`reports/templates`, `reports/render.py`).
 _REPORTS: dict[str, Callable[[bytes], bool]] = {
@@ -32,10 +36,23 @@ class OwnFiles:
     def __init__(self) -> None:
         self._open = _open_files()
         self._reported: dict[Path, bool] = {}
+        self._exported: dict[Path, frozenset[str]] = {}  #: what an export in a folder is made of
 
     def __contains__(self, file: Path) -> bool:
+        if self._is_exported(file):
+            return True
         start = self._beginning(file)
         return _is_of_warehouse(file, start) or _is_report(file, start) or self._is_figure(file) or _is_of_sae(file)
+
+    def _is_exported(self, file: Path) -> bool:
+        """Whether the manifest of an export, in its folder or one above, names it."""
+        for folder in (file.parent, *file.parent.parents):
+            if folder not in self._exported:
+                manifests = [_named_by(folder / name) for name in EXPORT_MANIFESTS]
+                self._exported[folder] = frozenset().union(*manifests)
+            if (named := self._exported[folder]) and file.relative_to(folder).as_posix() in named:
+                return True
+        return False
 
     def _is_figure(self, file: Path) -> bool:
         """Whether it is in the folder of figures beside a report."""
@@ -101,6 +118,18 @@ def _is_of_sae(file: Path) -> bool:
     if file.name == "cfg.json":
         return any(beside.suffix == ".safetensors" for beside in _files_in(file.parent))
     return file.suffix == ".safetensors" and file.with_name("cfg.json").is_file()
+
+
+def _named_by(manifest: Path) -> frozenset[str]:
+    """The manifest of an export and the files that it names, from its folder on; none where there is no such one."""
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        if told.get("made_by") != "elw" and told.get("kind") != "energy-lens site":
+            return frozenset()
+        files = [file if isinstance(file, str) else file["path"] for file in told["files"]]
+        return frozenset({manifest.name, *files})
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return frozenset()
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -97,6 +97,20 @@ def test_a_report_is_never_text_and_what_lies_beside_it_is(tiny_warehouse: Path,
     assert {document.path for document in discover([*files, tmp_path / "a.txt"])} == {"a.txt"}
 
 
+def test_an_export_is_never_text_and_what_lies_beside_it_is(tiny_warehouse: Path, tmp_path: Path) -> None:
+    from energy_lens.reports.exports.saedashboard import export
+    from energy_lens.reports.site.render import export_site
+
+    write(tmp_path, {"a.txt": "one", "manifest.json": '{"files": ["a.txt"]}'})
+    export_site(tiny_warehouse, tmp_path / "site", ["top:2"])
+    export(tiny_warehouse, tmp_path / "deep" / "out", ["top:2"])
+    write(tmp_path, {"site/mine.html": "<p>mine</p>", "deep/out/notes.md": "notes", "deep/b.txt": "two"})
+    assert (tmp_path / "site" / "features.html").exists()
+    expected = {"a.txt", "manifest.json", "site/mine.html", "deep/out/notes.md", "deep/b.txt"}
+    assert {document.path for document in discover([tmp_path])} == expected
+    assert {document.path for document in discover([tmp_path / "site" / "feature", tmp_path / "a.txt"])} == {"a.txt"}
+
+
 def test_an_sae_is_never_text(tiny: Callable[..., Tiny], tmp_path: Path) -> None:
     import shutil
 
