@@ -89,6 +89,7 @@ def page_of_overview(site: Site, answers: Mapping[str, Answer], n_documents: int
         "uncalibrated": [
             row for row in answers["layer_energy"].rows if row["is_uncalibrated"] and row["category"] is None
         ],
+        "floors": {row["energy"]: row for row in answers["noise_floor"].rows if row["counted"] == "all"},
         "noise": [row for row in answers["noise_floor"].rows if not row["is_control"]],
         "drawn": [_strips(answers, row["energy"]) for row in decoder],
         "n_firing": len(answers["attribution_and_density"].rows),
