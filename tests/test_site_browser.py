@@ -5,6 +5,7 @@ Needs Debian's chromium and chromium-driver, and the extra `browser`; skipped wi
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from itertools import product
@@ -38,18 +39,28 @@ def site(complete_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[browser]'")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
+    pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[browser]'")
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
         pytest.skip("there is no chromium with its driver: apt-get install chromium chromium-driver")
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def open_browser(profile: Path) -> Iterator[Any]:
+    """A browser that keeps what it keeps in the folder `profile`."""
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+    options.binary_location = shutil.which("chromium")
+    for option in (*OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield opened
+    finally:
+        opened.quit()
 
 
 def show(browser: Any, file: Path, width: int, scheme: str) -> None:

@@ -81,8 +81,9 @@ def compact(db: Path | None = None) -> Compaction:
             with Warehouse(path, restricted=False, config=config) as warehouse:
                 if _log(path).exists():
                     raise LockedError(f"{path} was changed meanwhile: run elw compact again.")
-                for setting in ("enable_progress_bar = true", "enable_progress_bar_print = false"):  # to be asked
-                    warehouse.sql(f"SET {setting}")
+                with contextlib.suppress(UsageError):  # refused in a notebook without ipywidgets: then nobody can ask
+                    for setting in ("enable_progress_bar = true", "enable_progress_bar_print = false"):
+                        warehouse.sql(f"SET {setting}")
                 return _compacted(warehouse, path, folder / path.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
