@@ -25,6 +25,23 @@ from energy_lens.warehouse.runs import StoredDocument, StoredRun
 SHOWN_FROM = 10_000_000
 
 
+class Padded:
+    """Contexts side by side; what is built of `tokens` and `lengths` of a batch."""
+
+    tokens: Tensor  #: [context, position] int64, padded on the right
+    lengths: Tensor  #: [context]
+
+    @property
+    def places(self) -> Tensor:
+        """[context, position] mask of what is no padding."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
+
+    @property
+    def has_next(self) -> Tensor:
+        """[context, position] mask of the tokens that have a next one in their context."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
+
+
 class TokenSource:
     """Token ids of documents, tokenised once each and kept on disk."""
 

@@ -23,6 +23,7 @@ from energy_lens.reports.contents import contents
 from energy_lens.reports.examples import Illustrated, leading
 from energy_lens.reports.methods import methods
 from energy_lens.reports.queries import Answer, gather
+from energy_lens.reports.templating import environment_of
 from energy_lens.reports.versions import hashes, installed
 from energy_lens.warehouse.files import whole
 from energy_lens.warehouse.locks import claimed_folder
@@ -30,6 +31,12 @@ from energy_lens.warehouse.locks import claimed_folder
 FORMATS = ("md", "html")
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+#: What they call of `formatting`.
+_FILTERS = (
+    "count", "plural", "fixed", "percent", "significant", "probability", "noise_count", "code", "listing",
+    "capitalised", "slug", "markdown", "prose_as_html", "running_markdown", "running_html", "visible",
+)  # fmt: skip
 
 
 def render(db: Path, output: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
@@ -68,24 +75,9 @@ def document(
     examples: None where the cards of the run are not built.
     drawn: SVG text by figure name; a figure that is not there is left out.
     """
-    import jinja2
-
     is_html = chosen == "html"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in (
-        "count", "plural", "fixed", "percent", "significant", "probability", "noise_count", "code", "listing",
-        "capitalised", "slug", "markdown", "prose_as_html", "running_markdown", "running_html",
-    ):  # fmt: skip
-        environment.filters[name] = getattr(formatting, name)
+    environment = environment_of([_TEMPLATES], _FILTERS)
     environment.filters["cell"] = formatting.html_cell if is_html else formatting.markdown_cell
-    environment.filters["visible"] = formatting.visible
     template = environment.get_template(f"research_report.{chosen}.j2")
     shown = tables.tables(answers)
     return template.render(

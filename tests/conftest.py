@@ -161,6 +161,27 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def corpus(small_corpus: Path, tmp_path: Path) -> Path:
+    """Two categories of four documents of 300 bytes: one group each."""
+    folder = tmp_path / "texts"
+    for category in ("code", "natural"):
+        (folder / category).mkdir(parents=True)
+        for path in sorted((small_corpus / category).iterdir())[:4]:
+            (folder / category / path.name).write_bytes(path.read_bytes()[:300])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse without runs; only copy it."""
+    from energy_lens.warehouse.database import Warehouse
+
+    path = tmp_path_factory.mktemp("empty") / "elw.duckdb"
+    Warehouse(path, writable=True).close()
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished warehouse of the tiny Llama over the small corpus, every energy, gradients stored; only read it."""

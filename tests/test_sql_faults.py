@@ -15,17 +15,10 @@ from energy_lens.errors import UsageError
 from energy_lens.warehouse.database import Warehouse
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "elw.duckdb"
-    Warehouse(path, writable=True).close()
-    return path
-
-
 @pytest.fixture
-def db(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def db(empty_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A warehouse, the one that commands mean, alone in the current folder."""
-    path = Path(shutil.copy(template, tmp_path))
+    path = Path(shutil.copy(empty_warehouse, tmp_path))
     monkeypatch.setenv("ELW_WAREHOUSE", str(path))
     monkeypatch.chdir(tmp_path)
     return path

@@ -42,22 +42,15 @@ def python(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "elw.duckdb"
-    Warehouse(path, writable=True).close()
-    return path
-
-
 @pytest.fixture
-def db(template: Path, tmp_path: Path) -> Path:
+def db(empty_warehouse: Path, tmp_path: Path) -> Path:
     """A warehouse without runs, to be spoilt."""
-    return Path(shutil.copy(template, tmp_path))
+    return Path(shutil.copy(empty_warehouse, tmp_path))
 
 
 @pytest.fixture(scope="module")
-def reader(template: Path) -> Iterator[Warehouse]:
-    with Warehouse(template) as warehouse:
+def reader(empty_warehouse: Path) -> Iterator[Warehouse]:
+    with Warehouse(empty_warehouse) as warehouse:
         yield warehouse
 
 

@@ -54,17 +54,6 @@ def options(tiny: Callable[..., Any], tmp_path: Path) -> IngestOptions:
     )
 
 
-@pytest.fixture
-def corpus(small_corpus: Path, tmp_path: Path) -> Path:
-    """Two categories of four documents of 300 bytes: one group each."""
-    folder = tmp_path / "texts"
-    for category in ("code", "natural"):
-        (folder / category).mkdir(parents=True)
-        for path in sorted((small_corpus / category).iterdir())[:4]:
-            (folder / category / path.name).write_bytes(path.read_bytes()[:300])
-    return folder
-
-
 # ------------------------------------------------------------------------------------------------ one file, several
 
 

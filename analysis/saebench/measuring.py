@@ -24,7 +24,7 @@ from torch import Tensor
 
 from energy_lens.analysis.saebench.tokens import TokenFigures, quotient
 from energy_lens.console import bar
-from energy_lens.ingest.contexts import padded, special_tokens
+from energy_lens.ingest.contexts import Padded, padded, special_tokens
 from energy_lens.ingest.inclusion import INCLUDED, LAST, REASONS, SpecialTokens, exclusion_reasons
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.sites import Site, hidden_from, replaced, resumes, tensors_at, with_below
@@ -93,7 +93,7 @@ def _progress(batches: Sequence[Sequence[NDArray[np.int32]]]) -> Iterator[Sequen
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _Batch(Padded):
     """Contexts side by side, and the model as it is on them."""
 
     model: LanguageModel
@@ -123,16 +123,6 @@ class _Batch:
             model, tokens, lengths, found, hidden, losses.view(tokens.shape), gradients.view(hidden.shape),
             special_tokens(model), goes_on,
         )  # fmt: skip
-
-    @property
-    def places(self) -> Tensor:
-        """[context, position] mask of what is no padding."""
-        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
-
-    @property
-    def has_next(self) -> Tensor:
-        """[context, position] mask of the tokens that have a next one in their context."""
-        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
 
     def add(self, sae: SparseAutoencoder, measurement: Measurement) -> None:
         """Add the batch to an SAE's sums."""

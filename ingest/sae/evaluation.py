@@ -37,7 +37,7 @@ from energy_lens.errors import (
     require_batch,
     require_seed,
 )
-from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
+from energy_lens.ingest.contexts import Padded, padded, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import INCLUDED, MASSIVE, MASSIVE_NORM_RATIO, SpecialTokens, exclusion_reasons
 from energy_lens.ingest.model.configuration import check_window
@@ -114,7 +114,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _ContextBatch:
+class _ContextBatch(Padded):
     """Contexts of one category."""
 
     category: str
@@ -123,16 +123,6 @@ class _ContextBatch:
     lengths: Tensor  #: [context]
     special: SpecialTokens
     ce: bool  #: whether losses are measured on it
-
-    @property
-    def places(self) -> Tensor:
-        """[context, position] mask of what is no padding."""
-        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
-
-    @property
-    def has_next(self) -> Tensor:
-        """[context, position] mask of the tokens that have a next one in their context."""
-        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1
 
     def contexts(self) -> list[NDArray[np.int32]]:
         """The token ids of each context, without padding."""

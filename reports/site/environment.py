@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from energy_lens.reports import formatting
 from energy_lens.reports.site import pages
+from energy_lens.reports.templating import environment_of
 
 _HERE = Path(__file__).parent
 
@@ -33,19 +34,11 @@ BRIEF = 16
 @cache
 def environment() -> jinja2.Environment:
     """The templates with what they call; everything of .html.j2 is escaped."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in (
-        "count", "plural", "fixed", "percent", "code", "listing", "prose_as_html", "significant", "probability",
-        "interval", "visible", "visible_token",
-    ):  # fmt: skip
-        made.filters[name] = getattr(formatting, name)
+    made = environment_of(
+        TEMPLATES,
+        ("count", "plural", "fixed", "percent", "code", "listing", "prose_as_html", "significant", "probability",
+         "interval", "visible", "visible_token"),
+    )  # fmt: skip
     made.filters["cell"] = formatting.html_cell
     made.filters["short"] = _short
     made.filters["shorts"] = _shorts
