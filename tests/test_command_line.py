@@ -236,7 +236,11 @@ def test_a_program_that_is_asked_to_end_leaves_nothing(
     target = tmp_path / "out"
     target.write_text("old")
     query = "SELECT range, md5(range::VARCHAR) AS x FROM range(1_000_000_000)"
-    process = start("sql", query, "--db", db, "--output", target, "--format", form)
+    handler = signal.signal(sign, signal.SIG_DFL)  # under nohup it would be ignored, and stay so in what is started
+    try:
+        process = start("sql", query, "--db", db, "--output", target, "--format", form)
+    finally:
+        signal.signal(sign, handler)
     written = 0
     while written < 100_000 and process.poll() is None:
         time.sleep(0.05)
