@@ -35,7 +35,7 @@ types: $(VENV)/installed .types/energy_lens
 	MYPYPATH=.types $(VENV)/bin/mypy -p energy_lens
 
 test: lint types
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py

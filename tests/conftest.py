@@ -29,14 +29,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor's cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the mark in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one worker, as do all that ask for the real warehouse: what they share is made once."""
-    for item in items:
-        needs_real = "real_warehouse" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("real" if needs_real else item.path.name))
-
-
 @dataclass(frozen=True)
 class Tiny:
     """A tiny model on disk with one SAE folder per hooked layer, and a tuned lens for them."""
