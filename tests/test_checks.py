@@ -194,11 +194,6 @@ CHECKS = {
         "UPDATE feature_classes SET q_value = -q_value WHERE q_value > 0",
         "UPDATE attractors SET label = 'a', label_p = 0.5, label_q = 0.4 WHERE attractor = 0",
     ],
-    "keys_of_cards": [
-        "INSERT INTO feature_logits FROM feature_logits WHERE feature = 3",
-        "UPDATE activation_intervals SET \"interval\" = 1",
-        "UPDATE feature_neighbours SET measure = 'pmi'",
-    ],
     "cards": [
         "UPDATE activation_histogram SET counts = list_transform(counts, lambda n: n + 1) WHERE feature = 3",
         "UPDATE activation_intervals SET n_tokens = n_tokens + 1 WHERE feature = 3 AND \"interval\" = 2",
