@@ -111,26 +111,20 @@ Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells
 
 
 @pytest.fixture(scope="module")
-def tiny_warehouse(complete_warehouse: Path) -> Path:
-    """The tiny warehouse with interventions and attractors, so that the report has every section."""
-    return complete_warehouse
-
-
-@pytest.fixture(scope="module")
-def report(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(complete_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report's folder; tests only read it."""
     output = tmp_path_factory.mktemp("report") / "out"
-    render(tiny_warehouse, output)
+    render(complete_warehouse, output)
     return output
 
 
 @pytest.fixture
-def copied(tiny_warehouse: Path, tmp_path: Path) -> Callable[[str], Path]:
+def copied(complete_warehouse: Path, tmp_path: Path) -> Callable[[str], Path]:
     """copied(statement): a copy of the warehouse that a statement has changed."""
 
     def change(*statements: str) -> Path:
         db = tmp_path / "copy.duckdb"
-        shutil.copy(tiny_warehouse, db)
+        shutil.copy(complete_warehouse, db)
         with Warehouse(db, writable=True) as warehouse:
             for text in statements:
                 warehouse.sql(text)
@@ -266,9 +260,9 @@ def assert_cell_shows(heading: str, cell: str, row: dict[str, Any], place: tuple
 # ------------------------------------------------------------------------------------------------ files and numbers
 
 
-def test_files_are_written(tiny_warehouse: Path, tmp_path: Path) -> None:
+def test_files_are_written(complete_warehouse: Path, tmp_path: Path) -> None:
     """The paths that are returned are the files, and there are no others."""
-    written = render(tiny_warehouse, tmp_path / "a" / "b", ("md",))
+    written = render(complete_warehouse, tmp_path / "a" / "b", ("md",))
     assert {path.relative_to(tmp_path / "a" / "b").as_posix() for path in written} == {
         "research_report.md", "raw_results.json", *(f"figures/{name}.svg" for name in FIGURES),
     }  # fmt: skip
@@ -311,11 +305,11 @@ def test_both_formats_show_the_same_tables(report: Path) -> None:
         assert [[row[i] for i in numeric] for row in rows] == [[row[i] for i in numeric] for row in same_rows]
 
 
-def test_raw_results_are_the_queries_answers(report: Path, tiny_warehouse: Path) -> None:
+def test_raw_results_are_the_queries_answers(report: Path, complete_warehouse: Path) -> None:
     """raw_results.json equals what each query answers in a session of its own."""
     raw = {query["name"]: query for query in json.loads((report / "raw_results.json").read_text())["queries"]}
     assert list(raw) == queries.names()
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         for name, query in raw.items():
             result = warehouse.run(name)
             assert query["columns"] == result.columns
@@ -354,11 +348,11 @@ def of_layer(frame: pl.DataFrame, row: dict[str, Any], uncalibrated: set[tuple[s
     return frame.filter(~pl.col("layer").is_in([layer for energy, layer in uncalibrated if energy == row["energy"]]))
 
 
-def test_alignment_is_recounted_from_efas(report: Path, tiny_warehouse: Path) -> None:
+def test_alignment_is_recounted_from_efas(report: Path, complete_warehouse: Path) -> None:
     """Counts and quantiles by layer equal those taken from efas with numpy."""
     answers = answers_of(report)["reports/alignment_by_layer"]
-    uncalibrated = uncalibrated_layers(tiny_warehouse)
-    with Warehouse(tiny_warehouse) as warehouse:
+    uncalibrated = uncalibrated_layers(complete_warehouse)
+    with Warehouse(complete_warehouse) as warehouse:
         efas = warehouse.sql("SELECT * FROM efas WHERE category = 'all'").pl()
     assert {row["energy"] for row in answers} == set(efas["energy"])
     for row in answers:
@@ -397,9 +391,9 @@ def test_alignment_is_recounted_from_efas(report: Path, tiny_warehouse: Path) ->
         assert (row["n_supports"], row["n_opposes"]) == ((predicted > 0).sum(), (predicted < 0).sum())
 
 
-def test_the_headline_counts_what_efas_holds(report: Path, tiny_warehouse: Path) -> None:
+def test_the_headline_counts_what_efas_holds(report: Path, complete_warehouse: Path) -> None:
     """The first sentence of the finding gives the pairs of nll that are aligned in their own direction."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         found, tested = warehouse.sql(
             "SELECT count(*) FILTER (q_specific < 0.05), count(q_specific) FROM efas "
             "WHERE energy = 'nll' AND gradient = 'decoder' AND category = 'all'"
@@ -408,11 +402,11 @@ def test_the_headline_counts_what_efas_holds(report: Path, tiny_warehouse: Path)
     assert first in (report / "research_report.md").read_text(encoding="utf-8")
 
 
-def test_replication_is_scipys_rank_correlation(report: Path, tiny_warehouse: Path) -> None:
+def test_replication_is_scipys_rank_correlation(report: Path, complete_warehouse: Path) -> None:
     """Spearman between halves equals scipy's; what is found, its sizes and the variances are numpy's."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         halves = warehouse.sql("SELECT * FROM efas_halves WHERE gradient = 'decoder' AND category = 'all'").pl()
-    uncalibrated = uncalibrated_layers(tiny_warehouse)
+    uncalibrated = uncalibrated_layers(complete_warehouse)
     rows = answers_of(report)["reports/replication"]
     assert {row["layer"] for row in rows} == {None, 1, 2}
     for row in rows:
@@ -447,9 +441,9 @@ def test_noise_floor_is_that_of_independent_pairs() -> None:
         assert np.sqrt(np.mean(r**2)) == pytest.approx(1 / math.sqrt(n - 1), rel=0.05)
 
 
-def test_noise_beside_what_was_found_is_that_of_students_t(report: Path, tiny_warehouse: Path) -> None:
+def test_noise_beside_what_was_found_is_that_of_students_t(report: Path, complete_warehouse: Path) -> None:
     """How many correlations noise puts above 0.7, and the median of its largest, by scipy's t of as many tokens."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         efas = warehouse.sql("SELECT * FROM efas WHERE gradient = 'decoder' AND category = 'all' AND n_active > 0").pl()
     for row in answers_of(report)["reports/noise_floor"]:
         counted, r, n = (
@@ -474,9 +468,9 @@ def test_noise_beside_what_was_found_is_that_of_students_t(report: Path, tiny_wa
         assert nearby[1] > 0.48
 
 
-def test_what_ablations_can_tell_is_recounted(report: Path, tiny_warehouse: Path) -> None:
+def test_what_ablations_can_tell_is_recounted(report: Path, complete_warehouse: Path) -> None:
     """Intervals apart from 0, and effects beyond every control direction, with numpy."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         effects = warehouse.sql("SELECT * FROM intervention_effects WHERE category = 'all' AND kind = 'ablate'").pl()
     own = effects.filter(pl.col("direction") == 0)
     apart = ((own["delta_low"] > 0) | (own["delta_high"] < 0)).fill_null(False)
@@ -492,9 +486,9 @@ def test_what_ablations_can_tell_is_recounted(report: Path, tiny_warehouse: Path
     assert "ablated features" in abstract_of(report)
 
 
-def test_hashes_are_those_of_what_was_read(report: Path, tiny_warehouse: Path) -> None:
+def test_hashes_are_those_of_what_was_read(report: Path, complete_warehouse: Path) -> None:
     """The corpus' sha256 is of its documents' own, sorted; the others stand in the run; both documents have all."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         documents = [sha for (sha,) in warehouse.sql("SELECT sha256 FROM documents").fetchall()]
         run = warehouse.sql("SELECT identity, model_sha256, tokenizer_sha256 FROM current_run").fetchone()
         saes = [sha for (sha,) in warehouse.sql("SELECT sae_sha256 FROM saes").fetchall()]
@@ -534,11 +528,11 @@ def assert_five_sentences(abstract: str) -> None:
     assert "  " not in abstract
 
 
-def test_the_abstract_has_five_sentences_of_the_answers(report: Path, tiny_warehouse: Path) -> None:
+def test_the_abstract_has_five_sentences_of_the_answers(report: Path, complete_warehouse: Path) -> None:
     """What was run and found, beside noise, and what ablations tell."""
     abstract = abstract_of(report)
     assert_five_sentences(abstract)
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         tokens = warehouse.sql("SELECT stats_tokens FROM current_run").value()
         tested = warehouse.sql(
             "SELECT count(q_specific) FROM efas WHERE energy = 'nll' AND gradient = 'decoder' AND category = 'all'"
@@ -567,9 +561,9 @@ def test_the_contents_name_every_section(report: Path) -> None:
     assert [link for link in links if link[1:] in [anchor for _, anchor in entries]] == [f"#{a}" for _, a in entries]
 
 
-def test_contexts_are_those_in_which_a_feature_fires_hardest(report: Path, tiny_warehouse: Path) -> None:
+def test_contexts_are_those_in_which_a_feature_fires_hardest(report: Path, complete_warehouse: Path) -> None:
     """The first ten features of nll, three tokens each, the token marked in the text around it."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         top = answers_of(report)["reports/top_features"]
         wanted = [(row["layer"], row["feature"]) for row in top if row["energy"] == "nll"][:10]
         expected = []
@@ -641,7 +635,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_warehouse_gives_the_same_bytes(report: Path, tiny_warehouse: Path, tmp_path: Path) -> None:
+def test_the_same_warehouse_gives_the_same_bytes(report: Path, complete_warehouse: Path, tmp_path: Path) -> None:
     """In another process, with another hash seed and the reader's own matplotlib settings too."""
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nsvg.fonttype: path\naxes.grid: False\n")
     code = "import sys; from pathlib import Path; from energy_lens.reports.render import render; " \
@@ -652,7 +646,7 @@ def test_the_same_warehouse_gives_the_same_bytes(report: Path, tiny_warehouse: P
         "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
         "TZ": "Asia/Tokyo",
     }
-    subprocess.run([sys.executable, "-c", code, tiny_warehouse, tmp_path / "again"], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code, complete_warehouse, tmp_path / "again"], check=True, env=environment)
     assert contents(tmp_path / "again") == contents(report)
 
 
@@ -842,12 +836,12 @@ def test_features_that_align_lead_the_table(copied: Callable[..., Path], tmp_pat
     assert f"{first} at q_specific < 0.05**" in text
 
 
-def test_attribution_is_a_share_of_the_loss_of_included_tokens(report: Path, tiny_warehouse: Path) -> None:
+def test_attribution_is_a_share_of_the_loss_of_included_tokens(report: Path, complete_warehouse: Path) -> None:
     """For losses, read at the output or at layers, and for no other energy."""
     rows = answers_of(report)["reports/top_features"]
     losses = {"nll", "logit_lens", "tuned_lens"} & {row["energy"] for row in rows}
     assert losses == {row["energy"] for row in rows if row["attribution_share"] is not None}
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         values = warehouse.sql("SELECT energy, layer, token_id, value FROM energies").pl()
         included = warehouse.sql("SELECT layer, token_id FROM token_layers WHERE included").pl()
     for row in rows:
@@ -876,9 +870,9 @@ def test_a_run_of_before_the_test_of_the_direction_says_so(copied: Callable[...,
     assert not (tmp_path / "out" / "figures" / "direction_control.svg").exists()
 
 
-def test_own_and_reference_rows_are_counted_below_each_level(report: Path, tiny_warehouse: Path) -> None:
+def test_own_and_reference_rows_are_counted_below_each_level(report: Path, complete_warehouse: Path) -> None:
     """The counts of the figure are numpy's."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         efas = warehouse.sql("SELECT * FROM efas WHERE category = 'all' AND p_specific IS NOT NULL").pl()
     rows = answers_of(report)["reports/direction_control"]
     assert {row["energy"] for row in rows} == set(efas["energy"])
@@ -918,18 +912,18 @@ def test_nothing_to_report(copied: Callable[..., Path], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_format_and_output_that_is_a_file(tiny_warehouse: Path, tmp_path: Path) -> None:
+def test_unknown_format_and_output_that_is_a_file(complete_warehouse: Path, tmp_path: Path) -> None:
     """Both are usage errors."""
-    assert "'pdf' is no format" in refusal(UsageError, tiny_warehouse, tmp_path / "out", ("md", "pdf"))
+    assert "'pdf' is no format" in refusal(UsageError, complete_warehouse, tmp_path / "out", ("md", "pdf"))
     (tmp_path / "file").write_text("mine")
-    assert "is a file, not a folder" in refusal(UsageError, tiny_warehouse, tmp_path / "file")
-    assert "cannot be written" in refusal(ElwError, tiny_warehouse, tmp_path / "file" / "below")
+    assert "is a file, not a folder" in refusal(UsageError, complete_warehouse, tmp_path / "file")
+    assert "cannot be written" in refusal(ElwError, complete_warehouse, tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_full_disk_leaves_nothing_half_written(
-    is_new: bool, report: Path, tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_new: bool, report: Path, complete_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An earlier report stays as it was; where there was none, nothing stays."""
     output = tmp_path / "out" / "deep"
@@ -946,7 +940,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         return write_text(self, data, **options)
 
     monkeypatch.setattr(Path, "write_text", failing)
-    assert "No space left on device" in refusal(ElwError, tiny_warehouse, output)
+    assert "No space left on device" in refusal(ElwError, complete_warehouse, output)
     assert contents(tmp_path) == before
     assert (tmp_path / "out").exists() != is_new
 
@@ -971,15 +965,15 @@ def test_an_uncalibrated_layer_is_shown_and_counted_in_no_total(copied: Callable
     assert "Uncalibrated, with a mean above the uniform guess:" in text
 
 
-def test_mutual_information_by_layer_is_the_views(report: Path, tiny_warehouse: Path) -> None:
+def test_mutual_information_by_layer_is_the_views(report: Path, complete_warehouse: Path) -> None:
     """Means and rank correlation are numpy's and scipy's of the view's rows."""
-    with Warehouse(tiny_warehouse) as warehouse:
+    with Warehouse(complete_warehouse) as warehouse:
         frame = warehouse.sql(
             "SELECT m.*, abs(score) AS strength FROM mutual_information AS m "
             "JOIN efas AS e USING (run_id, layer, feature, energy, category) "
             "WHERE category = 'all' AND e.gradient = 'decoder' AND m.n_active >= 50 AND mi_excess IS NOT NULL"
         ).pl()
-    uncalibrated = uncalibrated_layers(tiny_warehouse)
+    uncalibrated = uncalibrated_layers(complete_warehouse)
     rows = answers_of(report)["reports/mutual_information"]
     assert rows
     for row in rows:
