@@ -416,7 +416,7 @@ def test_what_the_three_tests_come_to(
     ("words", "sentence"),
     [
         (["feature", "1:640"], "The SAE of layer 1 has features 0 to 63, not 640."),
-        (["feature", "7:1"], "The current run has no SAE at layer 7; it has layers 1, 2."),
+        (["feature", "7:1"], "The current run has no SAE at layer 7 (did you mean 2?); it has layers 1, 2."),
         (["feature", "one"], "LAYER:FEATURE is 'one'; say layer and feature"),
         (["feature", "1:1", "--energy", "heat"], "The current run has no energy heat"),
         (["features", "--by", "beauty"], "Features are not ranked by beauty"),

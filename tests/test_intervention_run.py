@@ -437,7 +437,7 @@ def test_bad_requests_get_a_sentence(tiny_warehouse: Path, options: dict[str, An
 def test_a_locked_warehouse_is_left_alone(tiny_warehouse: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ingest_lock(tiny_warehouse):
         assert main(["intervene", "--db", str(tiny_warehouse), "--layer", "1"]) == 3
-    assert "Another ingest" in capsys.readouterr().err
+    assert "is being written by elw ingest" in capsys.readouterr().err
 
 
 def test_the_command_prints_effects_and_says_what_predicted_them(
