@@ -48,7 +48,8 @@ class Request:
             if kind == "class" and rest:
                 classes.append(rest)
             elif rest.isdecimal() and kind in ("top", "random"):
-                top, random = (int(rest), random) if kind == "top" else (top, int(rest))
+                number = int(rest[:20])  # more digits are too many anyway, and Python reads no number of thousands
+                top, random = (number, random) if kind == "top" else (top, number)
             else:
                 listed.append(_listed(word))
                 continue
