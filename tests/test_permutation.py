@@ -408,7 +408,7 @@ def test_what_is_missing_is_a_sentence(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--layer", "3"], "has no layer 3: choose among 1, 2"),
+        (["--layer", "3"], "has no layer 3 (did you mean 2?): choose among 1, 2"),
         (["--energy", "entropy"], "has no energy entropy"),
         (["--category", "poems"], "has no category poems: choose among all, code, natural"),
         (["--permutations", "18"], "--permutations"),
