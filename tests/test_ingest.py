@@ -42,7 +42,8 @@ def tables(db: Path, where: str = "true") -> dict[str, tuple[list[str], list[tup
     contents = {}
     with contextlib.closing(duckdb.connect(str(db), read_only=True)) as connection:
         names = connection.execute(
-            "SELECT table_name FROM duckdb_tables() WHERE NOT internal AND NOT starts_with(table_name, 'schema_')"
+            "SELECT table_name FROM duckdb_tables() WHERE NOT internal AND NOT starts_with(table_name, 'schema_') "
+            "AND table_name <> 'run_ids'"  # of the file, not of a run
         ).fetchall()
         for (table,) in names:
             columns = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {table})").fetchall()
