@@ -787,15 +787,15 @@ def test_a_small_category_has_no_z_and_that_is_said(options: IngestOptions, smal
 
 
 def test_a_single_document_works(options: IngestOptions, small_corpus: Path) -> None:
-    """One file: its own name is the category; scores exist, intervals and tests do not."""
+    """One file: its folder's name is the category; scores exist, intervals and tests do not."""
     path = max((small_corpus / "natural").iterdir(), key=lambda path: path.stat().st_size)
     summary = ingest([path], options)
     assert summary.documents == 1
-    assert any(path.name in note for note in summary.notes)
+    assert any(path.parent.name in note for note in summary.notes)
     with Warehouse(options.db) as warehouse:
         rows = warehouse.sql("SELECT category, n_documents, score, ci_low, z FROM efas WHERE n_active > 3").fetchall()
         assert warehouse.sql("SELECT count(*) FROM efas_halves").value() == 0
-    assert {category for category, *_ in rows} == {"all", path.name}
+    assert {category for category, *_ in rows} == {"all", path.parent.name}
     for _, n_documents, score, low, z in rows:
         assert n_documents == 1
         assert score is not None
