@@ -17,7 +17,7 @@ import energy_lens
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError, WarehouseError
 from energy_lens.tests.conftest import Tiny
-from energy_lens.warehouse import database
+from energy_lens.warehouse import opening
 from energy_lens.warehouse.database import LockedError, check_writable, ingest_lock
 from energy_lens.warehouse.locks import LOCK, HeldError, NoLocksError, claimed_file, claimed_folder, lock
 
@@ -89,7 +89,7 @@ def test_nfs_words_for_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_duckdb_without_locks_is_no_busy_warehouse(number: int) -> None:
     error = duckdb.IOException(f'IO Error: Could not set lock on file "/net/x.duckdb": {os.strerror(number)}')
-    failure = database._opening_failure(Path("/net/x.duckdb"), error)
+    failure = opening.opening_failure(Path("/net/x.duckdb"), error)
     assert not isinstance(failure, LockedError)
     assert "knows no locks" in str(failure)
 

@@ -167,7 +167,7 @@ def _claimed(file: Path, output: Path, command: str) -> Iterator[None]:
             ) from error
         except NoLocksError:
             pass  # better two at once than none at all
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unwritable(output, error) from error
         try:
             yield
