@@ -284,7 +284,7 @@ def test_many_cards_are_each_as_one_alone(tiny_warehouse: Path) -> None:
 
 def test_features_that_are_not_there_are_told(tiny_warehouse: Path) -> None:
     with Warehouse(tiny_warehouse) as warehouse:
-        with pytest.raises(UsageError, match="has no SAE at layer 77.*; it has layers 1, 2"):
+        with pytest.raises(UsageError, match=r"has no SAE at layer 77.*; it has layers 1, 2"):
             read_card(warehouse, 77, 0)
         with pytest.raises(UsageError, match="has features 0 to"):
             read_card(warehouse, 1, 10**6)
