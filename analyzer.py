@@ -181,7 +181,7 @@ class EnergyLensAnalyzer:
         with Warehouse(path) as warehouse:
             for view in VIEWS:
                 rows = warehouse.sql(f"SELECT * FROM {view} ORDER BY ALL")  # equal results, in equal order
-                results[view] = [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+                results[view] = rows.dicts()
         return results
 
     def generate_research_report(self, results: Mapping[str, Any], path: str | Path) -> Path:

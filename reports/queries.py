@@ -60,22 +60,28 @@ def gather(db: Path) -> Gathered:
     Raises ElwError when the warehouse holds no run, or a run without statistics.
     """
     with Warehouse(db, config=ONE_THREAD) as warehouse:
-        _require_statistics(warehouse, db)
-        answers = {}
-        for name in names():
-            try:
-                result = warehouse.run(name)
-                columns, types = result.columns, result.types
-                rows: list[Row] = [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
-            except UsageError as error:
-                reason = str(error).splitlines()[0]
-                message = f"{db} cannot answer {name} ({reason}): bring it up to date with elw migrate."
-                raise ElwError(message) from error
-            answers[name.removeprefix("reports/")] = Answer(name, question(name), columns, types, rows)
+        answers = answer_all(warehouse)
         return Gathered(answers, read_examples(warehouse, answers["top_features"].rows))
 
 
-def _require_statistics(warehouse: Warehouse, db: Path) -> None:
+def answer_all(warehouse: Warehouse) -> dict[str, Answer]:
+    """Run every query of the report; answers by file name. Raises ElwError as `gather` does."""
+    _require_statistics(warehouse)
+    answers = {}
+    for name in names():
+        try:
+            result = warehouse.run(name)
+            columns, types, rows = result.columns, result.types, result.dicts()
+        except UsageError as error:
+            reason = str(error).splitlines()[0]
+            message = f"{warehouse.path} cannot answer {name} ({reason}): bring it up to date with elw migrate."
+            raise ElwError(message) from error
+        answers[name.removeprefix("reports/")] = Answer(name, question(name), columns, types, [*rows])
+    return answers
+
+
+def _require_statistics(warehouse: Warehouse) -> None:
+    db = warehouse.path
     run = warehouse.sql("SELECT run_id, stats_tokens FROM current_run").fetchone()
     if run is None:
         raise ElwError(f"{db} holds no run: fill it with elw ingest.")

@@ -44,8 +44,8 @@ def render(db: Path, output: Path, formats: tuple[str, ...] = FORMATS) -> list[P
 
     formats: of the document itself, "md" or "html"; raw_results.json and figures/ are always written.
     Raises UsageError for an unknown format, an output that is no folder, that cannot be written or that another command
-    is writing, WarehouseError when the warehouse cannot be
-    opened, ElwError when its run has no statistics or the folder cannot be written.
+    is writing; WarehouseError when the warehouse cannot be opened; ElwError when its run has no statistics or the
+    folder cannot be written.
     """
     check_formats(formats)
     if output.exists() and not output.is_dir():

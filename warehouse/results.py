@@ -66,6 +66,10 @@ class Result:
         self._n_fetched += len(rows)
         return rows
 
+    def dicts(self) -> list[dict[str, Any]]:
+        """The rows of `fetchall` by column name; of equal names the last."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.fetchall()]
+
     def fetchmany(self, size: int) -> list[Row]:
         with self._turn:
             if (cursor := self._cursor) is not None:

@@ -55,8 +55,7 @@ def _runs(opened: Warehouse) -> Iterator[Finding]:
     """Runs that are not finished, a file without a current one, and rows of runs that are gone."""
     if opened.behind:
         return
-    result = opened.run("queries/runs")
-    runs = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
+    runs = opened.run("queries/runs").dicts()
     if not runs:
         yield note("runs", "there is none yet", "elw ingest makes one")
     elif not any(run["current"] for run in runs):

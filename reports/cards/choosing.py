@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from energy_lens.errors import UsageError, did_you_mean
+from energy_lens.errors import UsageError, did_you_mean, nearest
 from energy_lens.reports.cards.reading import check_built, check_feature, choose_energy, rows_of
 from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.features import FeatureName
@@ -60,7 +59,7 @@ def check_class(warehouse: Warehouse, name: str) -> None:
         return
     if not known:
         raise UsageError("The current run has no feature that is assigned to a class: it is too small to test them.")
-    close = difflib.get_close_matches(name.lower(), known, n=1)
+    close = nearest(name, known)
     hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}."
     raise UsageError(f"No feature of the current run is of class {name!r}: {hint}")
 

@@ -113,10 +113,10 @@ def read_cards(
     wanted = {"layer": layer, "features": list(features)}
     check_built(warehouse)
     energy = choose_energy(warehouse, energy)
-    parts = {part: _by_feature(rows_of(warehouse, f"cards/{part}", wanted)) for part in PARTS}
+    parts = {part: by_feature(rows_of(warehouse, f"cards/{part}", wanted)) for part in PARTS}
     shown = {"before": window.before, "after": window.after, "n_top": window.n_top, "n_each": window.n_each}
     gradient = {"gradient": gradient_column(energy)}
-    examples = _by_feature(rows_of(warehouse, "cards/examples", wanted | shown, gradient))
+    examples = by_feature(rows_of(warehouse, "cards/examples", wanted | shown, gradient))
     names = Example.__dataclass_fields__
     return {
         row["feature"]: Card(
@@ -170,11 +170,12 @@ def rows_of(
     warehouse: Warehouse, name: str, parameters: Mapping[str, Any], identifiers: Mapping[str, str] | None = None
 ) -> list[Row]:
     """The rows of a query of sql/, by column; identifiers: quoted names for its {placeholders}."""
-    result = warehouse.run_formatted(name, identifiers or {}, **parameters)
-    return [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
+    rows: list[Row] = [*warehouse.run_formatted(name, identifiers or {}, **parameters).dicts()]
+    return rows
 
 
-def _by_feature(rows: Iterable[Row]) -> Mapping[int, list[Row]]:
+def by_feature(rows: Iterable[Row]) -> Mapping[int, list[Row]]:
+    """Rows by what they have in the column `feature`, in their order; none for another one."""
     found: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         found[row["feature"]].append(row)

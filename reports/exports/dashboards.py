@@ -6,16 +6,23 @@ all the features that have examples in them, and only the places at which a feat
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from energy_lens.console import say
+from energy_lens.reports.cards.choosing import chosen
+from energy_lens.reports.cards.reading import by_feature
+from energy_lens.reports.exports.folder import Folder, export_folder
+from energy_lens.reports.exports.source import Sae, Source, read_source
+from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.exporting import Exported
 
 #: Features that are read at once: 1,024 dashboards of whole contexts are some 50 MB.
 FEATURES_AT_ONCE = 1024
@@ -83,6 +90,31 @@ class Dashboard:
     examples: list[Shown]
 
 
+#: Writes an SAE's dashboards of these features into the folder; returns its place there.
+WriteSae = Callable[[Folder, Source, Sae, Sequence[int], Iterator[Dashboard]], str]
+
+
+def export_dashboards(
+    db: Path, output: Path, form: str, features: Sequence[str] | None, notes: Sequence[str], write: WriteSae
+) -> Exported:
+    """Write features of the current run into the folder `output`, SAE by SAE.
+
+    features: words as `chosen` takes them; None for all that fire. notes: what is left out of that form.
+    Raises UsageError for a word or folder that will not do, ElwError for a run whose cards are not built.
+    """
+    with Warehouse(db, config=ONE_THREAD) as warehouse:
+        by_layer = chosen(warehouse, features or ["all"])
+        source = read_source(warehouse)
+        with export_folder(output, form, source.told) as folder:
+            contexts = Contexts(warehouse)
+            places = [
+                write(folder, source, source.sae(layer), some, read_dashboards(warehouse, layer, some, contexts))
+                for layer, some in by_layer.items()
+            ]
+            folder.notes += notes
+    return Exported([output / place for place in places], folder.notes)
+
+
 def shortest(values: Iterable[float]) -> list[float]:
     """FLOATs in the fewest digits that say which: 0.1, not 0.10000000149011612."""
     return [float(str(value)) for value in np.fromiter(values, np.float32)]
@@ -99,13 +131,8 @@ def read_dashboards(
 
 
 def _read(warehouse: Warehouse, layer: int, features: list[int], contexts: Contexts) -> Iterator[Dashboard]:
-    def rows(name: str) -> dict[int, list[Row]]:
-        result = warehouse.run(name, layer=layer, features=features)
-        found: dict[int, list[Row]] = defaultdict(list)
-        for row in result.fetchall():
-            named = dict(zip(result.columns, row, strict=True))
-            found[named["feature"]].append(named)
-        return found
+    def rows(name: str) -> Mapping[int, list[Row]]:
+        return by_feature(warehouse.run(name, layer=layer, features=features).dicts())
 
     facts, logits, tokens, cosines = map(rows, ("cards/facts", "cards/logits", "cards/tokens", "exports/cosines"))
     of_activations, of_logits = rows("cards/activation_histogram"), rows("cards/logit_histogram")

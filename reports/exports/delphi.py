@@ -20,11 +20,11 @@ import numpy as np
 from energy_lens.console import say
 from energy_lens.errors import ElwError
 from energy_lens.reports.cards.choosing import chosen
-from energy_lens.reports.exporting import Exported
 from energy_lens.reports.exports.folder import Folder, export_folder
 from energy_lens.reports.exports.source import Sae, Source, read_source
 from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.exporting import Exported
 
 #: delphi caches activations above this.
 LEAST = 1e-5
@@ -65,8 +65,7 @@ def export(db: Path, output: Path, features: Sequence[str] | None = None) -> Exp
                 "ingest longer texts, or with a smaller --context."
             )
         with export_folder(output, "delphi", source.told) as folder:
-            rows = warehouse.run("exports/full_contexts")
-            folder.write_lines("contexts.jsonl", [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()])
+            folder.write_lines("contexts.jsonl", warehouse.run("exports/full_contexts").dicts())
             n_short = source.facts["n_contexts"] - len(tokens)
             folder.notes.append(
                 f"{len(tokens):,} contexts have all {length} tokens and are kept; {n_short:,} shorter ones with "

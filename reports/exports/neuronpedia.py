@@ -15,15 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from energy_lens.reports.cards.choosing import chosen
-from energy_lens.reports.exporting import Exported
-from energy_lens.reports.exports.dashboards import Contexts, Dashboard, Shown, read_dashboards
-from energy_lens.reports.exports.folder import Folder, export_folder
+from energy_lens.reports.exports.dashboards import Dashboard, Shown, export_dashboards
+from energy_lens.reports.exports.folder import Folder
 from energy_lens.reports.exports.saedashboard import EMPTY_TABLES, bins, set_name
-from energy_lens.reports.exports.source import Sae, Source, read_source
-from energy_lens.reports.queries import ONE_THREAD
+from energy_lens.reports.exports.source import Sae, Source
 from energy_lens.version import __version__
-from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.exporting import Exported
 
 #: Features of a batch, as in the official exports.
 BATCH = 1024
@@ -46,25 +43,18 @@ Row = dict[str, Any]
 
 
 def export(db: Path, output: Path, features: Sequence[str] | None = None) -> Exported:
-    """Write features of the current run as Neuronpedia's bundle into the folder `output`.
+    """Write features of the current run as Neuronpedia's bundle; as `export_dashboards` does."""
+    return export_dashboards(db, output, "neuronpedia", features, NOTES, _write_sae)
 
-    features: words as `chosen` takes them; None for all that fire.
-    Raises UsageError for a word or folder that will not do, ElwError for a run whose cards are not built.
-    """
-    with Warehouse(db, config=ONE_THREAD) as warehouse:
-        by_layer = chosen(warehouse, features or ["all"])
-        source = read_source(warehouse)
-        with export_folder(output, "neuronpedia", source.told) as folder:
-            contexts = Contexts(warehouse)
-            places = []
-            for layer, some in by_layer.items():
-                bundle = _Bundle(source, source.sae(layer))
-                places.append(bundle.place)
-                for name, row in bundle.metadata().items():
-                    folder.write_lines(f"{bundle.place}/{name}.jsonl", [row])
-                bundle.write_batches(folder, read_dashboards(warehouse, layer, some, contexts))
-            folder.notes += NOTES
-    return Exported([output / place for place in places], folder.notes)
+
+def _write_sae(
+    folder: Folder, source: Source, sae: Sae, features: Sequence[int], dashboards: Iterator[Dashboard]
+) -> str:
+    bundle = _Bundle(source, sae)
+    for name, row in bundle.metadata().items():
+        folder.write_lines(f"{bundle.place}/{name}.jsonl", [row])
+    bundle.write_batches(folder, dashboards)
+    return bundle.place
 
 
 class _Bundle:

@@ -12,13 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from energy_lens.reports.cards.choosing import chosen
-from energy_lens.reports.exporting import Exported
-from energy_lens.reports.exports.dashboards import STRONGEST, Contexts, Dashboard, Shown, read_dashboards
-from energy_lens.reports.exports.folder import Folder, export_folder
-from energy_lens.reports.exports.source import Sae, Source, read_source
-from energy_lens.reports.queries import ONE_THREAD
-from energy_lens.warehouse.database import Warehouse
+from energy_lens.reports.exports.dashboards import STRONGEST, Dashboard, Shown, export_dashboards
+from energy_lens.reports.exports.folder import Folder
+from energy_lens.reports.exports.source import Sae, Source
+from energy_lens.warehouse.exporting import Exported
 
 #: Features of a batch, the runner's own number.
 BATCH = 128
@@ -34,22 +31,8 @@ NOTES = (
 
 
 def export(db: Path, output: Path, features: Sequence[str] | None = None) -> Exported:
-    """Write features of the current run as SAEDashboard's batches into the folder `output`.
-
-    features: words as `chosen` takes them; None for all that fire.
-    Raises UsageError for a word or folder that will not do, ElwError for a run whose cards are not built.
-    """
-    with Warehouse(db, config=ONE_THREAD) as warehouse:
-        by_layer = chosen(warehouse, features or ["all"])
-        source = read_source(warehouse)
-        with export_folder(output, "saedashboard", source.told) as folder:
-            contexts = Contexts(warehouse)
-            places = [
-                _write_sae(folder, source, source.sae(layer), some, read_dashboards(warehouse, layer, some, contexts))
-                for layer, some in by_layer.items()
-            ]
-            folder.notes += NOTES
-    return Exported([output / place for place in places], folder.notes)
+    """Write features of the current run as SAEDashboard's batches; as `export_dashboards` does."""
+    return export_dashboards(db, output, "saedashboard", features, NOTES, _write_sae)
 
 
 def set_name(sae: Sae) -> str:

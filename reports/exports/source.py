@@ -83,13 +83,10 @@ class Source:
 
 def read_source(warehouse: Warehouse) -> Source:
     """What there is to say of the current run. Raises ElwError when there is none, or it has no statistics."""
-    result = warehouse.run("exports/run")
-    row = result.fetchone()
-    if row is None:
+    facts = next(iter(warehouse.run("exports/run").dicts()), None)
+    if facts is None:
         raise ElwError(f"{warehouse.path} holds no run: fill it with elw ingest.")
-    facts = dict(zip(result.columns, row, strict=True))
-    found = warehouse.run("exports/saes")
-    saes = [Sae(**dict(zip(found.columns, row, strict=True))) for row in found.fetchall()]
+    saes = [Sae(**row) for row in warehouse.run("exports/saes").dicts()]
     if not saes:
         raise ElwError(
             f"Run {facts['run_id']} of {warehouse.path} has no statistics yet: run the same elw ingest again, which "

@@ -66,8 +66,7 @@ class Site:
 
 def answer_rows(warehouse: Warehouse, name: str, **parameters: Any) -> list[Row]:
     """The rows of sql/<name>.sql."""
-    result = warehouse.run(name, **parameters)
-    return [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
+    return [*warehouse.run(name, **parameters).dicts()]
 
 
 # ------------------------------------------------------------------------------------------------ the run

@@ -13,15 +13,15 @@ from energy_lens.errors import UsageError
 from energy_lens.reports import tables
 from energy_lens.reports.cards.choosing import chosen, ranked
 from energy_lens.reports.cards.reading import Card, Window, choose_energy, read_cards
-from energy_lens.reports.exporting import Exported
 from energy_lens.reports.formatting import visible_token
-from energy_lens.reports.queries import ONE_THREAD, Answer, gather
+from energy_lens.reports.queries import ONE_THREAD, Answer, answer_all
 from energy_lens.reports.site import documents, pages
 from energy_lens.reports.site.environment import as_data, environment
 from energy_lens.reports.site.pages import Site
 from energy_lens.reports.site.writing import Writer, site_in
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.exporting import Exported
 from energy_lens.warehouse.features import FeatureName
 from energy_lens.warehouse.locks import claimed_folder
 
@@ -48,11 +48,14 @@ def export_site(db: Path, output: Path, features: list[str] | None = None) -> Ex
     """
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder: name a folder.")
-    with claimed_folder(output, "elw export"), site_in(output) as writer:
-        answers = gather(db).answers
-        with Warehouse(db, config=ONE_THREAD) as warehouse:
-            by_layer = chosen(warehouse, features or DEFAULT_FEATURES)
-            notes = _write_site(warehouse, answers, by_layer, writer)
+    with (
+        claimed_folder(output, "elw export"),
+        site_in(output) as writer,
+        Warehouse(db, config=ONE_THREAD) as warehouse,
+    ):
+        answers = answer_all(warehouse)
+        by_layer = chosen(warehouse, features or DEFAULT_FEATURES)
+        notes = _write_site(warehouse, answers, by_layer, writer)
     return Exported([output / "index.html"], notes)
 
 
