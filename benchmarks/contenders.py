@@ -75,15 +75,15 @@ def peer(ids: str, frozen: bool) -> dict[str, Any]:
 
 
 def ingest(db: str, corpus: str, **options: Any) -> dict[str, Any]:
-    from energy_lens.ingest.pipeline import IngestOptions
+    from energy_lens.ingest.pipeline import IngestOptions, processing
     from energy_lens.ingest.pipeline import run as pipeline
 
     if "energies" in options:
         options["energies"] = tuple(options["energies"])
     pipeline.calibrate = told("calibration", pipeline.calibrate)
     pipeline.process = told("stream", pipeline.process)
-    pipeline.compile_blocks = told("compiling", pipeline.compile_blocks)
-    pipeline.GroupBuilder = told("stream", pipeline.GroupBuilder)
+    processing.compile_blocks = told("compiling", processing.compile_blocks)
+    processing.GroupBuilder = told("stream", processing.GroupBuilder)
     pipeline.finish = told("finish", pipeline.finish)
     summary = pipeline.ingest([corpus], IngestOptions(db=Path(db), **options))
     phase("end")

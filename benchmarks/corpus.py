@@ -31,7 +31,7 @@ from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.energies.registry import choose_translators, make_energies
 from energy_lens.ingest.pipeline import IngestOptions
 from energy_lens.ingest.pipeline.planning import Notes, bring_up_to_date
-from energy_lens.ingest.pipeline.run import choose_instruments, settle
+from energy_lens.ingest.pipeline.settling import choose_instruments, settle
 from energy_lens.ingest.sae.choosing import choose_saes
 from energy_lens.warehouse.database import ingest_lock
 

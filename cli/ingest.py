@@ -11,6 +11,7 @@ import typer
 
 from energy_lens.cli import completion
 from energy_lens.cli.app import app
+from energy_lens.cli.cluster import ClusterCommand, Ray, ThreadsPerWorker, Workers, cluster_of
 from energy_lens.cli.listing import print_line
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from energy_lens.ingest.pipes import Pipe
 
 
-@app.command(epilog=examples("elw ingest my-corpus/ --model gpt2 --train-saes"))
+@app.command(
+    cls=ClusterCommand,
+    epilog=examples("elw ingest my-corpus/ --model gpt2 --train-saes", "elw ingest my-corpus/ --ray --workers 4"),
+)
 def ingest(
     paths: Paths,
     db: Database = None,
@@ -116,6 +120,9 @@ def ingest(
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Start afresh although a run with equal settings exists.")
     ] = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    threads_per_worker: ThreadsPerWorker = None,
     exclude: Excludes = None,
     text_column: TextColumn = None,
     category_column: CategoryColumn = None,
@@ -150,6 +157,7 @@ def ingest(
         new_run=new_run,
         exclude=tuple(exclude or ()),
         columns=Columns(text_column, category_column, id_column),
+        cluster=cluster_of(ray, workers, threads_per_worker),
     )
     notes: list[str] = []
     corpus = held(paths)  # for the SAEs and the run both

@@ -19,7 +19,7 @@ from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sources import GoneError, source_at
 from energy_lens.ingest.token_file import TokenFile
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
-from energy_lens.warehouse.runs import StoredDocument, StoredRun
+from energy_lens.warehouse.runs import StoredDocument
 
 #: Bytes of text from which on a bar shows how far their tokenising is.
 SHOWN_FROM = 10_000_000
@@ -105,19 +105,27 @@ class TokenSource:
         n_text = context.n_tokens - (model.bos is not None)
         return model.as_context(self._file().read(sha256, context.first_token, n_text))
 
-    def add_planned(self, run: StoredRun, contexts: Iterable[Context]) -> None:
-        """Tokenise the documents of contexts of a run. Raises UsageError when a text is no longer there."""
-        stored = [run.by_id[document_id] for document_id in sorted({context.document_id for context in contexts})]
+    def add_planned(self, documents: Mapping[int, StoredDocument], contexts: Iterable[Context]) -> None:
+        """Tokenise the documents of contexts of a run. Raises UsageError when a text is no longer there.
+
+        documents: those of the run, by document_id.
+        """
+        stored = [documents[document_id] for document_id in sorted({context.document_id for context in contexts})]
         self.add(self._documents[document.sha256] for document in stored if document.sha256 in self._documents)
         with _in_words_of_the_plan():
             self.add(_planned(document) for document in stored if document.sha256 not in self._documents)
 
-    def contexts_of(self, run: StoredRun, contexts: Iterable[Context]) -> dict[int, NDArray[np.int32]]:
-        """Token ids by context_id, of contexts of a run. Raises UsageError when a text is no longer there."""
+    def contexts_of(
+        self, documents: Mapping[int, StoredDocument], contexts: Iterable[Context]
+    ) -> dict[int, NDArray[np.int32]]:
+        """Token ids by context_id, of contexts of a run. Raises UsageError when a text is no longer there.
+
+        documents: those of the run, by document_id.
+        """
         contexts = list(contexts)
-        self.add_planned(run, contexts)
+        self.add_planned(documents, contexts)
         return {
-            context.context_id: self.context(context, run.by_id[context.document_id].sha256) for context in contexts
+            context.context_id: self.context(context, documents[context.document_id].sha256) for context in contexts
         }
 
     def _file(self) -> TokenFile:

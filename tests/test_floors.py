@@ -44,6 +44,7 @@ FLOORS = (
         "ingest.token_classes",
         "ingest.shipped",
         "ingest.model",
+        "ingest.cluster",
     ),
     ("ingest.contexts",),
     ("ingest.sae",),
@@ -78,6 +79,8 @@ CLOSED_DOORS = (
     ("ingest.reading", "warehouse.database", "the flat files of ingest open no warehouse"),
     ("ingest.model", "warehouse.database", "a model knows no table"),
     ("ingest.energies", "warehouse.database", "an energy writes nothing"),
+    ("ingest.cluster", "ingest.model", "workers are had for any work, whatever it is"),
+    ("ingest.cluster", "warehouse", "workers are had for any work, whatever it is"),
 )
 
 

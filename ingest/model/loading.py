@@ -128,6 +128,12 @@ def _n_layers(folder: Path) -> int | None:
         return None
 
 
+def weight_bytes(name: str) -> int:
+    """Bytes that a model's weights take in memory, at most: files may hold them at half the width."""
+    folder, _ = locate(name)
+    return 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 class ModelOnDemand:
     """A model that is loaded when it is first asked for, and then kept: work that never asks loads none."""
 

@@ -35,7 +35,7 @@ def calibrate(db: Path, run: StoredRun, instruments: Instruments, source: TokenS
     """
     say("Calibrating on a sample …")
     sample = sample_contexts(planned_documents(run), CALIBRATION_TOKENS, instruments.seed)
-    token_ids = source.contexts_of(run, sample)
+    token_ids = source.contexts_of(run.by_id, sample)
     reader = instruments.reader()
     readings = list(reader.read([(context, token_ids[context.context_id]) for context in sample]))
     calibration = calibration_rows(run.run_id, readings, instruments)

@@ -36,7 +36,8 @@ def store_group(warehouse: Warehouse, run_id: int, tables: GroupTables) -> None:
     with warehouse.transaction():
         for table, frame in tables.frames.items():
             warehouse.append(table, frame, order_by=SORTED_BY[table])
-        n_groups = warehouse.run("ingest/commit_group", run=run_id, group=tables.group.group_id).value()
+        which = {"run": run_id, "group": tables.group.group_id}
+        n_groups = warehouse.run("ingest/commit_group", **which, cpu=tables.cpu).value()
         if n_groups != 1:
             raise WarehouseError(
                 f"{warehouse.path} was changed while its ingest was under way: group {tables.group.group_id} of run "

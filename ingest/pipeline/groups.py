@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energy_lens.ingest.cluster import processor
 from energy_lens.ingest.model.token_texts import TokenTexts
 from energy_lens.ingest.pipeline.rows import (
     Columns,
@@ -42,6 +43,7 @@ class GroupTables:
     """All rows of a group, ready to be stored in one transaction."""
 
     group: Group
+    cpu: str  #: the kind of processor that computed it
     frames: dict[str, pl.DataFrame]
 
 
@@ -86,7 +88,8 @@ class GroupBuilder:
             if on_tokens:
                 on_tokens(sum(len(reading.tokens) for reading in row_readings))
         sums.add_rows(parts, group.group_id)
-        return GroupTables(group, {table: table_frame(self.run_id, of_table) for table, of_table in parts.items()})
+        frames = {table: table_frame(self.run_id, of_table) for table, of_table in parts.items()}
+        return GroupTables(group, processor(), frames)
 
     def _add_layer_rows(
         self, parts: dict[str, list[Columns]], reading: ContextReading, layer: int, at_active: RowGradients, place: int

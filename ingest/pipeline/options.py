@@ -14,6 +14,7 @@ from energy_lens.errors import (
     require_batch,
     require_seed,
 )
+from energy_lens.ingest.cluster import Cluster
 from energy_lens.ingest.model import bos, compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.model.window import DEFAULT_CONTEXT
@@ -46,6 +47,7 @@ class IngestOptions:
     just_these: bool = False  #: the run holds the documents at hand and no others: one that does, else a new one
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
     columns: Columns = field(default_factory=Columns)  #: of tables: which holds what
+    cluster: Cluster | None = None  #: whose workers compute groups; None: this process does
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""
