@@ -7,12 +7,12 @@ import re
 from functools import cache
 from pathlib import Path
 
-import torch
-
 
 @cache
 def processor() -> str:
     """The name of this machine's processor and the instructions that torch uses of it, as in `EPYC 7B13, AVX2`."""
+    import torch  # here: a worker introduces itself before it loads anything
+
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"{_name()}, {'AVX-512' if instructions == 'AVX512' else instructions}"
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,12 @@ from energy_lens.ingest.cluster.options import Cluster
 
 #: Bytes of results that a cluster of our own keeps at once; more than the crew ever lets lie there.
 LOCAL_STORE = 1 << 30
+
+#: Where Ray keeps the token by which the machines of a cluster know each other.
+TOKEN = os.path.expanduser("~/.ray/auth_token")
+
+#: Seconds that a cluster's head has to answer in.
+ANSWER = 10.0
 
 #: What a command needs of memory for itself and a worker beside its weights.
 BESIDE_WEIGHTS = 1_500_000_000
@@ -36,6 +43,9 @@ class Connection:
 
 def ray_module() -> Any:
     """The library. Raises UsageError where it is not installed."""
+    # A cluster that asks for a token started so because there was one in this very place: who connects has to say so.
+    if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN)):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Before the import, which reads them: Ray reports its use to its makers unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -58,6 +68,8 @@ def connected(cluster: Cluster, worker_bytes: int = 0) -> Iterator[Connection]:
     workers = cluster.workers
     if cluster.is_local and workers is None:
         workers = local_workers(cluster.threads, worker_bytes)
+    if not cluster.is_local:
+        _knock(cluster.address)
     try:
         if cluster.is_local:
             assert workers is not None
@@ -79,6 +91,19 @@ def connected(cluster: Cluster, worker_bytes: int = 0) -> Iterator[Connection]:
         yield Connection(ray, cluster, workers or _workers_of(ray, cluster), worker_bytes)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises UsageError where nothing listens at an address: Ray itself would ask on for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host:  # auto: Ray looks for one on this machine
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"Nothing answers at {address} ({error}): give the address that ray start --head printed."
+        ) from error
 
 
 def local_workers(threads: int, worker_bytes: int) -> int:
