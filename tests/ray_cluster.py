@@ -65,7 +65,7 @@ class Cluster:
 
     def kill(self, node: subprocess.Popen[bytes], sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to all processes of a node."""
-        for pid in _processes_of(node.pid):
+        for pid in processes_of(node.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, sign)
 
@@ -94,7 +94,7 @@ def free_port() -> int:
         return port
 
 
-def _processes_of(pid: int) -> list[int]:
+def processes_of(pid: int) -> list[int]:
     """A process and those that it started, and these started; what it started first comes last."""
     children = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,sid="], capture_output=True, text=True, check=True)
     rows = [tuple(map(int, line.split())) for line in children.stdout.splitlines()]

@@ -7,7 +7,6 @@ limited in bytes; a task whose worker died or fell silent goes to another one; a
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -83,7 +82,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         self._room = SHARE_OF_STORE * self._ray.cluster_resources().get("object_store_memory", 0)
-        self._payload = self._ray.put(pickle.dumps(self._job, protocol=5))
+        self._payload = self._ray.put(self._ray.cloudpickle.dumps(self._job))  # a class of a script's own too
         self._members = [self._hired(number) for number in range(1, self._connection.workers + 1)]
         return self
 
