@@ -162,13 +162,23 @@ def run_options(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def alone(run_options: IngestOptions, small_corpus: Path) -> IngestOptions:
+def texts(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories of eight documents of 400 bytes: two halves each."""
+    folder = tmp_path_factory.mktemp("texts")
+    for path in small_corpus.glob("*/*"):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        (folder / path.parent.name / path.name).write_bytes(path.read_bytes()[:400])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(run_options: IngestOptions, texts: Path) -> IngestOptions:
     """A run that one process of one thread did; only read it."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    ingest([small_corpus], run_options)
+    ingest([texts], run_options)
     torch.set_num_threads(before)
     return run_options
 
@@ -179,36 +189,34 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert value(found, "SELECT any_value(cpu) FROM plan_groups") == processor()
 
 
-def test_tables_are_those_of_one_process(
-    alone: IngestOptions, small_corpus: Path, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_tables_are_those_of_one_process(alone: IngestOptions, texts: Path, cluster: Cluster, tmp_path: Path) -> None:
     options = replace(alone, db=tmp_path / "ray.duckdb", cluster=cluster)
-    summary = ingest([small_corpus], options)
+    summary = ingest([texts], options)
     assert summary.new_groups >= 8
     assert_same_run(options.db, alone.db)
-    assert ingest([small_corpus], options).new_groups == 0
+    assert ingest([texts], options).new_groups == 0
 
 
 def test_a_run_goes_on_in_a_cluster_and_the_other_way_round(
-    alone: IngestOptions, small_corpus: Path, cluster: Cluster, tmp_path: Path
+    alone: IngestOptions, texts: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     db = tmp_path / "both.duckdb"
     n_tokens = value(alone.db, "SELECT sum(n_tokens) FROM plan_groups")
     for share, where in ((0.3, None), (0.6, cluster), (1.0, None)):
-        summary = ingest([small_corpus], replace(alone, db=db, cluster=where, max_tokens=int(share * n_tokens)))
+        summary = ingest([texts], replace(alone, db=db, cluster=where, max_tokens=int(share * n_tokens)))
         assert summary.new_groups
     assert_same_run(db, alone.db)
 
 
 def test_a_machine_without_the_texts_is_sent_their_tokens(
-    alone: IngestOptions, small_corpus: Path, cluster: Cluster, tmp_path: Path,
+    alone: IngestOptions, texts: Path, cluster: Cluster, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The plan is made, then the texts are where only the driver looks for them."""
-    texts = shutil.copytree(small_corpus, tmp_path / "texts")
+    moved = shutil.copytree(texts, tmp_path / "texts")
     db = tmp_path / "moved.duckdb"
-    ingest([texts], replace(alone, db=db, max_tokens=1))
-    texts.rename(tmp_path / "elsewhere")
+    ingest([moved], replace(alone, db=db, max_tokens=1))
+    moved.rename(tmp_path / "elsewhere")
     ingest([tmp_path / "elsewhere"], replace(alone, db=db, cluster=cluster))
     assert "its tokens are sent" in capsys.readouterr().err
     assert_equal_tables(
@@ -218,7 +226,7 @@ def test_a_machine_without_the_texts_is_sent_their_tokens(
 
 
 def test_workers_are_killed_while_they_work(
-    alone: IngestOptions, small_corpus: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: IngestOptions, texts: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice in a run, the process of whichever worker has just handed something in."""
     killed: list[int] = []
@@ -234,13 +242,13 @@ def test_workers_are_killed_while_they_work(
 
     monkeypatch.setattr(Crew, "reports", reports)
     options = replace(alone, db=tmp_path / "killed.duckdb", cluster=cluster)
-    ingest([small_corpus], options)
+    ingest([texts], options)
     assert len(killed) == 2
     assert_same_run(options.db, alone.db)
 
 
 def test_a_node_is_killed(
-    alone: IngestOptions, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    alone: IngestOptions, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """All of a node at once, with what lies there; the head has a processor to go on with."""
@@ -259,12 +267,12 @@ def test_a_node_is_killed(
 
         monkeypatch.setattr(Crew, "reports", reports)
         options = replace(alone, db=tmp_path / "node.duckdb", cluster=Cluster(running.address, workers=2))
-        ingest([small_corpus], options)
+        ingest([texts], options)
     assert_same_run(options.db, alone.db)
 
 
 def test_a_machine_with_another_sae_is_refused_by_name(
-    alone: IngestOptions, small_corpus: Path, cluster: Cluster, tiny: Callable[..., Any], tmp_path: Path,
+    alone: IngestOptions, texts: Path, cluster: Cluster, tiny: Callable[..., Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """An SAE is replaced after the driver has read it and before a worker does."""
@@ -281,7 +289,7 @@ def test_a_machine_with_another_sae_is_refused_by_name(
     monkeypatch.setattr(pipeline, "process_on", process_on)
     options = replace(alone, db=tmp_path / "other.duckdb", saes=(saes,), cluster=cluster)
     with pytest.raises(UsageError, match=r"is not worked with: it has the SAE of layer 1 \w+ and not \w+"):
-        ingest([small_corpus], options)
+        ingest([texts], options)
     assert value(options.db, "SELECT count(*) FROM tokens") == 0
 
 
