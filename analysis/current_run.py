@@ -54,10 +54,17 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class _StoredSae:
+class StoredSae:
+    """An SAE of a run, by what the run stored of it."""
+
+    layer: int
     sha256: str
-    source: str
+    source: str  #: where it was
     norm_median: float
+
+    def load(self) -> SparseAutoencoder:
+        """What is there now, with the run's norm median. Raises UsageError and ElwError where nothing is."""
+        return replace(load_sae(stored_folder(self.source, self.layer), layer=self.layer), norm_median=self.norm_median)
 
 
 class CurrentRun:
@@ -73,7 +80,7 @@ class CurrentRun:
                 raise UsageError(f"There is no run in {warehouse.path}: make one with elw ingest.")
             self.facts = RunFacts(*row)
             saes = warehouse.run("current_run/saes", run=self.run_id).fetchall()
-        self._saes = {layer: _StoredSae(*place) for layer, *place in saes}
+        self.saes: Mapping[int, StoredSae] = {layer: StoredSae(layer, *place) for layer, *place in saes}  #: by layer
         self._noted: set[int] = set()  # layers whose SAE is known to be, or not to be, of the run's model
 
     @property
@@ -98,10 +105,10 @@ class CurrentRun:
 
         Raises UsageError when the run has none there, and when it is not where it was, or is another.
         """
-        self.chosen([layer], list(self._saes), "layer")
-        stored = self._saes[layer]
+        self.chosen([layer], list(self.saes), "layer")
+        stored = self.saes[layer]
         try:
-            sae = load_sae(stored_folder(stored.source, layer), layer=layer)
+            sae = stored.load()
         except ElwError as error:
             raise UsageError(
                 f"The SAE of layer {layer} cannot be read any more ({str(error).rstrip('.')}): bring it back, or "
@@ -115,7 +122,7 @@ class CurrentRun:
         if layer not in self._noted:
             note_another_model(sae, self.facts.model)
             self._noted.add(layer)
-        return replace(sae, norm_median=stored.norm_median)
+        return sae
 
     def make_energies(self, names: Sequence[str]) -> list[Energy]:
         """Energies of the run, made again as it had them; those from outside the package by the names it stored.

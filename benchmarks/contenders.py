@@ -92,12 +92,13 @@ def ingest(db: str, corpus: str, **options: Any) -> dict[str, Any]:
 
 def intervene(db: str, **options: Any) -> dict[str, Any]:
     from energy_lens import Warehouse
+    from energy_lens.analysis.interventions import processing
     from energy_lens.analysis.interventions import run as interventions
     from energy_lens.analysis.interventions.options import InterventionOptions
 
     options["features"], options["layers"] = tuple(options["features"]), tuple(options["layers"])
-    interventions._carry_out = told("patches", interventions._carry_out)
-    interventions.store_effects = told("effects", interventions.store_effects)
+    processing.measure = told("patches", processing.measure)
+    processing.store_effects = told("effects", processing.store_effects)
     done = interventions.intervene(Path(db), InterventionOptions(**options))
     phase("end")
     with Warehouse(db) as warehouse:

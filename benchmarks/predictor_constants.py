@@ -31,6 +31,7 @@ from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.interventions.agreement import Agreement, Comparison, Floats, Replicates, Values, replicates
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.edits import Edit, Patches
+from energy_lens.analysis.interventions.planning import BATCH_CONTEXTS
 from energy_lens.analysis.interventions.predictors import (
     ALIGNED_GROWTH,
     BLENDED_SHARE,
@@ -38,7 +39,6 @@ from energy_lens.analysis.interventions.predictors import (
     SharedGradients,
     predict,
 )
-from energy_lens.analysis.interventions.run import BATCH_CONTEXTS
 from energy_lens.ingest.energies.curvature import GROWTH, growth
 
 GROWTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)

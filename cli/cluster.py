@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from energy_lens.errors import UsageError
 
@@ -37,18 +38,30 @@ class ClusterCommand(TyperCommand):
     """A command with --ray, behind which an address may stand or not."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        words: list[str] = []
-        following = list(args)
-        while following:
-            word = following.pop(0)
-            if word == "--":
-                words += [word, *following]
-                break
-            if word == "--ray":
-                given = following.pop(0) if following and ADDRESS.fullmatch(following[0]) else "local"
-                word = f"--ray={given}"
-            words.append(word)
-        return super().parse_args(ctx, words)
+        return super().parse_args(ctx, _with_address(args))
+
+
+class ClusterGroup(TyperGroup):
+    """The same of a group that is a command as well."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_address(args))
+
+
+def _with_address(args: Iterable[str]) -> list[str]:
+    """The words of a command line, with an address at every --ray."""
+    words: list[str] = []
+    following = list(args)
+    while following:
+        word = following.pop(0)
+        if word == "--":
+            words += [word, *following]
+            break
+        if word == "--ray":
+            given = following.pop(0) if following and ADDRESS.fullmatch(following[0]) else "local"
+            word = f"--ray={given}"
+        words.append(word)
+    return words
 
 
 def cluster_of(ray: str | None, workers: int | None, threads: int | None) -> Cluster | None:

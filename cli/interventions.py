@@ -8,6 +8,7 @@ import typer
 
 from energy_lens.cli import completion
 from energy_lens.cli.app import intervene_app
+from energy_lens.cli.cluster import ClusterGroup, Ray, ThreadsPerWorker, Workers, cluster_of
 from energy_lens.cli.listing import print_rows
 from energy_lens.cli.options import (
     Database,
@@ -45,7 +46,11 @@ TRY_PARAMETERS = ("db", "features", "kind", "value", "where", "dtype", "text", "
 
 
 @intervene_app.callback(
-    invoke_without_command=True, epilog=examples("elw intervene --layer 20 --features top:25,random:25")
+    cls=ClusterGroup,
+    invoke_without_command=True,
+    epilog=examples(
+        "elw intervene --layer 20 --features top:25,random:25", "elw intervene --features random:100 --ray --workers 4"
+    ),
 )
 def intervene_measure(
     context: typer.Context,
@@ -112,6 +117,9 @@ def intervene_measure(
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="Of contexts, random features, directions and probes.")
     ] = 0,
+    ray: Ray = None,
+    workers: Workers = None,
+    threads_per_worker: ThreadsPerWorker = None,
     text: Annotated[
         str | None, typer.Option("--text", metavar="TEXT", help="The older spelling of elw intervene try TEXT.")
     ] = None,
@@ -150,7 +158,7 @@ def intervene_measure(
         layers=numbers(layer, "--layer") if layer is not None else None, by=by, contexts=contexts, probes=probes,
         directions=directions,
         controls=tuple(words(controls, "--controls")), path_points=path, hessian=hessian, shift=shift,
-        dtype=dtype.value, batch_size=batch_size, seed=seed,
+        dtype=dtype.value, batch_size=batch_size, seed=seed, cluster=cluster_of(ray, workers, threads_per_worker),
     )  # fmt: skip
     done = intervene(warehouse_path(db), intervention)
     with Warehouse(db) as warehouse:

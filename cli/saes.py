@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from energy_lens.cli.app import sae_app
+from energy_lens.cli.cluster import ClusterCommand, Ray, ThreadsPerWorker, Workers, cluster_of
 from energy_lens.cli.listing import print_line, print_rows, rounded
 from energy_lens.cli.options import (
     DEFAULT_MODEL,
@@ -45,7 +46,14 @@ if TYPE_CHECKING:
     from energy_lens.warehouse.output import Rows
 
 
-@sae_app.command("train", epilog=examples("elw sae train my-texts/ --model gpt2 --layers 4,6 --output my-saes/"))
+@sae_app.command(
+    "train",
+    cls=ClusterCommand,
+    epilog=examples(
+        "elw sae train my-texts/ --model gpt2 --layers 4,6 --output my-saes/",
+        "elw sae train my-texts/ --output my-saes/ --ray --workers 4",
+    ),
+)
 def sae_train(
     paths: Paths,
     output: Annotated[
@@ -94,6 +102,9 @@ def sae_train(
         Dtype, typer.Option("--dtype", help="Precision of the model's forward pass; auto takes the faster one.")
     ] = Dtype.auto,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    threads_per_worker: ThreadsPerWorker = None,
     exclude: Excludes = None,
     text_column: TextColumn = None,
     category_column: CategoryColumn = None,
@@ -119,6 +130,7 @@ def sae_train(
     from energy_lens.warehouse.locks import claimed_folder
 
     chosen = layers_to_train(layers, model)
+    cluster = cluster_of(ray, workers, threads_per_worker)
     settings = {
         "d_sae": features, "ks": None if k is None else numbers(k, "--k"), "architecture": architecture,
         "optimizer": optimizer, "tokens": tokens, "passes": passes, "batch_size": batch_size,
@@ -138,7 +150,7 @@ def sae_train(
         language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
         settle_bos(language_model, bos.value)
         with TrainingBar() as bar:
-            saes = train_saes(language_model, documents, chosen, config, scratch, bar.update)
+            saes = train_saes(language_model, documents, chosen, config, scratch, bar.update, cluster=cluster)
         for sae, place in zip(saes, places, strict=True):
             save_sae(sae, place, torch.float16 if half else torch.float32)
             print_line(place)

@@ -433,7 +433,10 @@ def test_trained_saes_are_saved_by_layer(
     model = tiny("llama")
     seen: list[Any] = []
 
-    def train(language_model: Any, documents: Any, layers: Any, config: Any, folder: Any, on_progress: Any) -> Any:
+    def train(
+        language_model: Any, documents: Any, layers: Any, config: Any, folder: Any, on_progress: Any, cluster: Any
+    ) -> Any:
+        assert cluster is None
         seen.append((str(language_model.dtype), len(documents), tuple(layers), config))
         assert folder.is_dir()
         places = [(layer, config.ks[0]) for layer in layers]

@@ -17,8 +17,7 @@ from scipy import stats
 
 from energy_lens import Warehouse
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.interventions import run as intervention_run
-from energy_lens.analysis.interventions import validation
+from energy_lens.analysis.interventions import planning, validation, work
 from energy_lens.analysis.interventions.controls import CONTROLS, ControlDirections
 from energy_lens.analysis.interventions.edits import Edit
 from energy_lens.analysis.interventions.effects import effect_sentences
@@ -343,7 +342,7 @@ def test_stopped_halfway_it_goes_on_to_the_same_tables(
 ) -> None:
     db = tmp_path / "stopped.duckdb"
     shutil.copy(tiny_warehouse, db)
-    measure_batch = intervention_run.measure_batch
+    measure_batch = work.measure_batch
     calls = []
 
     def stopping(*arguments: Any) -> Any:
@@ -353,11 +352,11 @@ def test_stopped_halfway_it_goes_on_to_the_same_tables(
         return measure_batch(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(intervention_run, "measure_batch", stopping)
+        patched.setattr(work, "measure_batch", stopping)
         with pytest.raises(KeyboardInterrupt):
             intervene(db, OPTIONS)
     half = table(db, "SELECT count(DISTINCT context_id) AS n FROM interventions")["n"].item()
-    assert 0 < half <= intervention_run.BATCH_CONTEXTS
+    assert 0 < half <= planning.BATCH_CONTEXTS
     assert table(db, "SELECT * FROM predictor_validation").is_empty()
     intervene(db, OPTIONS)
     whole = stored(intervened)

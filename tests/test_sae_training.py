@@ -31,7 +31,7 @@ from energy_lens.ingest.model.sites import Site
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
-from energy_lens.ingest.training import activation_store
+from energy_lens.ingest.training import harvesting
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import (
     Ids,
@@ -574,7 +574,7 @@ def test_excluded_tokens_never_enter(
     model: LanguageModel, texts: Sequence[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No first or last token and no massive one is kept, at any layer, nor sets a median."""
-    for module in (activation_store, residuals):  # residuals are kept by the one, and medians taken by the other
+    for module in (harvesting, residuals):  # residuals are kept by the one, and medians taken by the other
         monkeypatch.setattr(module, "harvest", spoiled_harvest)
     contexts = full_contexts(model, texts)
     store = ActivationStore(tmp_path, model, contexts, LAYERS, round_contexts=32)
@@ -610,7 +610,7 @@ def test_a_store_is_harvested_once(
     assert [path.name for path in (tmp_path / "round_00001").iterdir()] == ["round.json"]
     assert again.n_tokens(1) == 32 * 30
     again.drop(1)
-    monkeypatch.setattr(activation_store, "harvest", None)
+    monkeypatch.setattr(harvesting, "harvest", None)
     for layer, x in again.round(0).items():
         assert torch.equal(x, first[layer])
     with pytest.raises(TypeError):

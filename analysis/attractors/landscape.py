@@ -22,6 +22,31 @@ from energy_lens.warehouse.database import Warehouse
 
 
 @dataclass(frozen=True)
+class StoredLandscape:
+    """What a run stored of a layer's landscape: all but the rows of its SAE."""
+
+    layer: int
+    beta: float
+    vectors: Tensor  #: attractors [k, d_model]
+    firing: NDArray[np.int32]  #: the features that fire in the run
+
+    @classmethod
+    def read(cls, current: CurrentRun, layer: int) -> StoredLandscape:
+        """Raises UsageError when the layer's attractors have not been found yet."""
+        with Warehouse(current.path) as warehouse:
+            stored = stored_attractors(warehouse, current.run_id, layer)
+            if stored is None:
+                raise UsageError(f"The attractors of layer {layer} are not known yet: run elw attractors first.")
+            return cls(layer, *stored, firing_features(warehouse, current.run_id, layer))
+
+    def of(self, sae: SparseAutoencoder) -> Landscape:
+        """The landscape of the layer's SAE."""
+        rows, _ = alive_rows(sae, self.firing)
+        nothing = np.zeros(0, dtype=np.int64)
+        return Landscape(self.layer, sae, Memories.of(rows, self.beta), Attractors(self.vectors, nothing, nothing))
+
+
+@dataclass(frozen=True)
 class Landscape:
     """A layer's memories at their β, and the attractors that its sample fell to."""
 
@@ -34,14 +59,7 @@ class Landscape:
     def load(cls, current: CurrentRun, layer: int) -> Landscape:
         """Raises UsageError when the layer's attractors have not been found yet."""
         sae = current.sae(layer)
-        with Warehouse(current.path) as warehouse:
-            stored = stored_attractors(warehouse, current.run_id, layer)
-            if stored is None:
-                raise UsageError(f"The attractors of layer {layer} are not known yet: run elw attractors first.")
-            rows, _ = firing_rows(warehouse, current.run_id, sae)
-        beta, vectors = stored
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(layer, sae, Memories.of(rows, beta), Attractors(vectors, nothing, nothing))
+        return StoredLandscape.read(current, layer).of(sae)
 
     def settle(self, x: Tensor) -> Settled:
         """Where what the layer's features make up (`written`), [n, d_model], falls to."""
@@ -71,7 +89,17 @@ def basin_shift(landscape: Landscape, before: Settled, after: Settled) -> Shift:
 
 def firing_rows(warehouse: Warehouse, run_id: int, sae: SparseAutoencoder) -> tuple[Tensor, NDArray[np.int32]]:
     """Decoder rows [m, d_model] of the features that fire in a run, and which they are: dead rows are no memories."""
-    firing = warehouse.run("attractors/firing_features", run=run_id, layer=sae.layer).numpy()["feature"]
+    return alive_rows(sae, firing_features(warehouse, run_id, sae.layer))
+
+
+def firing_features(warehouse: Warehouse, run_id: int, layer: int) -> NDArray[np.int32]:
+    """The features of a layer that fire in a run, ascending."""
+    firing: NDArray[np.int32] = warehouse.run("attractors/firing_features", run=run_id, layer=layer).numpy()["feature"]
+    return firing
+
+
+def alive_rows(sae: SparseAutoencoder, firing: NDArray[np.int32]) -> tuple[Tensor, NDArray[np.int32]]:
+    """Decoder rows [m, d_model] of features, and which they are, without those that are zero."""
     rows = sae.W_dec[torch.from_numpy(firing.astype(np.int64))]
     alive = rows.norm(dim=1) > 0
     return rows[alive], firing[alive.numpy()]

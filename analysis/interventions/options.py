@@ -16,6 +16,7 @@ from energy_lens.errors import (
     require_batch,
     require_seed,
 )
+from energy_lens.ingest.cluster import Cluster
 from energy_lens.ingest.model.precision import CHOICES
 from energy_lens.ingest.model.window import DEFAULT_CONTEXT
 
@@ -41,6 +42,7 @@ class InterventionOptions:
     dtype: str = "float32"
     batch_size: int = 16
     seed: int = 0
+    cluster: Cluster | None = None  #: whose workers measure; None: this process does
 
     @property
     def control_kinds(self) -> list[str]:

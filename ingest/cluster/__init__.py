@@ -4,9 +4,10 @@ Whoever has work that falls into tasks of no order hands it to a `Crew`; which w
 """
 
 from energy_lens.ingest.cluster.crew import Crew
+from energy_lens.ingest.cluster.frames import PackedFrames
 from energy_lens.ingest.cluster.job import Job, Report, Task
 from energy_lens.ingest.cluster.options import LOCAL, Cluster
 from energy_lens.ingest.cluster.processor import processor
 from energy_lens.ingest.cluster.session import Connection, connected
 
-__all__ = ["LOCAL", "Cluster", "Connection", "Crew", "Job", "Report", "Task", "connected", "processor"]
+__all__ = ["LOCAL", "Cluster", "Connection", "Crew", "Job", "PackedFrames", "Report", "Task", "connected", "processor"]

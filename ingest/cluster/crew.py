@@ -64,12 +64,23 @@ class _Member:
 class Crew:
     """Workers that take up a job. Leaving it ends them."""
 
-    def __init__(self, connection: Connection, job: Job, patience: float = PATIENCE, nobody: float = NOBODY) -> None:
-        """patience: seconds that a worker may be silent. nobody: seconds for which none may have started."""
+    def __init__(
+        self,
+        connection: Connection,
+        job: Job,
+        patience: float = PATIENCE,
+        nobody: float = NOBODY,
+        remedy: str = "run the command again",
+    ) -> None:
+        """patience: seconds that a worker may be silent. nobody: seconds for which none may have started.
+
+        remedy: what helps where a task ends one worker after the other.
+        """
         self._ray, self._threads = connection.ray, connection.cluster.threads
         self._connection, self._job = connection, job
-        self._patience, self._nobody = patience, nobody
-        self._coming: Iterator[Task] = iter(())
+        self._patience, self._nobody, self._remedy = patience, nobody, remedy
+        self._coming: Iterator[Task | None] = iter(())
+        self._is_over = False  # whether it has come to its end
         self._waiting: deque[Task] = deque()  # of those that were taken from it, or came back
         self._members: list[_Member] = []
         self._done: deque[tuple[Any, Task, _Member]] = deque()  # that nobody fetched yet
@@ -81,9 +92,11 @@ class Crew:
         self._looked = 0.0
 
     def __enter__(self) -> Crew:
+        workers, threads = self._connection.workers, self._threads
+        say(f"Starting {workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)} …")
         self._room = SHARE_OF_STORE * self._ray.cluster_resources().get("object_store_memory", 0)
         self._payload = self._ray.put(self._ray.cloudpickle.dumps(self._job))  # a class of a script's own too
-        self._members = [self._hired(number) for number in range(1, self._connection.workers + 1)]
+        self._members = [self._hired(number) for number in range(1, workers + 1)]
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -100,17 +113,17 @@ class Crew:
         """Have a task done, before those that wait."""
         self._waiting.appendleft(task)
 
-    def reports(self, tasks: Iterable[Task]) -> Iterator[Report | None]:
+    def reports(self, tasks: Iterable[Task | None]) -> Iterator[Report | None]:
         """What each task came to, as soon as it is known; None now and then, so that a bar can be moved.
 
-        tasks: each is asked for when somebody has room for it.
+        tasks: each is asked for when somebody has room for it; None where the next one is still to come.
 
         Raises what a worker's task raised, UsageError where every worker is refused, and ElwError for a task that ends
         its workers.
         """
-        self._coming = iter(tasks)
+        self._coming, self._is_over = iter(tasks), False
         self._looked = time.monotonic()
-        while self._next_one() or self._done or any(member.tasks for member in self._members):
+        while self._next_one() or not self._is_over or self._done or any(member.tasks for member in self._members):
             self._hand_out()
             self._look()
             if not self._done:
@@ -149,9 +162,11 @@ class Crew:
                     member.tasks[member.actor.work.remote(task.content)] = task
 
     def _next_one(self) -> Task | None:
-        """The task that is to be given next; it stays waiting."""
+        """The task that is to be given next, which stays waiting; None where there is none, or none yet."""
         if not self._waiting:
-            self._waiting.extend(islice(self._coming, 1))
+            came = list(islice(self._coming, 1))
+            self._is_over = not came
+            self._waiting.extend(task for task in came if task is not None)
         return self._waiting[0] if self._waiting else None
 
     def _has_room(self, task: Task) -> bool:
@@ -174,12 +189,9 @@ class Crew:
         for member in self._members:
             calls |= dict.fromkeys([*member.tasks], member)
             calls |= {call: member for call in (member.starting, member.pulse) if call is not None}
-        if not calls:
+        if not self._members:
             raise self._nobody_left()
-        came, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0, fetch_local=False)
-        if not came:
-            came, _ = self._ray.wait(list(calls), num_returns=1, timeout=GLANCE, fetch_local=False)
-        for call in came:
+        for call in self._came(list(calls)):
             member = calls[call]
             if member not in self._members:  # it was found dead a moment ago
                 continue
@@ -191,6 +203,16 @@ class Crew:
                 self._go_on_starting(member)
         self._looked = time.monotonic()
         self._find_silent(self._looked)
+
+    def _came(self, calls: list[Any]) -> list[Any]:
+        """Those that are answered, after a moment where none is yet."""
+        if not calls:  # everybody waits for tasks that are still to come
+            time.sleep(GLANCE)
+            return []
+        came, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
+        if not came:
+            came, _ = self._ray.wait(calls, num_returns=1, timeout=GLANCE, fetch_local=False)
+        return list(came)
 
     def _ask_for_pulses(self, now: float) -> None:
         for member in self._members:
@@ -269,10 +291,7 @@ class Crew:
         """A task's worker or result is gone: it waits again."""
         self._lives_of_task[task.name] += 1
         if self._lives_of_task[task.name] >= LIVES:
-            raise ElwError(
-                f"{task.name} was lost {LIVES} times, the last time because {reason}: what is committed stays; "
-                "fewer contexts in a pass (--batch-size) take less memory."
-            )
+            raise ElwError(f"{task.name} was lost {LIVES} times, the last time because {reason}: {self._remedy}.")
         self._waiting.appendleft(task)
 
     def _replace(self, member: _Member, reason: str) -> None:

@@ -23,6 +23,9 @@ from energy_lens.ingest.statistics.histograms import read_histogram_plan
 from energy_lens.warehouse.plan import Group
 from energy_lens.warehouse.runs import RunSettings, StoredRun, open_again
 
+#: What is said where a group ends one worker after the other.
+REMEDY = "what is committed stays; fewer contexts in a pass (--batch-size) take less memory"
+
 
 def process(
     options: IngestOptions,
@@ -74,10 +77,8 @@ def process_on(
             options, saes=tuple(p.absolute() for p in options.saes), lens=options.lens and options.lens.absolute()
         )
         job = GroupJob(here, settings, run.run_id, run.norm_medians, histogram_plan, directions, compiled)
-        of_threads = f"{cluster.threads} thread{'s' * (cluster.threads != 1)}"
-        say(f"Starting {connection.workers} worker{'s' * (connection.workers != 1)} of {of_threads} …")
         with (
-            Crew(connection, job) as crew,
+            Crew(connection, job, remedy=REMEDY) as crew,
             bar("Ingest", sum(group.n_tokens for group in groups), "token") as progress,
             Writer(options.db, run) as writer,
         ):

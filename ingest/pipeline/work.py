@@ -5,18 +5,16 @@ What is computed is what `process` computes in one process: the same groups by t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from energy_lens.console import say
 from energy_lens.errors import UsageError
-from energy_lens.ingest.cluster import Task
+from energy_lens.ingest.cluster import PackedFrames, Task
 from energy_lens.ingest.cluster.job import Progress
 from energy_lens.ingest.contexts import TokenSource
 from energy_lens.ingest.energies.base import Energy
@@ -51,23 +49,22 @@ class GroupWork:
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """A group's tables on their way: an Arrow stream each, compressed."""
+    """A group's tables on their way."""
 
     group: Group
     cpu: str
-    tables: Mapping[str, NDArray[np.uint8]]
+    frames: PackedFrames
 
     @property
     def n_bytes(self) -> int:
-        return sum(table.nbytes for table in self.tables.values())
+        return self.frames.n_bytes
 
     @classmethod
     def of(cls, made: GroupTables) -> PackedGroup:
-        return cls(made.group, made.cpu, {name: _packed(frame) for name, frame in made.frames.items()})
+        return cls(made.group, made.cpu, PackedFrames.of(made.frames))
 
     def unpacked(self) -> GroupTables:
-        frames = {name: pl.read_ipc_stream(io.BytesIO(table.tobytes())) for name, table in self.tables.items()}
-        return GroupTables(self.group, self.cpu, frames)
+        return GroupTables(self.group, self.cpu, self.frames.unpacked())
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,3 @@ def _facts(settings: RunSettings) -> dict[str, str]:
     facts |= {f"the SAE of layer {layer}": sha256 for layer, sha256 in settings.saes.items()}
     facts |= {f"the energy {name}": str(identity) for name, identity in settings.energies.items()}
     return {name: value[:12] for name, value in facts.items()}
-
-
-def _packed(frame: pl.DataFrame) -> NDArray[np.uint8]:
-    stream = io.BytesIO()
-    frame.write_ipc_stream(stream, compression="zstd")
-    return np.frombuffer(stream.getbuffer(), dtype=np.uint8)

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from energy_lens.console import say
 from energy_lens.errors import LARGEST_COUNT, ElwError, UsageError, require, require_at_most
+from energy_lens.ingest.cluster import Cluster
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.bos import adds_bos, set_bos, wants_bos
 from energy_lens.ingest.model.configuration import configuration_sha256
@@ -125,13 +126,14 @@ def complete_saes(
     dtype: str = "auto",
     bos: str = "auto",
     context_length: int = 128,
+    cluster: Cluster | None = None,
 ) -> CompleteSaes:
     """The SAEs of a run, those that it lacks trained.
 
     layers: None for those of the given SAEs, else the model's default ones. folders: SAEs that were given.
     corpus: the one at hand, asked for where something is to be trained. text: to train on instead; None: the corpus
     at hand and the package's sample. dtype, bos, context_length: as an ingest has them; SAEs are trained on contexts
-    of at most 128 tokens.
+    of at most 128 tokens. cluster: whose workers harvest what is trained on; None: this process does.
     Raises UsageError for layers that the model lacks, text that is too short, or several registered SAEs of a layer,
     ElwError where the cache cannot be written.
     """
@@ -158,6 +160,7 @@ def complete_saes(
             "tokenizer": tokenizer_sha256(model_folder),
             "configuration": configuration_sha256(model_folder) if is_folder(name) else "",
         },
+        cluster,
     )  # fmt: skip
     places, notes = training.places(missing, corpus(), text)
     return CompleteSaes((*folders, *(Path(sae.source) for _, sae in others.values()), *places), notes)
@@ -188,6 +191,7 @@ class _Training:
     bos: bool
     config: TrainingConfig
     identity: Mapping[str, str]  #: of the model: what its numbers depend on
+    cluster: Cluster | None  #: whose workers harvest
 
     def places(
         self, layers: Sequence[int], corpus: Sequence[Document], text: Sequence[Document] | None
@@ -265,7 +269,9 @@ class _Training:
             set_bos(model, self.bos)
             remedy = "give more text with --train-on, or leave it out to train on the corpus and the package's sample"
             with TrainingBar() as bar:
-                saes = train_saes(model, documents, layers, self.config, scratch, bar.update, held_out, remedy)
+                saes = train_saes(
+                    model, documents, layers, self.config, scratch, bar.update, held_out, remedy, self.cluster
+                )
             for sae in saes:
                 save_sae(sae, folder / f"layer_{sae.layer}")
             shutil.rmtree(scratch, ignore_errors=True)

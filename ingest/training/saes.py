@@ -2,9 +2,9 @@
 
 1. Documents are split by content hash into train, select and test, in every category alike. Test documents decide
    nothing; select documents decide which L-BFGS rounds are kept.
-2. Contexts of the training documents, in seeded order, run through the model; the residuals of all layers are kept
-   on disk in rounds (`activation_store`). They are cut as an ingest cuts them, and the tokens that an ingest excludes
-   (first and last of a context, special ones, massive norms) are left out.
+2. Contexts of the training documents, in seeded order, run through the model, here or by workers (`rounds_ahead`); the
+   residuals of all layers are kept on disk in rounds (`activation_store`). They are cut as an ingest cuts them, and the
+   tokens that an ingest excludes (first and last of a context, special ones, massive norms) are left out.
 3. Round by round, shuffled, each SAE takes `passes` passes of Adam steps (`trainer`) on x·s, where s makes the
    mean norm √d_model.
 4. With optimizer "lbfgs" the decoder, encoder and biases are polished by L-BFGS (`polish`).
@@ -21,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,15 +39,18 @@ from energy_lens.errors import (
     require_at_most,
     require_seed,
 )
+from energy_lens.ingest.cluster import Cluster, connected
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import weight_bytes
 from energy_lens.ingest.model.sites import POINTS, READ_ONLY, RESID_POST
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import cut_contexts, parts_of, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
+from energy_lens.ingest.training.rounds_ahead import rounds_of
 from energy_lens.ingest.training.trainer import StepConfig, Trainer
 from energy_lens.warehouse.files import whole
 
@@ -161,10 +165,13 @@ class _Training:
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def run(self) -> None:
-        """Adam over all rounds, from the last checkpoint on."""
+    def run(self, round_of: Callable[[int], Mapping[int, Tensor]]) -> None:
+        """Adam over all rounds, from the last checkpoint on.
+
+        round_of: gives a round's residuals by layer, [token, width].
+        """
         self._say(0, f"harvesting round 1 of {len(self.store)}")
-        first = self.store.round(0)
+        first = round_of(0)
         config = self.config
         if (n_tokens := self.store.n_tokens(0)) < config.batch_size:
             raise UsageError(
@@ -180,7 +187,7 @@ class _Training:
         ]
         for index in range(self._restore(), len(self.store)):
             self._say(index, f"harvesting round {index + 1} of {len(self.store)}")
-            residuals = self.store.round(index)
+            residuals = round_of(index)
             for n_pass in range(config.passes):
                 self._train(residuals, index, n_pass)
                 self._check_finite()
@@ -272,24 +279,28 @@ def train_saes(
     on_progress: Callable[[Progress], None] = lambda _: None,
     held_out: EvaluationOptions | None = None,
     remedy: str = REMEDY,
+    cluster: Cluster | None = None,
 ) -> list[SparseAutoencoder]:
     """Train one SAE per k and layer, in that order; each carries its held-out figures in `metadata`.
 
     folder: for residuals and checkpoints; the caller removes it when the SAEs are saved.
     held_out: how they are measured on test documents; None: FVU on many tokens, losses on fewer, which take longer.
     remedy: what helps where there is too little text.
+    cluster: whose workers harvest; None: this process does. The residuals are the same.
     Raises UsageError for layers that the model lacks, a corpus that is too short, or a folder of another training.
     """
     model.check_layers(layers)
     check_window(model.name, model.window, config.context_length)
     layers = list(dict.fromkeys(layers))
     parts = split_documents(documents)
-    contexts = shuffled_contexts(
-        model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size, remedy
-    )
-    store = ActivationStore(folder, model, contexts, layers, config.round_contexts, point=config.point)
-    training = _Training(model, layers, config, store, folder, on_progress, remedy)
-    training.run()
+    with ExitStack() as stack:
+        connection = None if cluster is None else stack.enter_context(connected(cluster, weight_bytes(model.name)))
+        contexts = shuffled_contexts(
+            model, parts["train"], config.tokens, config.context_length, config.seed, config.batch_size, remedy
+        )
+        store = ActivationStore(folder, model, contexts, layers, config.round_contexts, point=config.point)
+        training = _Training(model, layers, config, store, folder, on_progress, remedy)
+        training.run(stack.enter_context(rounds_of(store, connection)))
     polished = _polish(training, parts["select"]) if config.optimizer == "lbfgs" else {}
     saes = [trainer.finished(store.norm_medians[trainer.layer], model.name) for trainer in training.trainers]
     training._say(len(store), "measuring quartiles")
