@@ -83,7 +83,7 @@ class _RoundsAhead:
         for later in range(index + 1, min(index + 1 + AHEAD, len(self._store))):
             self._ask_for(later, not self._store.was_harvested(later))  # one that was dropped has been trained on
         while index in self._asked and index not in self._made:
-            if self._ended.wait(GLANCE):
+            if self._ended.wait(GLANCE) and index not in self._made:
                 raise self._errors[0]
         return self._store.round(index)
 
