@@ -427,16 +427,18 @@ def test_report_prints_the_paths_that_it_wrote(
 def test_trained_saes_are_saved_by_layer(
     tiny: Any, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from energy_lens.ingest.cluster import Cluster
     from energy_lens.ingest.sae.formats import load_sae
     from energy_lens.ingest.training import saes as sae_training
 
     model = tiny("llama")
     seen: list[Any] = []
+    clusters: list[Cluster | None] = []
 
     def train(
         language_model: Any, documents: Any, layers: Any, config: Any, folder: Any, on_progress: Any, cluster: Any
     ) -> Any:
-        assert cluster is None
+        clusters.append(cluster)
         seen.append((str(language_model.dtype), len(documents), tuple(layers), config))
         assert folder.is_dir()
         places = [(layer, config.ks[0]) for layer in layers]
@@ -456,6 +458,9 @@ def test_trained_saes_are_saved_by_layer(
     original = load_sae(model.saes / "layer_2")
     assert (saved.W_dec - original.W_dec).abs().max() < 1e-3
     assert json.loads((tmp_path / "half" / "layer_2" / "cfg.json").read_text())["dtype"] == "float16"
+
+    assert main([*words, "--output", str(tmp_path / "shared"), "--ray", "--workers", "3", "--k", "4"]) == 0
+    assert clusters == [None, Cluster(workers=3)]
 
     assert main([*words, "--output", str(tmp_path / "half")]) == 2
     assert "exists already" in capsys.readouterr().err
