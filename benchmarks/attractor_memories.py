@@ -33,7 +33,7 @@ from torch import Tensor
 from energy_lens.analysis.attractors.landscape import start_of
 from energy_lens.analysis.attractors.network import Memories, Settled, calibrated_beta, merge, random_rows
 from energy_lens.analysis.attractors.run import CALIBRATION_TOKENS
-from energy_lens.ingest.contexts import special_tokens
+from energy_lens.ingest.contexts import side_by_side, special_tokens
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.inclusion import included_everywhere
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -41,7 +41,7 @@ from energy_lens.ingest.model.loading import DEFAULT_MODEL, load_model
 from energy_lens.ingest.model.residuals import harvest_residuals
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import choose_saes
-from energy_lens.ingest.training.documents import cut_contexts, side_by_side
+from energy_lens.ingest.training.documents import cut_contexts
 from energy_lens.warehouse.plan import assign_halves
 
 CORPUS = Path(__file__).parent.parent / "corpus"

@@ -32,6 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from energy_lens.ingest.contexts import Ids
 from energy_lens.ingest.corpus import discover
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.model.precision import load_in
@@ -39,7 +40,7 @@ from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import Ids, cut_contexts, shuffled_contexts, split_documents
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
 from energy_lens.ingest.training.saes import (
     POLISH_TOKENS,

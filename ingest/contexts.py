@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from energy_lens.ingest.sources import GoneError, source_at
 from energy_lens.ingest.token_file import TokenFile
 from energy_lens.warehouse.plan import Context, PlannedDocument, cut
 from energy_lens.warehouse.runs import StoredDocument
+
+Ids: TypeAlias = NDArray[np.int32]  #: token ids of a context, [position]
 
 #: Bytes of text from which on a bar shows how far their tokenising is.
 SHOWN_FROM = 10_000_000
@@ -159,15 +163,6 @@ def _in_words_of_the_plan() -> Iterator[None]:
         raise UsageError(f"The plan needs {error.source}, which was edited since: {remedy}.") from error
 
 
-def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
-    """Contexts side by side: token ids [context, position] int64, padded on the right, and lengths [context]."""
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    tokens = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.int64)
-    for i, ids in enumerate(token_ids):
-        tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    return tokens, lengths
-
-
 def planned_alone(
     model: LanguageModel, documents: Sequence[Document], length: int
 ) -> tuple[TokenSource, list[PlannedDocument]]:
@@ -191,3 +186,51 @@ def special_tokens(model: LanguageModel) -> SpecialTokens:
     marked = {id_ for id_, token in added.items() if getattr(token, "special", False)}
     ids = torch.tensor(sorted(marked | set(model.tokenizer.all_special_ids)), dtype=torch.int64)
     return SpecialTokens(ids, bos_leads=model.bos is not None)
+
+
+# ------------------------------------------------------------------------------------------------ contexts together
+
+
+def padded(token_ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Contexts side by side: token ids [context, position] int64, padded on the right, and lengths [context]."""
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    tokens = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.int64)
+    for i, ids in enumerate(token_ids):
+        tokens[i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    return tokens, lengths
+
+
+def parts_of(contexts: Sequence[Ids], n_tokens: int) -> list[list[Ids]]:
+    """Contexts in their order, in parts of at most n_tokens tokens each, or of one context that has more."""
+    parts: list[list[Ids]] = []
+    left = 0
+    for ids in contexts:
+        if not parts or len(ids) > left:
+            parts.append([])
+            left = n_tokens
+        parts[-1].append(ids)
+        left -= len(ids)
+    return parts
+
+
+def side_by_side(contexts: Sequence[Ids], n_places: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for the model: token ids [context, position] int64, padded on the right, and lengths [context].
+
+    Contexts of like length stand together, the longest first, else in their order, with at most n_places places a
+    batch (or one context), so that a batch of short contexts holds as many tokens as one of long ones.
+    """
+    batch: list[Ids] = []
+    for ids in sorted(contexts, key=len, reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0]) > n_places:
+            yield padded(batch)
+            batch = []
+        batch.append(ids)
+    if batch:
+        yield padded(batch)
+
+
+def of_equal_length(contexts: Sequence[Ids], n_places: int) -> Iterator[Ids]:
+    """The same without padding: token ids [context, position] of contexts of one length."""
+    for length, same in groupby(sorted(contexts, key=len, reverse=True), key=len):
+        for batch in parts_of(list(same), max(n_places, length)):
+            yield np.stack(batch)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.contexts import special_tokens
+from energy_lens.ingest.contexts import Ids, of_equal_length, parts_of, side_by_side, special_tokens
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model import residuals
 from energy_lens.ingest.model import sites as sites_of_models
@@ -34,12 +34,8 @@ from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training import harvesting
 from energy_lens.ingest.training.activation_store import ActivationStore
 from energy_lens.ingest.training.documents import (
-    Ids,
     cut_contexts,
-    of_equal_length,
-    parts_of,
     shuffled_contexts,
-    side_by_side,
     split_documents,
     trainable_tokens,
 )

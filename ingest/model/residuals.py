@@ -17,6 +17,9 @@ from energy_lens.ingest.model.sites import K, Site, harvest, tensors_at
 #: Tokens of the sample that gives an imported SAE its norm median.
 NORM_MEDIAN_TOKENS = 50_000
 
+#: Places of one pass over it, whatever the batch size of a run, on which its median shall not depend.
+NORM_MEDIAN_PLACES = 1_024
+
 
 def residual_stream(
     model: LanguageModel, layers: Sequence[int], graph: bool = False

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from energy_lens.console import say, some_of
 from energy_lens.errors import UsageError
-from energy_lens.ingest.contexts import TokenSource, check_planned
+from energy_lens.ingest.contexts import TokenSource, check_planned, of_equal_length
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.bos import bos_note
-from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.model.residuals import NORM_MEDIAN_PLACES, NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.reading import Instruments
 from energy_lens.ingest.sources import is_gone, table_of
@@ -304,8 +304,10 @@ def measured_medians(
         say(f"Measuring the median norm at layer {', '.join(map(str, missing))} …")
         hashes = {document.document_id: document.sha256 for document in planned}
         sample = sample_contexts(planned, NORM_MEDIAN_TOKENS, instruments.seed)
-        token_ids = (source.context(context, hashes[context.document_id]) for context in sample)
+        token_ids = [source.context(context, hashes[context.document_id]) for context in sample]
         medians |= norm_medians(
-            instruments.model.load(), token_ids, {layer: instruments.saes[layer].site for layer in missing}
+            instruments.model.load(),
+            of_equal_length(token_ids, NORM_MEDIAN_PLACES),
+            {layer: instruments.saes[layer].site for layer in missing},
         )
     return medians

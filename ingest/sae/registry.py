@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from energy_lens.errors import UsageError
-from energy_lens.ingest.contexts import planned_alone
+from energy_lens.ingest.contexts import of_equal_length, planned_alone
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.bos import settle_bos
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.loading import load_model
-from energy_lens.ingest.model.residuals import NORM_MEDIAN_TOKENS, norm_medians
+from energy_lens.ingest.model.residuals import NORM_MEDIAN_PLACES, NORM_MEDIAN_TOKENS, norm_medians
 from energy_lens.ingest.model.window import default_context_length
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes, registered_folder
@@ -72,7 +72,8 @@ def register(
                 raise UsageError(
                     f"{calibrate[0]} is too short to calibrate on: no document has 3 tokens. Give more text."
                 )
-            sae = replace(sae, norm_median=norm_medians(model, texts, {sae.layer: sae.site})[sae.layer])
+            batches = of_equal_length(texts, NORM_MEDIAN_PLACES)
+            sae = replace(sae, norm_median=norm_medians(model, batches, {sae.layer: sae.site})[sae.layer])
         origin = {"imported_sha256": sae.sha256, "imported_model_name": trained_on(sae), **(origin or {})}
         save_sae(replace(sae, model_name=model_name, metadata={**sae.metadata, **origin}), target)
     return target

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.ingest.contexts import special_tokens
+from energy_lens.ingest.contexts import Ids, of_equal_length, parts_of, side_by_side, special_tokens
 from energy_lens.ingest.inclusion import MASSIVE_NORM_RATIO
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.residuals import norm_medians
 from energy_lens.ingest.model.sites import RESID_POST, Site, check_sites, width
-from energy_lens.ingest.training.documents import Ids, of_equal_length, parts_of, side_by_side
 from energy_lens.ingest.training.harvesting import Batch, Harvester, bits
 from energy_lens.warehouse.files import whole
 

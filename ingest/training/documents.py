@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from energy_lens.console import say
 from energy_lens.errors import UsageError
-from energy_lens.ingest.contexts import padded, planned_alone, special_tokens
+from energy_lens.ingest.contexts import Ids, planned_alone, special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.inclusion import SpecialTokens
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.warehouse.plan import MIN_DOCUMENT, MIN_TAIL, Context
-
-Ids: TypeAlias = NDArray[np.int32]  #: token ids of a context, [position]
 
 #: Share of each category's documents held out for choosing (select) and for reporting (test).
 SELECT_SHARE, TEST_SHARE = 0.05, 0.10
@@ -104,42 +98,3 @@ def _cut(
 
     n_read = sum(context.n_tokens - (model.bos is not None) for context in contexts)
     return contexts, read, n_tokens - n_read
-
-
-# ------------------------------------------------------------------------------------------------ contexts together
-
-
-def parts_of(contexts: Sequence[Ids], n_tokens: int) -> list[list[Ids]]:
-    """Contexts in their order, in parts of at most n_tokens tokens each, or of one context that has more."""
-    parts: list[list[Ids]] = []
-    left = 0
-    for ids in contexts:
-        if not parts or len(ids) > left:
-            parts.append([])
-            left = n_tokens
-        parts[-1].append(ids)
-        left -= len(ids)
-    return parts
-
-
-def side_by_side(contexts: Sequence[Ids], n_places: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches for the model: token ids [context, position] int64, padded on the right, and lengths [context].
-
-    Contexts of like length stand together, the longest first, else in their order, with at most n_places places a
-    batch (or one context), so that a batch of short contexts holds as many tokens as one of long ones.
-    """
-    batch: list[Ids] = []
-    for ids in sorted(contexts, key=len, reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0]) > n_places:
-            yield padded(batch)
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield padded(batch)
-
-
-def of_equal_length(contexts: Sequence[Ids], n_places: int) -> Iterator[Ids]:
-    """The same without padding: token ids [context, position] of contexts of one length."""
-    for length, same in groupby(sorted(contexts, key=len, reverse=True), key=len):
-        for batch in parts_of(list(same), max(n_places, length)):
-            yield np.stack(batch)

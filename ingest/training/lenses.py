@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, UsageError, require, require_at_most, require_seed
-from energy_lens.ingest.contexts import special_tokens
+from energy_lens.ingest.contexts import Ids, of_equal_length, parts_of, side_by_side, special_tokens
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.energies.translators import Translator, Translators
 from energy_lens.ingest.inclusion import included_everywhere
@@ -33,15 +33,7 @@ from energy_lens.ingest.model.residuals import harvest_residuals, norm_medians
 from energy_lens.ingest.model.sites import Site
 from energy_lens.ingest.model.unembedding import divergence, expected_rows, next_token_losses, next_token_nll
 from energy_lens.ingest.training.activation_store import MEDIAN_TOKENS
-from energy_lens.ingest.training.documents import (
-    Ids,
-    cut_contexts,
-    of_equal_length,
-    parts_of,
-    shuffled_contexts,
-    side_by_side,
-    split_documents,
-)
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from energy_lens.errors import (
     require_seed,
 )
 from energy_lens.ingest.cluster import Cluster, connected
+from energy_lens.ingest.contexts import parts_of
 from energy_lens.ingest.corpus import Document
 from energy_lens.ingest.model.configuration import check_window
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -48,7 +49,7 @@ from energy_lens.ingest.model.sites import POINTS, READ_ONLY, RESID_POST
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.evaluation import EvaluationOptions, evaluate
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import cut_contexts, parts_of, shuffled_contexts, split_documents
+from energy_lens.ingest.training.documents import cut_contexts, shuffled_contexts, split_documents
 from energy_lens.ingest.training.polish import polish
 from energy_lens.ingest.training.rounds_ahead import rounds_of
 from energy_lens.ingest.training.trainer import StepConfig, Trainer
