@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -88,9 +88,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     try:
         with _transaction(connection):
             connection.execute("\n".join(definitions.values()))
-            for view, text in definitions.items():
-                if match := _COLUMNS_AS_IN.search(text):
-                    _copy_comments(connection, view, match[1].split(", "))
+            _copy_comments(connection, definitions)
             connection.execute("DELETE FROM schema_views")
             connection.execute("INSERT INTO schema_views VALUES (?, now() AT TIME ZONE 'UTC')", [_digest()])
     except duckdb.CatalogException as error:
@@ -144,18 +142,22 @@ def check(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
     return any(number not in applied for number, _ in migration_files())
 
 
-def _copy_comments(connection: duckdb.DuckDBPyConnection, view: str, sources: list[str]) -> None:
+def _copy_comments(connection: duckdb.DuckDBPyConnection, definitions: Mapping[str, str]) -> None:
     """Give each uncommented column of a view the comment of the same column of the first source that has one."""
-    query = "SELECT column_name, comment FROM duckdb_columns() WHERE table_name = ? AND NOT internal"
-    comments: dict[str, str] = {}
-    for source in sources:
-        for column, comment in connection.execute(query, [source]).fetchall():
-            if comment:
-                comments.setdefault(column, comment)
-    for column, comment in connection.execute(query, [view]).fetchall():
-        if not comment and column in comments:
-            text = comments[column].replace("'", "''")
-            connection.execute(f"COMMENT ON COLUMN {view}.\"{column}\" IS '{text}'")
+    # All at once: DuckDB binds every view of the file each time that it is asked for columns.
+    query = "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
+    comments: dict[str, dict[str, str | None]] = {}
+    for relation, column, comment in connection.execute(query).fetchall():
+        comments.setdefault(relation, {})[column] = comment
+    for view, text in definitions.items():
+        if match := _COLUMNS_AS_IN.search(text):
+            sources = [comments[source] for source in match[1].split(", ")]
+            for column, comment in comments[view].items():
+                found = next((source[column] for source in sources if source.get(column)), None)
+                if not comment and found:
+                    quoted = found.replace("'", "''")
+                    connection.execute(f"COMMENT ON COLUMN {view}.\"{column}\" IS '{quoted}'")
+                    comments[view][column] = found
 
 
 @contextlib.contextmanager
