@@ -1,8 +1,14 @@
-"""Fixtures: tiny language models with fixed weights, their SAEs, a small corpus, and the real default model."""
+"""Fixtures: tiny language models with fixed weights, their SAEs, a small corpus, and the real default model.
+
+What takes long to make is made by whichever worker needs it first, and found by the others.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +33,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor's cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that make(folder) fills, in the first of all workers to ask for that name; nobody may write to it."""
+    place = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own below that of all
+        place = place.parent
+    folder, made = place / f"shared-{name}", place / f"shared-{name}.made"
+    with (place / f"shared-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed at it
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
+def own_copy(db: Path, factory: pytest.TempPathFactory) -> Path:
+    """A warehouse's file for this worker alone: one process that writes to a file, or holds its lock, bars others."""
+    return Path(shutil.copy(db, factory.mktemp("warehouse") / db.name))
 
 
 @dataclass(frozen=True)
@@ -92,40 +119,41 @@ def tiny_quartiles():
     return quartiles
 
 
+def make_tiny(architecture: str, folder: Path) -> None:
+    """Fill a folder with a tiny model of an architecture, its SAEs and its lens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from energy_lens.ingest.energies.translators import Translator, Translators, save_translators
+    from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+    from energy_lens.ingest.sae.saving import save_sae
+
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(_config(architecture)).save_pretrained(folder / "model")
+    _tokenizer().save_pretrained(folder / "model")
+    for layer in TINY_LAYERS:
+        rows = torch.randn(TINY_FEATURES, TINY_WIDTH)
+        rows /= rows.norm(dim=1, keepdim=True)
+        sae = SparseAutoencoder(
+            layer=layer, k=TINY_K, W_enc=rows.T.contiguous(), b_enc=0.05 * torch.randn(TINY_FEATURES), W_dec=rows,
+            b_dec=0.1 * torch.randn(TINY_WIDTH), quartiles=tiny_quartiles(), model_name=architecture,
+        )  # fmt: skip
+        save_sae(sae, folder / "saes" / f"layer_{layer}")
+    tilts = {layer: torch.eye(TINY_WIDTH) + 0.1 * torch.randn(TINY_WIDTH, TINY_WIDTH) for layer in TINY_LAYERS}
+    maps = {layer: Translator(tilt, torch.randn(TINY_WIDTH)) for layer, tilt in tilts.items()}
+    save_translators(Translators(maps, architecture, metadata={}), folder / "lens.safetensors")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     """tiny("llama" | "gpt2" | "gpt_neox"): a model folder and its SAEs, built once."""
-    built: dict[str, Tiny] = {}
 
-    def make(architecture: str = "llama") -> Tiny:
-        if architecture in built:
-            return built[architecture]
-        import torch
-        from transformers import AutoModelForCausalLM
+    @functools.cache
+    def found(architecture: str = "llama") -> Tiny:
+        folder = made_once(tmp_path_factory, architecture, functools.partial(make_tiny, architecture))
+        return Tiny(architecture, folder / "model", folder / "saes", folder / "lens.safetensors")
 
-        from energy_lens.ingest.energies.translators import Translator, Translators, save_translators
-        from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
-        from energy_lens.ingest.sae.saving import save_sae
-
-        folder = tmp_path_factory.mktemp(architecture)
-        torch.manual_seed(7)
-        AutoModelForCausalLM.from_config(_config(architecture)).save_pretrained(folder / "model")
-        _tokenizer().save_pretrained(folder / "model")
-        for layer in TINY_LAYERS:
-            rows = torch.randn(TINY_FEATURES, TINY_WIDTH)
-            rows /= rows.norm(dim=1, keepdim=True)
-            sae = SparseAutoencoder(
-                layer=layer, k=TINY_K, W_enc=rows.T.contiguous(), b_enc=0.05 * torch.randn(TINY_FEATURES), W_dec=rows,
-                b_dec=0.1 * torch.randn(TINY_WIDTH), quartiles=tiny_quartiles(), model_name=architecture,
-            )  # fmt: skip
-            save_sae(sae, folder / "saes" / f"layer_{layer}")
-        tilts = {layer: torch.eye(TINY_WIDTH) + 0.1 * torch.randn(TINY_WIDTH, TINY_WIDTH) for layer in TINY_LAYERS}
-        maps = {layer: Translator(tilt, torch.randn(TINY_WIDTH)) for layer, tilt in tilts.items()}
-        save_translators(Translators(maps, architecture, metadata={}), folder / "lens.safetensors")
-        built[architecture] = Tiny(architecture, folder / "model", folder / "saes", folder / "lens.safetensors")
-        return built[architecture]
-
-    return make
+    return found
 
 
 @pytest.fixture
@@ -146,12 +174,14 @@ def capped_llama(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two categories of eight documents each: the smallest corpus in which every statistic is defined."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for category in ("natural", "code"):
-        (folder / category).mkdir()
-        for path in sorted((CORPUS / category).glob("*.txt"))[:8]:
-            (folder / category / path.name).write_text(path.read_text(encoding="utf-8")[:1500], encoding="utf-8")
-    return folder
+
+    def make(folder: Path) -> None:
+        for category in ("natural", "code"):
+            (folder / category).mkdir()
+            for path in sorted((CORPUS / category).glob("*.txt"))[:8]:
+                (folder / category / path.name).write_text(path.read_text(encoding="utf-8")[:1500], encoding="utf-8")
+
+    return made_once(tmp_path_factory, "corpus", make)
 
 
 @pytest.fixture
@@ -178,44 +208,49 @@ def empty_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished warehouse of the tiny Llama over the small corpus, every energy, gradients stored; only read it."""
-    from energy_lens.ingest.energies.registry import ENERGIES
-    from energy_lens.ingest.pipeline import IngestOptions, ingest
 
-    model = tiny("llama")
-    db = tmp_path_factory.mktemp("warehouse") / "tiny.duckdb"
-    options = IngestOptions(
-        db=db, model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES), lens=model.lens,
-        context_length=32, dtype="float32", store_gradients=True,
-    )  # fmt: skip
-    ingest([small_corpus], options)
-    return db
+    def make(folder: Path) -> None:
+        from energy_lens.ingest.energies.registry import ENERGIES
+        from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+        model = tiny("llama")
+        options = IngestOptions(
+            db=folder / "tiny.duckdb", model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES),
+            lens=model.lens, context_length=32, dtype="float32", store_gradients=True,
+        )  # fmt: skip
+        ingest([small_corpus], options)
+
+    return own_copy(made_once(tmp_path_factory, "tiny", make) / "tiny.duckdb", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def complete_warehouse(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny warehouse with attractors and interventions, so that every page has something to show; only read it."""
-    import shutil
 
-    from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
-    from energy_lens.analysis.interventions.options import InterventionOptions
-    from energy_lens.analysis.interventions.run import intervene
+    def make(folder: Path) -> None:
+        from energy_lens.analysis.attractors.run import AttractorOptions, find_attractors
+        from energy_lens.analysis.interventions.options import InterventionOptions
+        from energy_lens.analysis.interventions.run import intervene
 
-    db = tmp_path_factory.mktemp("complete") / "tiny.duckdb"
-    shutil.copy(tiny_warehouse, db)
-    find_attractors(db, AttractorOptions(tokens=300, target=3.0))
-    intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
-    return db
+        db = Path(shutil.copy(tiny_warehouse, folder))
+        find_attractors(db, AttractorOptions(tokens=300, target=3.0))
+        intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
+
+    return own_copy(made_once(tmp_path_factory, "complete", make) / "tiny.duckdb", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M with the shipped SAEs over a part of the sample corpus: every energy, float32, gradients stored."""
-    from energy_lens.ingest.energies.registry import ENERGIES
-    from energy_lens.ingest.pipeline import IngestOptions, ingest
 
-    db = tmp_path_factory.mktemp("real") / "real.duckdb"
-    options = IngestOptions(
-        db=db, layers=(10, 20), energies=tuple(ENERGIES), dtype="float32", store_gradients=True, max_tokens=8_000
-    )
-    ingest([CORPUS], options)
-    return db
+    def make(folder: Path) -> None:
+        from energy_lens.ingest.energies.registry import ENERGIES
+        from energy_lens.ingest.pipeline import IngestOptions, ingest
+
+        options = IngestOptions(
+            db=folder / "real.duckdb", layers=(10, 20), energies=tuple(ENERGIES), dtype="float32",
+            store_gradients=True, max_tokens=8_000,
+        )  # fmt: skip
+        ingest([CORPUS], options)
+
+    return own_copy(made_once(tmp_path_factory, "real", make) / "real.duckdb", tmp_path_factory)
