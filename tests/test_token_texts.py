@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,18 @@ def tokenizer(request: pytest.FixtureRequest, tiny: Callable[..., Any]) -> Any:
     return load_tokenizer(name, locate(name)[0])
 
 
-def joined(texts: str, tmp_path: Path) -> str:
-    with Warehouse(tmp_path / "x.duckdb", writable=True) as warehouse:
-        found: str = warehouse.sql("SELECT joined_text($texts)", texts=texts).value()
-    return found
+@pytest.fixture(scope="module")
+def joined(empty_warehouse: Path) -> Iterator[Callable[[str], str]]:
+    """joined("texts of tokens"): as the warehouse joins them."""
+    with Warehouse(empty_warehouse) as warehouse:
+        yield lambda texts: warehouse.sql("SELECT joined_text($texts)", texts=texts).value()
 
 
-def test_tokens_joined_are_the_text(tokenizer: Any, tmp_path: Path) -> None:
+def test_tokens_joined_are_the_text(tokenizer: Any, joined: Callable[[str], str]) -> None:
     """Spaces and all; a character that was split between tokens is put together again."""
     texts = TokenTexts(tokenizer)
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    assert joined("".join(texts[id_] for id_ in ids), tmp_path).lstrip(" ") == TEXT
+    assert joined("".join(texts[id_] for id_ in ids)).lstrip(" ") == TEXT
 
 
 def test_parts_of_characters_stay_distinct(tokenizer: Any) -> None:
@@ -77,13 +78,13 @@ def test_of_the_whole_default_vocabulary_no_two_read_the_same() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=40))
-def test_joining_changes_no_text_of_its_own(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_joining_changes_no_text_of_its_own(text: str, joined: Callable[[str], str]) -> None:
     """What has no byte codes comes back as it is, brackets and all."""
     if "<0x" not in text and "\0" not in text:
-        assert joined(text, tmp_path_factory.mktemp("joined")) == text
+        assert joined(text) == text
 
 
-def test_what_the_tokenizer_marks_is_special(tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_the_tokenizer_marks_is_special(tiny: Callable[..., Any]) -> None:
     """Also an added token that no role names, such as <|start_header_id|>; and no text of a document is one."""
     from transformers import AutoTokenizer
 
