@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from energy_lens.cli.main import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.contexts import Ids, of_equal_length, parts_of, side_by_side, special_tokens
 from energy_lens.ingest.corpus import Document, discover
@@ -762,35 +763,27 @@ def test_a_checkpoint_of_another_training_is_refused(
 
 
 def test_a_killed_training_goes_on(tiny: Callable[..., Any], texts: Sequence[Document], tmp_path: Path) -> None:
-    """kill -9 on the command itself, as soon as a checkpoint is there; then the same command."""
-    corpus = str(Path(texts[0].source).parent.parent)
-    command = [
-        sys.executable,
-        "-m",
-        "energy_lens.cli",
-        "sae",
-        "train",
-        corpus,
-        "--model",
-        str(tiny("llama").folder),
-    ]
-    command += ["--layers", "1,2", "--features", "48", "--k", "4", "--tokens", "200000", "--passes", "8"]
-    command += ["--batch-size", "64", "--context", "32", "--dtype", "float32"]
+    """kill -9 on the command itself, as soon as a round is being made; then the same command."""
+    words = ["sae", "train", str(Path(texts[0].source).parent.parent), "--model", str(tiny("llama").folder)]
+    words += ["--layers", "1,2", "--features", "48", "--k", "4", "--tokens", "200000", "--passes", "2"]
+    words += ["--batch-size", "256", "--context", "32", "--dtype", "float32", "--output"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--output", str(whole)], check=True, capture_output=True)
+    assert main([*words, str(whole)]) == 0
     process = subprocess.Popen(
-        [*command, "--output", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "energy_lens.cli", *words, str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     while not list(killed.glob(".training/round_*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert not list(killed.glob("layer_*"))
-    subprocess.run([*command, "--output", str(killed)], check=True, capture_output=True)
+    assert main([*words, str(killed)]) == 0
     same_weights(*([load_sae(folder / f"layer_{layer}") for layer in LAYERS] for folder in (whole, killed)))
     assert not (killed / ".training").exists()
-    assert json.loads((whole / "layer_1" / "cfg.json").read_text())["metadata"]["elw"]["training"]["passes"] == 8
+    assert json.loads((whole / "layer_1" / "cfg.json").read_text())["metadata"]["elw"]["training"]["passes"] == 2
 
 
 def test_training_says_how_far_it_is(saes: tuple[list[SparseAutoencoder], list[Progress]]) -> None:
