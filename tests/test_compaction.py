@@ -61,10 +61,36 @@ DROP TABLE a_view_of_notes_to_come_first;
 """
 
 
+@pytest.fixture(scope="module")
+def texts(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories of four documents of 300 bytes: a group each."""
+    folder = tmp_path_factory.mktemp("texts")
+    for path in (path for category in small_corpus.iterdir() for path in sorted(category.iterdir())[:4]):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        (folder / path.parent.name / path.name).write_bytes(path.read_bytes()[:300])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tiny: Callable[..., Any]) -> dict[str, Any]:
+    """Of a run that has rows in every table of an ingest."""
+    return {
+        "model": str(tiny("llama").folder), "saes": (tiny("llama").saes,), "energies": ("nll", "hopfield"),
+        "context_length": 16, "dtype": "float32", "store_gradients": True,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(settings: dict[str, Any], texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went through, whose groups lie one behind the other; only copy it."""
+    db = tmp_path_factory.mktemp("whole") / "elw.duckdb"
+    ingest([texts], IngestOptions(db=db, **settings))
+    return db
+
+
 @pytest.fixture
-def db(tiny_warehouse: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny warehouse, whose groups lie one behind the other."""
-    return Path(shutil.copy(tiny_warehouse, tmp_path / "elw.duckdb"))
+def db(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(whole, tmp_path / "elw.duckdb"))
 
 
 def rows_of(db: Path) -> dict[str, tuple[int, int]]:
@@ -114,8 +140,11 @@ def own(db: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the same, sorted
 
 
-def test_the_same_warehouse_comes_out_sorted(db: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_warehouse_comes_out_sorted(
+    tiny_warehouse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rows, definitions, comments, mode; and every promise is kept. Nothing is left beside it but the lock."""
+    db = Path(shutil.copy(tiny_warehouse, tmp_path / "elw.duckdb"))
     os.chmod(db, 0o640)
     rows, definitions = rows_of(db), definitions_of(db)
     assert len(definitions["tables"]) > 30
@@ -173,32 +202,25 @@ def test_keys_of_the_physical_order_are_keys(tiny_warehouse: Path) -> None:
 
 
 def test_an_ingest_goes_on_in_a_compacted_file(
-    tiny: Callable[..., Any], tiny_warehouse: Path, small_corpus: Path, tmp_path: Path
+    settings: dict[str, Any], texts: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Half a run, compacted, and the rest: the tables of a run that went through; then it is compacted again."""
-    from energy_lens.ingest.energies.registry import ENERGIES
-
-    model = tiny("llama")
     db = tmp_path / "elw.duckdb"
-    settings: dict[str, Any] = {
-        "db": db, "model": str(model.folder), "saes": (model.saes,), "energies": tuple(ENERGIES), "lens": model.lens,
-        "context_length": 32, "dtype": "float32", "store_gradients": True,
-    }  # fmt: skip
-    ingest([small_corpus], IngestOptions(**settings, max_tokens=1))
+    assert ingest([texts], IngestOptions(db=db, **settings, max_tokens=1)).new_groups == 1
     compact(db)
-    ingest([small_corpus], IngestOptions(**settings))
+    assert ingest([texts], IngestOptions(db=db, **settings)).new_groups > 0
     assert not is_sorted(db, "activations")
     assert compact(db).rewritten
     assert main(["check", "--db", str(db)]) == 0
     for table, keys in SORTED_BY.items():
         columns = ", ".join(("run_id", *keys))
         query = f"SELECT {columns} FROM {table} ORDER BY ALL"
-        with Warehouse(db) as one, Warehouse(tiny_warehouse) as other:
+        with Warehouse(db) as one, Warehouse(whole) as other:
             assert one.sql(query).fetchall() == other.sql(query).fetchall(), table
     query = (
         "SELECT layer, feature, energy, gradient, category, half, sum_s, sum_ag FROM feature_statistics ORDER BY ALL"
     )
-    with Warehouse(db) as one, Warehouse(tiny_warehouse) as other:
+    with Warehouse(db) as one, Warehouse(whole) as other:
         for row, expected in zip(one.sql(query).fetchall(), other.sql(query).fetchall(), strict=True):
             assert row[:6] == expected[:6]
             assert row[6:] == pytest.approx(expected[6:], rel=1e-9, abs=1e-12)
