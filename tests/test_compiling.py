@@ -44,15 +44,47 @@ def pass_of(model: LanguageModel, shape: tuple[int, int]) -> list[torch.Tensor]:
     return [hidden.detach(), gradient]
 
 
+#: That of a run, its last batch, contexts that are shorter.
+SHAPES = [(4, 32), (3, 32), (4, 20)]
+
+
 @needs_compiler
 def test_fused_blocks_agree_to_rounding(cache: Path, tiny: Callable[..., Any]) -> None:
-    model = load_model(str(tiny("gpt2").folder))
-    shapes = [(4, 32), (3, 32), (4, 20)]  # that of the run, its last batch, contexts that are shorter
-    before = [pass_of(model, shape) for shape in shapes]
-    assert compile_blocks(model, shapes[0], lowest_layer=1) is None
-    for shape, eager in zip(shapes, before, strict=True):
+    """The Llama's, in the shape and from the layer of the run below, for which they are compiled too."""
+    model = load_model(str(tiny().folder))
+    before = [pass_of(model, shape) for shape in SHAPES]
+    assert compile_blocks(model, SHAPES[0], lowest_layer=1) is None
+    for shape, eager in zip(SHAPES, before, strict=True):
         for fused, expected in zip(pass_of(model, shape), eager, strict=True):
             torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+def test_blocks_of_any_kind_hand_on_what_they_are_given(
+    architecture: str, tiny: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of the run's shape, and no other, goes through what torch.compile made, with all that it is given."""
+    seen = []
+
+    def compiled(forward: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        assert not dynamic
+
+        def fused(x: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+            seen.append(tuple(x.shape[:2]))
+            return forward(x, *arguments, **keywords)
+
+        return fused
+
+    model = load_model(str(tiny(architecture).folder))
+    before = [pass_of(model, shape) for shape in SHAPES]
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert compile_blocks(model, SHAPES[0], lowest_layer=1) is None
+    assert seen == [SHAPES[0]] * model.n_layers
+    for shape, eager in zip(SHAPES, before, strict=True):
+        for own, expected in zip(pass_of(model, shape), eager, strict=True):
+            torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    assert seen == [SHAPES[0]] * 2 * model.n_layers
 
 
 #: Whether a run says that it was compiled, and numbers of it.
@@ -63,7 +95,7 @@ def ingested(model: Any, corpus: Path, db: Path, compiled: str) -> Ingested:
     """A run with the attention energy, which reads inside the blocks."""
     options = IngestOptions(
         db=db, model=str(model.folder), saes=(model.saes,), energies=("nll", "attention"), context_length=32,
-        batch_size=4, dtype="float32", compile=compiled, max_tokens=3_000,
+        batch_size=4, dtype="float32", compile=compiled, max_tokens=1_000,
     )  # fmt: skip
     ingest([corpus], options)
     queries = {
