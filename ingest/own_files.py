@@ -8,19 +8,16 @@ its figures, an SAE.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from energy_lens.warehouse.export_folder import exported_files
 from energy_lens.warehouse.locks import is_record
 
 #: Bytes of a file's beginning that are looked at.
 BEGINNING = 1024
-
-#: What the manifest of an export is called (`reports/exports/folder.py`, `reports/site/writing.py`).
-EXPORT_MANIFESTS = ("manifest.json", "elw-site.json")
 
 #: How each file of a report begins, by its suffix (`reports/templates`, `reports/render.py`).
 _REPORTS: dict[str, Callable[[bytes], bool]] = {
@@ -48,8 +45,7 @@ class OwnFiles:
         """Whether the manifest of an export, in its folder or one above, names it."""
         for folder in (file.parent, *file.parent.parents):
             if folder not in self._exported:
-                manifests = [_named_by(folder / name) for name in EXPORT_MANIFESTS]
-                self._exported[folder] = frozenset().union(*manifests)
+                self._exported[folder] = exported_files(folder)
             if (named := self._exported[folder]) and file.relative_to(folder).as_posix() in named:
                 return True
         return False
@@ -118,18 +114,6 @@ def _is_of_sae(file: Path) -> bool:
     if file.name == "cfg.json":
         return any(beside.suffix == ".safetensors" for beside in _files_in(file.parent))
     return file.suffix == ".safetensors" and file.with_name("cfg.json").is_file()
-
-
-def _named_by(manifest: Path) -> frozenset[str]:
-    """The manifest of an export and the files that it names, from its folder on; none where there is no such one."""
-    try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        if told.get("made_by") != "elw" and told.get("kind") != "energy-lens site":
-            return frozenset()
-        files = [file if isinstance(file, str) else file["path"] for file in told["files"]]
-        return frozenset({manifest.name, *files})
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return frozenset()
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from energy_lens.cli.app import app
 from energy_lens.cli.export import EXPORTS
 from energy_lens.errors import ElwError, UsageError
-from energy_lens.reports.exports import dashboards, delphi, folder, neuronpedia, parquet, saedashboard
-from energy_lens.reports.exports.folder import as_json, export_folder
-from energy_lens.reports.exports.source import Sae, read_source
+from energy_lens.reports.exports import dashboards, delphi, neuronpedia, parquet, saedashboard
+from energy_lens.reports.exports.source import Sae
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import as_json
 
 WRITERS: dict[str, Callable[..., Any]] = {
     "saedashboard": saedashboard.export, "neuronpedia": neuronpedia.export, "delphi": delphi.export,
@@ -490,78 +490,14 @@ def test_an_export_replaces_an_earlier_one_of_whatever_format(tiny_warehouse: Pa
     assert by_name(out) == by_name(written("delphi", tiny_warehouse, tmp_path / "new"))
 
 
-def test_other_files_are_never_written_over(tiny_warehouse: Path, tmp_path: Path) -> None:
+def test_a_folder_of_somebody_elses_is_left_alone(tiny_warehouse: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds 'thesis.tex', which no export wrote"):
-        written("delphi", tiny_warehouse, tmp_path)
+    for form in WRITERS:
+        with pytest.raises(UsageError, match=r"holds 'thesis.tex', which no export wrote"):
+            written(form, tiny_warehouse, tmp_path)
+        with pytest.raises(UsageError, match="is a file, not a folder"):
+            written(form, tiny_warehouse, tmp_path / "thesis.tex")
     assert by_name(tmp_path) == {"thesis.tex": b"mine"}
-    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
-    (tmp_path / "thesis.tex").unlink()
-    with pytest.raises(UsageError, match=r"holds 'manifest.json'"):
-        written("delphi", tiny_warehouse, tmp_path)
-    with pytest.raises(UsageError, match="is a file, not a folder"):
-        written("delphi", tiny_warehouse, tmp_path / "manifest.json")
-
-
-def test_a_manifest_that_lies_removes_nothing_outside(tiny_warehouse: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside.txt"
-    outside.write_text("mine")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "manifest.json").write_text(json.dumps({"made_by": "elw", "files": [{"path": "../outside.txt"}]}))
-    written("delphi", tiny_warehouse, out)
-    assert outside.read_text() == "mine"
-
-
-def test_what_fails_leaves_the_earlier_export_as_it_was(
-    tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    before = by_name(written("neuronpedia", tiny_warehouse, out, ["top:3"]))
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("energy_lens.reports.exports.folder.sync", full)
-    with pytest.raises(ElwError, match="No space left on device"):
-        written("delphi", tiny_warehouse, out)
-    assert by_name(out) == before
-    with pytest.raises(ElwError, match="No space left on device"):
-        written("delphi", tiny_warehouse, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_an_export_that_was_cut_short_is_known_as_one(
-    tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed between the first and the last file that is put in place: the next export replaces all of it."""
-    out = tmp_path / "out"
-    written("saedashboard", tiny_warehouse, out, ["top:3"])
-    with monkeypatch.context() as patch:
-
-        def killed(source: Path, target: Path) -> None:
-            if Path(target).name == "2.safetensors" or "layers.2" in str(target):
-                raise KeyboardInterrupt
-            shutil.move(source, target)
-
-        patch.setattr(folder.os, "replace", lambda a, b: killed(a, b))
-        with pytest.raises(KeyboardInterrupt):
-            written("delphi", tiny_warehouse, out)
-    assert json.loads((out / "manifest.json").read_text())["is_complete"] is False
-    assert (out / "contexts.jsonl").exists()
-    assert by_name(written("delphi", tiny_warehouse, out)) == by_name(
-        written("delphi", tiny_warehouse, tmp_path / "new")
-    )
-
-
-def test_two_exports_into_one_folder_take_turns(tiny_warehouse: Path, tmp_path: Path) -> None:
-    with Warehouse(tiny_warehouse) as warehouse:
-        told = read_source(warehouse).told
-    with (
-        export_folder(tmp_path / "out", "delphi", told),
-        pytest.raises(UsageError, match="is being written by elw export"),
-    ):
-        written("delphi", tiny_warehouse, tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -30,11 +30,12 @@ from energy_lens.analysis.saebench.sample import Sample, take_sample
 from energy_lens.analysis.saebench.tokens import TokenFigures
 from energy_lens.analysis.saebench.weights import largest_cosines, misc_figures, weight_figures
 from energy_lens.cli.main import main
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.tests.conftest import TINY_FEATURES, TINY_LAYERS, TINY_WIDTH, Tiny
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import MANIFEST, exported_files
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
 SPECIAL = 0  #: <|endoftext|> of the tiny tokenizer
@@ -358,6 +359,28 @@ def test_files_are_whole_and_the_same_every_time(tiny_warehouse: Path, tmp_path:
         assert results["eval_config"]["n_eval_reconstruction_batches"] == 2
         tokens = results["eval_result_unstructured"]["tokens"]
         assert tokens["counted"] + sum(tokens["left_out"].values()) == tokens["read"]
+    assert {path.name for path in done.files} | {MANIFEST} == exported_files(tmp_path / "one")
+    one = export_saebench(tiny_warehouse, tmp_path / "two", contexts=4, layers=TINY_LAYERS[:1])
+    assert exported_files(tmp_path / "two") == exported_files(tmp_path / "one"), "the other SAE's results stay"
+    assert one.files[0].read_bytes() != done.files[0].read_bytes()
+    assert again.files[1].read_bytes() == (tmp_path / "two" / again.files[1].name).read_bytes()
+
+
+def test_what_cannot_be_is_told_before_the_model_is_loaded(
+    tiny_warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(CurrentRun, "load_model", load)
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match=r"holds 'thesis\.tex', which no export wrote"):
+        export_saebench(tiny_warehouse, tmp_path, contexts=4)
+    with pytest.raises(UsageError, match=r"cannot be written \(Not a directory\): name another folder"):
+        export_saebench(tiny_warehouse, tmp_path / "thesis.tex" / "below", contexts=4)
+    with pytest.raises(UsageError, match="no layer 7"):
+        export_saebench(tiny_warehouse, tmp_path / "out", layers=[7])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_densities_are_those_of_the_run(tiny_warehouse: Path, tmp_path: Path) -> None:
@@ -436,14 +459,6 @@ def test_on_the_command_line(tiny_warehouse: Path, tmp_path: Path, capsys: pytes
     for more, sentence in ((["--features", "top:3"], "leave out --features"), (["--contexts", "0"], "at least 1")):
         assert main([*words, *more]) == 2
         assert sentence in capsys.readouterr().err
-
-
-def test_a_file_in_the_way_is_told_before_anything_is_measured(tiny_warehouse: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ElwError, match="choose another folder"):
-        export_saebench(tiny_warehouse, tmp_path / "file")
-    with pytest.raises(UsageError, match="no layer 7"):
-        export_saebench(tiny_warehouse, tmp_path, layers=[7])
 
 
 def test_empty_batches_are_no_batches() -> None:

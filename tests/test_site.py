@@ -14,13 +14,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from energy_lens import Warehouse
-from energy_lens.errors import ElwError, UsageError
+from energy_lens.errors import UsageError
 from energy_lens.reports import formatting
 from energy_lens.reports.cards.reading import read_card
 from energy_lens.reports.site import documents, plots
 from energy_lens.reports.site.render import export_site
-from energy_lens.reports.site.writing import MANIFEST, site_in
 from energy_lens.tests.test_report import numbers
+from energy_lens.warehouse.export_folder import MANIFEST, described
 
 #: Elements that have no end.
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -422,96 +422,27 @@ def test_the_same_warehouse_gives_the_same_bytes_and_stale_pages_go(
     shutil.copytree(site, output)
     (output / "CNAME").write_text("who.publishes.it")
     manifest = json.loads((output / MANIFEST).read_text())
-    manifest["files"].append("feature/999-1.html")
     (output / "feature" / "999-1.html").write_text("stale")
+    manifest["files"].append(described(output, "feature/999-1.html"))
     (output / "index.html").write_text("older")
     (output / MANIFEST).write_text(json.dumps(manifest))
     export_site(complete_warehouse, output, names)
     found = bytes_of(output)
     assert found.pop("CNAME") == b"who.publishes.it"
     assert found == bytes_of(site)
-    assert sorted(json.loads(found[MANIFEST])["files"]) == sorted(set(found) - {MANIFEST})
-
-
-def write(folder: Path, *names: str) -> None:
-    folder.mkdir(exist_ok=True)
-    with site_in(folder) as writer:
-        for name in names:
-            writer.write(name, f"page {name}")
+    told = json.loads(found[MANIFEST])
+    assert (told["format"], told["is_complete"]) == ("html", True)
+    assert [file["path"] for file in told["files"]] == sorted(set(found) - {MANIFEST})
+    assert str(complete_warehouse.parent) not in found[MANIFEST].decode()
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(complete_warehouse: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "thesis.tex").write_text("years")
-    with pytest.raises(UsageError, match=r"holds thesis\.tex and is no site of elw export"):
-        export_site(complete_warehouse, output)
-    for manifest in ('["thesis.tex"]', '{"kind": "other"}', "{", '{"kind": "energy-lens site", "files": 1}'):
-        (output / MANIFEST).write_text(manifest)
-        with pytest.raises(UsageError, match="is no site of elw export"):
-            write(output, "index.html")
-    assert bytes_of(output).keys() == {"thesis.tex", MANIFEST}
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match=r"holds 'thesis\.tex', which no export wrote"):
+        export_site(complete_warehouse, tmp_path)
     with pytest.raises(UsageError, match="is a file, not a folder"):
-        export_site(complete_warehouse, output / "thesis.tex")
-
-
-def test_what_a_killed_export_left_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / ".elw-site.0.999999999.tmp" / "feature").mkdir(parents=True)
-    (tmp_path / ".elw.lock").write_text("")
-    write(tmp_path, "index.html")
-    assert bytes_of(tmp_path).keys() == {"index.html", MANIFEST, ".elw.lock"}
-
-
-def test_a_manifest_takes_nothing_away_but_pages(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("kept")
-    output = tmp_path / "out"
-    write(output, "index.html", "feature/9-9.html")
-    (output / "notes.txt").write_text("kept")
-    files = ["../precious", str(tmp_path / "precious"), "notes.txt", "feature/9-9.html", "feature/../../precious", 7]
-    (output / MANIFEST).write_text(json.dumps({"kind": "energy-lens site", "files": [*files, "index.html"]}))
-    write(output, "index.html")
-    assert (tmp_path / "precious").read_text() == (output / "notes.txt").read_text() == "kept"
-    assert not (output / "feature").exists()
-
-
-def test_a_page_of_somebody_elses_in_a_site_is_not_written_over(tmp_path: Path) -> None:
-    write(tmp_path, "features.html")
-    (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(UsageError, match=r"index\.html is there and no page of this site"):
-        write(tmp_path, "features.html", "index.html")
-    assert (tmp_path / "index.html").read_text() == "mine"
-
-
-def test_a_failure_leaves_the_site_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, "index.html", "feature/1-1.html")
-    before = bytes_of(tmp_path)
-    with pytest.raises(ZeroDivisionError), site_in(tmp_path) as writer:
-        writer.write("index.html", str(1 / 0))
-    assert bytes_of(tmp_path) == before
-
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("energy_lens.reports.site.writing.sync", full)
-    with pytest.raises(ElwError, match="No space left on device"):
-        write(tmp_path, "index.html")
-    assert bytes_of(tmp_path) == before
-
-
-def test_features_that_never_fire_have_no_page(copied: Callable[..., Path], tmp_path: Path) -> None:
-    """They are told; and what is missing in a run (attractors, interventions) says how to get it."""
-    tables = ("attractors", "basins", "attractor_settings", "interventions", "intervention_settings")
-    db = copied(
-        "DELETE FROM feature_activity WHERE layer = 1 AND feature < 2", *(f"DELETE FROM {table}" for table in tables)
-    )
-    with pytest.raises(UsageError, match="None of the chosen features fires"):
-        export_site(db, tmp_path / "out", ["1:0"])
-    assert not (tmp_path / "out").exists()
-    done = export_site(db, tmp_path / "out", ["1:0", "top:2"])
-    assert done.files == [tmp_path / "out" / "index.html"]
-    assert done.notes[0] == "1:0 never fires, and has no page."
-    assert "elw attractors --db FILE" in (tmp_path / "out" / "attractors.html").read_text()
-    assert "elw intervene --db FILE" in (tmp_path / "out" / "interventions.html").read_text()
+        export_site(complete_warehouse, tmp_path / "thesis.tex")
+    assert bytes_of(tmp_path) == {"thesis.tex": b"years"}
 
 
 # ------------------------------------------------------------------------------------------------ documents

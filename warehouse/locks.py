@@ -20,6 +20,9 @@ from energy_lens.errors import UsageError
 #: What the lock file in a folder that is being written is called; of a file it is .NAME.elw.lock beside it.
 LOCK = ".elw.lock"
 
+#: What helps where an output is another command's, or cannot be written.
+ANOTHER = "choose another --output"
+
 #: Bytes of a lock file that are read.
 RECORD_BYTES = 128
 
@@ -124,30 +127,31 @@ def claimed_file(output: Path, command: str) -> Iterator[None]:
     """
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name a file with --output.")
-    with _made(output.parent, output), _claimed(output.with_name(f".{output.name}{LOCK}"), output, command):
+    lock_file = output.with_name(f".{output.name}{LOCK}")
+    with _made(output.parent, output, ANOTHER), _claimed(lock_file, output, command, ANOTHER):
         yield
 
 
 @contextlib.contextmanager
-def claimed_folder(output: Path, command: str) -> Iterator[None]:
-    """Inside, no other command writes into the folder that a user named with --output, which is made.
+def claimed_folder(output: Path, command: str, remedy: str = ANOTHER) -> Iterator[None]:
+    """Inside, no other command writes into the folder that a user named, which is made.
 
-    A folder that was made and is empty in the end is taken away again.
+    A folder that was made and is empty in the end is taken away again. remedy: how to name another one.
     Raises UsageError when another one does, and when nothing can be written there.
     """
-    with _made(output, output), _claimed(output / LOCK, output, command):
+    with _made(output, output, remedy), _claimed(output / LOCK, output, command, remedy):
         yield
 
 
 @contextlib.contextmanager
-def _made(folder: Path, output: Path) -> Iterator[None]:
+def _made(folder: Path, output: Path, remedy: str) -> Iterator[None]:
     """Make a folder and what it lies in; in the end those go that are still empty."""
     missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]  # the innermost first
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise _unwritable(output, error) from error
+            raise _unwritable(output, error, remedy) from error
         yield
     finally:
         for one in missing:
@@ -156,19 +160,17 @@ def _made(folder: Path, output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _claimed(file: Path, output: Path, command: str) -> Iterator[None]:
+def _claimed(file: Path, output: Path, command: str, remedy: str) -> Iterator[None]:
     """Hold the lock of an output, whose file goes in the end; without one, where the file system knows no locks."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock(file, command))
         except HeldError as error:
-            raise UsageError(
-                f"{output} is being written by {error.holder}: wait for it, or choose another --output."
-            ) from error
+            raise UsageError(f"{output} is being written by {error.holder}: wait for it, or {remedy}.") from error
         except NoLocksError:
             pass  # better two at once than none at all
         except (OSError, ValueError) as error:
-            raise _unwritable(output, error) from error
+            raise _unwritable(output, error, remedy) from error
         try:
             yield
         finally:
@@ -176,6 +178,6 @@ def _claimed(file: Path, output: Path, command: str) -> Iterator[None]:
                 os.unlink(file)
 
 
-def _unwritable(output: Path, error: OSError | ValueError) -> UsageError:
+def _unwritable(output: Path, error: OSError | ValueError, remedy: str) -> UsageError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return UsageError(f"{output} cannot be written ({reason}): choose another --output.")
+    return UsageError(f"{output} cannot be written ({reason}): {remedy}.")

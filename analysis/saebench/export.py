@@ -8,14 +8,14 @@ from pathlib import Path
 
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.saebench.measuring import measure
-from energy_lens.analysis.saebench.results import core_results, file_name, names
+from energy_lens.analysis.saebench.results import core_results, file_name, names, told
 from energy_lens.analysis.saebench.sample import Sample, take_sample
-from energy_lens.errors import ElwError, require
+from energy_lens.errors import require
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import check_saes
 from energy_lens.ingest.sae.evaluation import documents_seen
+from energy_lens.warehouse.export_folder import export_folder
 from energy_lens.warehouse.exporting import Exported
-from energy_lens.warehouse.files import check_replaceable, whole
 
 #: Contexts that are measured unless told otherwise.
 CONTEXTS = 64
@@ -30,36 +30,28 @@ def export_saebench(
 ) -> Exported:
     """Measure the SAEs of the current run, and write a file of each.
 
-    contexts: of the run, at most so many; layers: whose SAEs, else all of the run's.
-    Raises UsageError for a choice of features, of which there is none here, and what `CurrentRun` raises.
+    contexts: of the run, at most so many; layers: whose SAEs, else all of the run's. Results of other SAEs that an
+    earlier export wrote into the folder stay there.
+    Raises UsageError for a choice of features, of which there is none here, and what `CurrentRun` and `export_folder`
+    raise.
     """
     require(features is None, "saebench is about whole SAEs, not about features: leave out --features.")
     current = CurrentRun(db)
     chosen = current.chosen(layers, current.facts.layers, "layer")
     saes = [current.sae(layer) for layer in chosen]
-    paths = [output / file_name(*names(sae, current.facts)) for sae in saes]
+    names_of_files = [file_name(*names(sae, current.facts)) for sae in saes]
     sample = take_sample(current, saes, contexts)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            check_replaceable(path)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    model = current.load_model()
-    check_saes(model, saes)
-    measurements = measure(model, saes, sample.contexts)
-    for sae, measurement, path in zip(saes, measurements, paths, strict=True):
-        text = json.dumps(core_results(sae, measurement, sample, current.facts), indent=2, allow_nan=False)
-        try:
-            with whole(path) as (scratch,):
-                scratch.write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(output, error) from error
-    return Exported(paths, _notes(saes, sample))
-
-
-def _unwritable(output: Path, error: OSError) -> ElwError:
-    return ElwError(f"{output} cannot be written ({error.strerror}): choose another folder.")
+    with export_folder(output, "saebench", told(saes, current.facts), adds=True) as folder:
+        for name in names_of_files:
+            folder.file(name).touch()  # what cannot be written shall not cost a measurement first
+        model = current.load_model()
+        check_saes(model, saes)
+        measurements = measure(model, saes, sample.contexts)
+        for sae, measurement, name in zip(saes, measurements, names_of_files, strict=True):
+            text = json.dumps(core_results(sae, measurement, sample, current.facts), indent=2, allow_nan=False)
+            (folder.root / name).write_text(f"{text}\n", encoding="utf-8")
+        folder.notes += _notes(saes, sample)
+    return Exported([output / name for name in names_of_files], folder.notes)
 
 
 def _notes(saes: Sequence[SparseAutoencoder], sample: Sample) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,13 @@ def names(sae: SparseAutoencoder, run: RunFacts) -> tuple[str, str]:
     if all(isinstance(name, str) and name.isprintable() for name in (release, sae_id)):
         return str(release), str(sae_id)
     return f"elw-{Path(run.model).name}", sae.hook_name
+
+
+def told(saes: Sequence[SparseAutoencoder], run: RunFacts) -> dict[str, Any]:
+    """What the manifest of the folder says of the run."""
+    of_saes = [{"layer": sae.layer, "sae_sha256": sae.sha256, "hook_name": sae.hook_name} for sae in saes]
+    facts = {name: getattr(run, name) for name in ("run_id", "model_sha256", "context_length", "dtype")}
+    return {"model": Path(run.model).name, **facts, "saes": of_saes}
 
 
 def file_name(release: str, sae_id: str) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 from energy_lens.console import say
 from energy_lens.reports.cards.choosing import chosen
 from energy_lens.reports.cards.reading import by_feature
-from energy_lens.reports.exports.folder import Folder, export_folder
 from energy_lens.reports.exports.source import Sae, Source, read_source
 from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import Folder, export_folder
 from energy_lens.warehouse.exporting import Exported
 
 #: Features that are read at once: 1,024 dashboards of whole contexts are some 50 MB.

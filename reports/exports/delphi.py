@@ -20,10 +20,10 @@ import numpy as np
 from energy_lens.console import say
 from energy_lens.errors import ElwError
 from energy_lens.reports.cards.choosing import chosen
-from energy_lens.reports.exports.folder import Folder, export_folder
 from energy_lens.reports.exports.source import Sae, Source, read_source
 from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import Folder, export_folder
 from energy_lens.warehouse.exporting import Exported
 
 #: delphi caches activations above this.

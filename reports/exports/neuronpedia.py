@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.reports.exports.dashboards import Dashboard, Shown, export_dashboards
-from energy_lens.reports.exports.folder import Folder
 from energy_lens.reports.exports.saedashboard import EMPTY_TABLES, bins, set_name
 from energy_lens.reports.exports.source import Sae, Source
 from energy_lens.version import __version__
+from energy_lens.warehouse.export_folder import Folder
 from energy_lens.warehouse.exporting import Exported
 
 #: Features of a batch, as in the official exports.

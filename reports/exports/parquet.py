@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.errors import UsageError
-from energy_lens.reports.exports.folder import MANIFEST, export_folder
 from energy_lens.reports.exports.source import read_source
 from energy_lens.reports.queries import ONE_THREAD
 from energy_lens.sql import FOLDER, identifier, statement
 from energy_lens.warehouse import output as formats
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import MANIFEST, export_folder
 from energy_lens.warehouse.exporting import Exported
 
 #: Which rows of a relation are of the current run.

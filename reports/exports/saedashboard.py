@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from energy_lens.reports.exports.dashboards import STRONGEST, Dashboard, Shown, export_dashboards
-from energy_lens.reports.exports.folder import Folder
 from energy_lens.reports.exports.source import Sae, Source
+from energy_lens.warehouse.export_folder import Folder
 from energy_lens.warehouse.exporting import Exported
 
 #: Features of a batch, the runner's own number.

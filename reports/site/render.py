@@ -13,17 +13,17 @@ from energy_lens.errors import UsageError
 from energy_lens.reports import tables
 from energy_lens.reports.cards.choosing import chosen, ranked
 from energy_lens.reports.cards.reading import Card, Window, choose_energy, read_cards
+from energy_lens.reports.exports.source import read_source
 from energy_lens.reports.formatting import visible_token
 from energy_lens.reports.queries import ONE_THREAD, Answer, answer_all
 from energy_lens.reports.site import documents, pages
 from energy_lens.reports.site.environment import as_data, environment
 from energy_lens.reports.site.pages import Site
-from energy_lens.reports.site.writing import Writer, site_in
 from energy_lens.version import __version__
 from energy_lens.warehouse.database import Warehouse
+from energy_lens.warehouse.export_folder import Folder, export_folder
 from energy_lens.warehouse.exporting import Exported
 from energy_lens.warehouse.features import FeatureName
-from energy_lens.warehouse.locks import claimed_folder
 
 #: The style sheet and the script.
 STATIC = Path(__file__).parent / "static"
@@ -42,28 +42,23 @@ def export_site(db: Path, output: Path, features: list[str] | None = None) -> Ex
     """Write the current run as a site into the folder `output`.
 
     features: words of --features; else the 200 with the largest attribution.
-    Raises UsageError for words that name none, and for a folder that holds something else than a site of this kind or
-    that another command is writing; ElwError for a run without cards or statistics, and when the folder cannot be
-    written.
+    Raises UsageError for words that name none, and what `export_folder` raises; ElwError for a run without cards or
+    statistics.
     """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file, not a folder: name a folder.")
-    with (
-        claimed_folder(output, "elw export"),
-        site_in(output) as writer,
-        Warehouse(db, config=ONE_THREAD) as warehouse,
-    ):
-        answers = answer_all(warehouse)
-        by_layer = chosen(warehouse, features or DEFAULT_FEATURES)
-        notes = _write_site(warehouse, answers, by_layer, writer)
-    return Exported([output / "index.html"], notes)
+    with Warehouse(db, config=ONE_THREAD) as warehouse:
+        source = read_source(warehouse)
+        with export_folder(output, "html", source.told) as folder:
+            answers = answer_all(warehouse)
+            by_layer = chosen(warehouse, features or DEFAULT_FEATURES)
+            folder.notes += _write_site(warehouse, answers, by_layer, folder)
+    return Exported([output / "index.html"], folder.notes)
 
 
 # ------------------------------------------------------------------------------------------------ pages
 
 
 def _write_site(
-    warehouse: Warehouse, answers: dict[str, Answer], by_layer: dict[int, list[int]], writer: Writer
+    warehouse: Warehouse, answers: dict[str, Answer], by_layer: dict[int, list[int]], folder: Folder
 ) -> list[str]:
     """Every page; sentences on what was left out. by_layer: the wanted features, of which some may not fire."""
     energy = choose_energy(warehouse, None)
@@ -83,9 +78,9 @@ def _write_site(
         version=__version__,
     )
     for file in sorted(STATIC.iterdir()):
-        writer.write(f"assets/{file.name}", file.read_text(encoding="utf-8"))
-    promoted, told = _write_features(site, warehouse, by_layer, writer)
-    _write_documents(site, warehouse, shown, answers, told, writer)
+        folder.write_text(f"assets/{file.name}", file.read_text(encoding="utf-8"))
+    promoted, told = _write_features(site, warehouse, by_layer, folder)
+    _write_documents(site, warehouse, shown, answers, told, folder)
     n_firing = len(rows)
     for name, context in (
         ("index", pages.page_of_overview(site, answers, n_documents, rows)),
@@ -95,11 +90,11 @@ def _write_site(
         ("attractors", pages.page_of_attractors(site, answers, warehouse)),
         ("interventions", pages.page_of_interventions(site, answers, warehouse)),
     ):
-        _render(writer, f"{name}.html", f"{name}.html.j2", context)
+        _render(folder, f"{name}.html", f"{name}.html.j2", context)
 
     notes = [f"{name} never fires, and has no page." for name in silent[:5]]
     notes += [f"{len(silent) - 5:,} more features never fire."] if len(silent) > 5 else []
-    notes += [f"{len(writer.names):,} files, {writer.n_bytes / 1e6:,.1f} MB."]
+    notes += [f"{len(folder.names):,} files, {folder.n_bytes / 1e6:,.1f} MB."]
     if len(names) < n_firing:
         notes.append(f"{len(names):,} of {n_firing:,} features have a page: --features all gives one to each.")
     if len(shown) < n_documents:
@@ -108,7 +103,7 @@ def _write_site(
 
 
 def _write_features(
-    site: Site, warehouse: Warehouse, by_layer: dict[int, list[int]], writer: Writer
+    site: Site, warehouse: Warehouse, by_layer: dict[int, list[int]], folder: Folder
 ) -> tuple[dict[FeatureName, list[str]], set[int]]:
     """A page for each feature; the tokens that each promotes, and the tokens that are examples."""
     promoted: dict[FeatureName, list[str]] = {}
@@ -120,7 +115,7 @@ def _write_features(
         for card in _cards(warehouse, by_layer):
             name = FeatureName(card.layer, card.feature)
             context = pages.page_of_feature(site, card, previous[name], following[name])
-            _render(writer, f"feature/{card.layer}-{card.feature}.html", "feature.html.j2", context)
+            _render(folder, f"feature/{card.layer}-{card.feature}.html", "feature.html.j2", context)
             promoted[name] = [row["text"] for row in card.parts["logits"] if row["direction"] == "promoted"]
             told.update(example.token_id for example in card.examples)
             progress.update(1)
@@ -133,14 +128,14 @@ def _write_documents(
     shown: dict[int, documents.Shown],
     answers: dict[str, Answer],
     told: set[int],
-    writer: Writer,
+    folder: Folder,
 ) -> None:
     """A page for each document, and what they share: on what features fire most, and which ones have a page."""
     scales = [row for row in answers["layer_energy"].rows if row["category"] is None]
     named: set[FeatureName] = set()
     for document_id, context in documents.pages_of_documents(site, warehouse, shown, scales, told):
         named |= documents.names_in(context["data"])
-        _render(writer, f"document/{document_id}.html", "document.html.j2", context)
+        _render(folder, f"document/{document_id}.html", "document.html.j2", context)
     found = documents.labels(warehouse, named)
     texts = {
         layer: {number: visible_token(text or "") for number, text in labels.items()} for layer, labels in found.items()
@@ -149,7 +144,7 @@ def _write_documents(
     for name in site.features:
         with_page.setdefault(name.layer, []).append(name.feature)
     shared = as_data({"texts": texts, "pages": with_page})
-    writer.write("assets/features.js", f"window.elwFeatures={shared};\n")
+    folder.write_text("assets/features.js", f"window.elwFeatures={shared};\n")
 
 
 def _firing(
@@ -179,5 +174,5 @@ def _cards(warehouse: Warehouse, by_layer: dict[int, list[int]]) -> Iterator[Car
                 yield card
 
 
-def _render(writer: Writer, file: str, template: str, context: pages.Context) -> None:
-    writer.write(file, environment().get_template(template).render(context))
+def _render(folder: Folder, file: str, template: str, context: pages.Context) -> None:
+    folder.write_text(file, environment().get_template(template).render(context))

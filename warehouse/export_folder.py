@@ -1,7 +1,12 @@
 """A folder that an export fills: files made aside, put in place together, and told of in manifest.json.
 
 manifest.json says what made the folder, of which run, and every file with its size and SHA-256. It is how a later
-export knows what it may replace, and how a reader can tell that all is there as it was written.
+export knows what it may replace, how an ingest knows what is no text, and how a reader can tell that all is there as it
+was written.
+
+Whatever else lies in the folder is somebody's: it stays, and an export that would write over it is refused. So is one
+into a folder that holds files and no manifest. Of an earlier export goes what the new one does not write again, unless
+it was changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,6 +51,15 @@ class Folder:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all files so far."""
+        return sum((self.root / name).stat().st_size for name in self.names)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text as UTF-8, with ? for half a surrogate pair, of which UTF-8 has none."""
+        self.file(name).write_bytes(text.encode("utf-8", "replace"))
 
     def write_json(self, name: str, content: Any) -> None:
         self.file(name).write_text(as_json(content) + "\n", encoding="utf-8", newline="\n")
@@ -87,17 +101,20 @@ def _without_nul(escape: re.Match[str]) -> str:
 
 
 @contextlib.contextmanager
-def export_folder(output: Path, form: str, run: Mapping[str, Any]) -> Iterator[Folder]:
-    """Files to be put into the folder `output` when all of them are made; an earlier export there is replaced.
+def export_folder(output: Path, form: str, run: Mapping[str, Any], *, adds: bool = False) -> Iterator[Folder]:
+    """Files to be put into the folder `output` when all of them are made, in place of those of an earlier export.
 
-    form: of the export; run: facts of its run, both for the manifest.
+    form: of the export; run: facts of its run, both for the manifest. adds: files of an earlier export of that form
+    stay beside the new ones.
     Raises UsageError for an output that is no folder, is being written, cannot be written, or holds what no export
     wrote; ElwError when the disk does not take the files.
     """
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder: name a folder for the export.")
-    with claimed_folder(output, "elw export"):
-        earlier = _earlier_files(output)
+    with claimed_folder(output, "elw export", "name another folder"):
+        earlier = _manifest_in(output)
+        if not earlier:
+            _check_empty(output)
         try:
             with scratch_folder(output, _SCRATCH) as scratch:
                 folder = Folder(scratch)
@@ -107,7 +124,7 @@ def export_folder(output: Path, form: str, run: Mapping[str, Any]) -> Iterator[F
                     "notes": folder.notes, **folder.about,
                     "files": [described(scratch, name) for name in sorted(folder.names)],
                 }  # fmt: skip
-                _put_in_place(output, folder, manifest, earlier)
+                _put_in_place(output, folder, manifest, earlier, adds and earlier.get("format") == form)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ElwError(
@@ -122,48 +139,72 @@ def described(root: Path, name: str) -> dict[str, Any]:
     return {"path": name, "bytes": (root / name).stat().st_size, "sha256": digest}
 
 
-def _earlier_files(output: Path) -> set[str]:
-    """Files of an earlier export in the folder. Raises UsageError when there are others."""
-    told = _told(output / MANIFEST)
-    there = set()
-    for path in output.rglob("*"):
-        relative = path.relative_to(output)
-        is_folder = path.is_dir() and not path.is_symlink()
-        if is_folder or path == output / LOCK or relative.parts[0].startswith(f".{_SCRATCH}."):
-            continue
-        if (name := relative.as_posix()) not in told:
-            raise UsageError(
-                f"{output} holds {name!r}, which no export wrote: name an empty folder, or that of an earlier export."
-            )
-        there.add(name)
-    return there
+def exported_files(folder: Path) -> frozenset[str]:
+    """What an export wrote into a folder, by its manifest, which is among it; nothing where there is no such one."""
+    manifest = _manifest_in(folder)
+    return frozenset({MANIFEST, *(file["path"] for file in manifest["files"])} if manifest else ())
 
 
-def _told(manifest: Path) -> set[str]:
-    """Files that the manifest of an earlier export tells of, itself among them; none if it is somebody else's."""
+def _manifest_in(folder: Path) -> dict[str, Any]:
+    """The manifest of an export in a folder; empty where there is none, or somebody else's."""
     try:
-        read = json.loads(manifest.read_text(encoding="utf-8"))
-        if read["made_by"] != "elw":
-            return set()
-        return {MANIFEST, *(file["path"] for file in read["files"])}
+        read = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        is_ours = read["made_by"] == "elw" and all(isinstance(file["path"], str) for file in read["files"])
     except (OSError, ValueError, TypeError, KeyError):
-        return set()
+        return {}
+    return read if is_ours else {}
 
 
-def _put_in_place(output: Path, folder: Folder, manifest: Mapping[str, Any], earlier: set[str]) -> None:
+def _check_empty(output: Path) -> None:
+    """Raises UsageError for a folder in which there is more than the traces of an export that was killed."""
+    for path in sorted(output.iterdir()):
+        if path.name != LOCK and not path.name.startswith(f".{_SCRATCH}."):
+            raise UsageError(
+                f"{output} holds {path.name!r}, which no export wrote: name an empty folder, or that of an earlier "
+                "export."
+            )
+
+
+def _put_in_place(
+    output: Path, folder: Folder, manifest: Mapping[str, Any], earlier: Mapping[str, Any], adds: bool
+) -> None:
     """Move the files; whenever this is cut short, the manifest knows both the old and the new ones as an export's."""
+    before, names = earlier.get("files", []), set(folder.names)
+    others = [file for file in before if file["path"] not in names and _is_unchanged(output, file)]
+    _check_free(output, folder.names, {file["path"] for file in before})
     for name in folder.names:
         sync(folder.root / name)
-    known = [{"path": name} for name in sorted({*earlier, *folder.names} - {MANIFEST})]
-    _write_manifest(output, {**manifest, "is_complete": False, "files": known})
-    for name in sorted(earlier - {MANIFEST, *folder.names}):
-        (output / name).unlink()
-        _remove_empty(output, PurePosixPath(name).parents)
+    _write_manifest(output, {**manifest, "is_complete": False, "files": [*before, *manifest["files"]]})
+    if not adds:
+        for file in others:
+            (output / file["path"]).unlink()
+            _remove_empty(output, PurePosixPath(file["path"]).parents)
     for name in folder.names:
         target = output / name
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder.root / name, target)
-    _write_manifest(output, manifest)
+    files = sorted([*manifest["files"], *others], key=lambda file: file["path"]) if adds else manifest["files"]
+    _write_manifest(output, {**manifest, "files": files})
+
+
+def _is_unchanged(output: Path, file: Mapping[str, Any]) -> bool:
+    """Whether a file of a manifest is in its folder, and no link leads out of it, as it was written."""
+    path = output / file["path"]
+    try:
+        inside = Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(output))
+        return inside and not path.is_symlink() and described(output, file["path"]) == file
+    except (OSError, ValueError):
+        return False
+
+
+def _check_free(output: Path, names: Sequence[str], ours: Collection[str]) -> None:
+    """Raises UsageError where one of the names, or a folder that it is to be in, is somebody else's file or folder."""
+    for name in names:
+        for place in (PurePosixPath(name), *PurePosixPath(name).parents):
+            path = output / place
+            is_file = os.path.lexists(path) and not path.is_dir()
+            if (is_file and place.as_posix() not in ours) or (path.is_dir() and place.as_posix() == name):
+                raise UsageError(f"{path} is there, and no export wrote it: move it, or name another folder.")
 
 
 def _remove_empty(output: Path, parents: Iterable[PurePosixPath]) -> None:
