@@ -103,8 +103,11 @@ def _run(words: list[str], alone: bool) -> int:
             page = f"{failed.command_path if failed else 'elw'} --help"
             return _failed(f"{mistake(error).rstrip('.')}: see {page}.", 2, debug)
         if isinstance(error, OSError) and error.strerror:
+            from energy_lens.warehouse.interrupts import is_full_disk
+
             what = error.filename or "the output"
-            return _failed(f"{what} cannot be used ({error.strerror}).", 1, debug)
+            remedy = ": make room and run the command again" if is_full_disk(error) else ""
+            return _failed(f"{what} cannot be used ({error.strerror}){remedy}.", 1, debug)
         reason = " ".join(str(error).split())[:200]
         kind = type(error).__name__ + (f" ({reason})" if reason else "")
         return _failed(f"Unexpected {kind}; run again with --debug to see where it came from.", 1, debug)

@@ -28,13 +28,14 @@ from energy_lens.analysis.interventions.run import intervene
 from energy_lens.cli.main import main
 from energy_lens.errors import ElwError
 from energy_lens.ingest.cluster import Cluster, Report, Task
+from energy_lens.ingest.contexts import Ids
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model.facts import model_facts
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training import rounds_ahead
 from energy_lens.ingest.training.activation_store import ActivationStore
-from energy_lens.ingest.training.documents import Ids, cut_contexts
+from energy_lens.ingest.training.documents import cut_contexts
 from energy_lens.ingest.training.harvesting import HarvestJob
 from energy_lens.ingest.training.saes import Progress, TrainingConfig, train_saes
 from tests import ray_cluster

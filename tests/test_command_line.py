@@ -165,7 +165,11 @@ def failing(error: BaseException) -> Callable[..., None]:
         (ElwError("It failed: do this."), 1, "elw: It failed: do this.\n"),
         (KeyboardInterrupt(), 130, "elw: interrupted.\n"),
         (typer.Abort(), 130, "elw: interrupted.\n"),
-        (OSError(28, "No space left on device"), 1, "elw: the output cannot be used (No space left on device).\n"),
+        (
+            OSError(28, "No space left on device", "x"),
+            1,
+            "elw: x cannot be used (No space left on device): make room and run the command again.\n",
+        ),
         (PermissionError(13, "Permission denied", "x"), 1, "elw: x cannot be used (Permission denied).\n"),
         (ValueError("two\nlines"), 1, "elw: Unexpected ValueError (two lines); run again with --debug"),
         (AssertionError(), 1, "elw: Unexpected AssertionError; run again with --debug"),
@@ -287,7 +291,8 @@ def test_full_disk_behind_stdout_is_a_sentence(db: Path, query: str) -> None:
         process = start("sql", query, "--db", db, "--format", "csv", stdout=full)
         _, err = process.communicate()
     assert process.returncode == 1
-    assert err.splitlines()[-1] == "elw: the output cannot be used (No space left on device)."
+    said = "the output cannot be used (No space left on device): make room and run the command again."
+    assert err.splitlines()[-1] == f"elw: {said}"
 
 
 def test_any_character_goes_through_a_pipe(db: Path) -> None:
