@@ -240,7 +240,7 @@ def _make_current(path: Path, run_id: int) -> None:
     from energy_lens.warehouse.query import use_run
 
     with Warehouse(path) as warehouse:
-        current = warehouse.run("current_run/facts").fetchone()
+        current = warehouse.run("current_run/facts", run=None).fetchone()
     if current is None or current[0] != run_id:
         with Warehouse(path, writable=True) as warehouse:
             use_run(warehouse, run_id)

@@ -70,12 +70,13 @@ class StoredSae:
 class CurrentRun:
     """The current run of a warehouse; its model and SAEs are loaded when they are asked for."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Raises UsageError when the warehouse holds no run."""
+    def __init__(self, path: Path | None, run_id: int | None = None) -> None:
+        """run_id: another run than the current one, to be made that. Raises UsageError when there is no such run."""
         self.path = path
         with Warehouse(path) as warehouse:
-            announce_state(warehouse)
-            row = warehouse.run("current_run/facts").fetchone()
+            if run_id is None:
+                announce_state(warehouse)
+            row = warehouse.run("current_run/facts", run=run_id).fetchone()
             if row is None:
                 raise UsageError(f"There is no run in {warehouse.path}: make one with elw ingest.")
             self.facts = RunFacts(*row)

@@ -123,6 +123,27 @@ def ingest(
     ray: Ray = None,
     workers: Workers = None,
     threads_per_worker: ThreadsPerWorker = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="Plan and calibrate, and compute nothing: the same command without it goes on."
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="I/N", help="Compute the I-th of N equal parts of the plan alone; elw merge joins them."
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            "--stage",
+            metavar="DIR",
+            help="Write finished groups as Parquet below a folder or URL, as s3://bucket/path; elw merge takes them "
+            "in.",
+        ),
+    ] = None,
     exclude: Excludes = None,
     text_column: TextColumn = None,
     category_column: CategoryColumn = None,
@@ -137,6 +158,7 @@ def ingest(
     from energy_lens.ingest.pipes import held
     from energy_lens.ingest.rows import Columns
     from energy_lens.warehouse.database import warehouse_path
+    from energy_lens.warehouse.shards import Shard
 
     options = pipeline.IngestOptions(
         db=warehouse_path(db),
@@ -158,6 +180,9 @@ def ingest(
         exclude=tuple(exclude or ()),
         columns=Columns(text_column, category_column, id_column),
         cluster=cluster_of(ray, workers, threads_per_worker),
+        plan_only=plan_only,
+        shard=None if shard is None else Shard.parse(shard),
+        stage=stage,
     )
     notes: list[str] = []
     corpus = held(paths)  # for the SAEs and the run both

@@ -26,6 +26,7 @@ from energy_lens.errors import ElwError
 # isort: off
 from energy_lens.cli import (
     ingest,
+    merge,
     queries,
     check,
     doctor,
@@ -45,7 +46,7 @@ from energy_lens.cli import (
 
 #: The files of commands, by which the tests and the reference know that none was forgotten.
 COMMANDS = (
-    ingest, queries, check, doctor, compaction, report, export, features, interventions, attractors, efas, saes,
+    ingest, merge, queries, check, doctor, compaction, report, export, features, interventions, attractors, efas, saes,
     lenses, models,
 )  # fmt: skip
 

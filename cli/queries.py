@@ -208,7 +208,7 @@ def runs(
 ) -> None:
     """List the runs of the warehouse, choose the current one, or delete one."""
     from energy_lens.warehouse.database import Warehouse, warehouse_path
-    from energy_lens.warehouse.query import announce_state, count_runs, list_runs, use_run
+    from energy_lens.warehouse.query import announce_state, count_runs, list_runs, say_unmerged, use_run
     from energy_lens.warehouse.run_rows import delete_run
 
     if use is not None and delete is not None:
@@ -222,6 +222,7 @@ def runs(
     with Warehouse(db) as warehouse:  # also when one is chosen: no warehouse is made for it
         if use is None:
             announce_state(warehouse)
+            say_unmerged(warehouse)
             print_rows(list_runs(warehouse), form)
             if not count_runs(warehouse):
                 say(f"There is no run in {warehouse.path} yet: elw ingest makes one.")

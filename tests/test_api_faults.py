@@ -177,7 +177,7 @@ def test_results_are_of_the_texts_given_and_earlier_ones_stay(
     assert report == tmp_path / "reports" / "second.md"
     assert {path.name for path in report.parent.iterdir()} <= {"second.md", "figures"}
     with Warehouse(db) as warehouse:
-        assert warehouse.run("current_run/facts").fetchone()[0] == 2
+        assert warehouse.run("current_run/facts", run=None).fetchone()[0] == 2
     for wrong in ({}, 7, {"warehouse": str(db)}):
         with pytest.raises(UsageError, match="results are not those of"):
             analyzer.generate_research_report(wrong, tmp_path / "report.md")  # type: ignore[arg-type]

@@ -254,12 +254,31 @@ def announce_state(warehouse: Warehouse) -> None:
     n_runs, current = warehouse.run("runs/states").fetchall()[0]
     if n_runs and current is None:
         say("No run is current, so that efas and the other views are empty: choose one with elw runs --use ID.")
-    if lag := warehouse.run("queries/lag").fetchone():
+    if elsewhere := next((run for run in warehouse.run("queries/unmerged").dicts() if run["is_current"]), None):
+        say(_where_groups_are(warehouse, elsewhere))
+    elif lag := warehouse.run("queries/lag").fetchone():
         run_id, committed, covered = lag
         say(
             f"The statistics of run {run_id} cover {covered:,} of its {committed:,} tokens: its ingest is under way "
             "or was cut short, and the same elw ingest completes them."
         )
+
+
+def say_unmerged(warehouse: Warehouse) -> None:
+    """Say which runs other than the current one, of which `announce_state` does, have groups elsewhere."""
+    if not warehouse.behind:
+        for run in warehouse.run("queries/unmerged").dicts():
+            if not run["is_current"]:
+                say(_where_groups_are(warehouse, run))
+
+
+def _where_groups_are(warehouse: Warehouse, run: Mapping[str, Any]) -> str:
+    """A sentence on a row of queries/unmerged."""
+    run_id, n_staged = run["run_id"], run["n_staged"]
+    if n_staged:
+        are = "1 group" if n_staged == 1 else f"{n_staged:,} groups"
+        return f"{are} of run {run_id} are staged and not here yet: elw merge --db {warehouse.path} takes them in."
+    return f"Run {run_id} is here as shard {run['shard']} of its plan: elw merge joins it with the other shards."
 
 
 def say_left_rows(warehouse: Warehouse) -> None:

@@ -95,6 +95,7 @@ class StoredRun:
     n_contexts: int
     groups: Sequence[Group]  #: in order
     committed: frozenset[int]  #: group ids
+    staged: frozenset[int]  #: ids of groups that are finished and lie in a stage
     norm_medians: Mapping[int, float]  #: by layer
     calibrated: bool
     stats_groups: int
@@ -108,6 +109,16 @@ class StoredRun:
     def committed_tokens(self) -> int:
         return sum(group.n_tokens for group in self.groups if group.group_id in self.committed)
 
+    @property
+    def done_tokens(self) -> int:
+        """Tokens of the groups that need not be computed any more."""
+        return sum(group.n_tokens for group in self.groups if group.group_id in self.done)
+
+    @cached_property
+    def done(self) -> frozenset[int]:
+        """Ids of groups that need not be computed any more."""
+        return self.committed | self.staged
+
 
 def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
     """The run of that identity, with its plan; None when there is none."""
@@ -116,12 +127,12 @@ def find_run(warehouse: Warehouse, identity: str) -> StoredRun | None:
         return None
     run_id, dtype, segment_contexts, stats_groups, calibrated, created_at = row
     documents = [StoredDocument(*row) for row in warehouse.run("ingest/documents", run=run_id).fetchall()]
-    groups, committed, n_contexts = _read_groups(warehouse, run_id)
+    groups, committed, staged, n_contexts = _read_groups(warehouse, run_id)
     medians = warehouse.run("ingest/norm_medians", run=run_id).fetchall()
     by_hash = {document.sha256: document for document in documents}
     return StoredRun(
-        run_id, identity, created_at, dtype, segment_contexts, by_hash, n_contexts, groups, committed, dict(medians),
-        calibrated, stats_groups,
+        run_id, identity, created_at, dtype, segment_contexts, by_hash, n_contexts, groups, committed, staged,
+        dict(medians), calibrated, stats_groups,
     )  # fmt: skip
 
 
@@ -155,7 +166,7 @@ def latest_generation(warehouse: Warehouse, settings: RunSettings) -> int:
     return max(generations)
 
 
-def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozenset[int], int]:
+def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozenset[int], frozenset[int], int]:
     head = warehouse.run("ingest/groups", run=run_id).fetchall()
     cells: dict[int, dict[int, list[Context]]] = {group_id: {} for group_id, *_ in head}
     n_contexts = 0
@@ -166,9 +177,11 @@ def _read_groups(warehouse: Warehouse, run_id: int) -> tuple[list[Group], frozen
             cells[group_id].setdefault(row, []).append(Context(*context))
     groups = [
         Group(group_id, category, half, tuple(tuple(row) for _, row in sorted(cells[group_id].items())))
-        for group_id, category, half, _ in head
+        for group_id, category, half, *_ in head
     ]
-    return groups, frozenset(group_id for group_id, _, _, committed in head if committed), n_contexts
+    committed = frozenset(group_id for group_id, _, _, is_committed, _ in head if is_committed)
+    staged = frozenset(group_id for group_id, *_, is_staged in head if is_staged)
+    return groups, committed, staged, n_contexts
 
 
 def add_gradient_columns(warehouse: Warehouse, energies: Iterable[str]) -> None:

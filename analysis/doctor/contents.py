@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from energy_lens.analysis.doctor.finding import Finding, note, ok, problem, size
 from energy_lens.errors import ElwError
 from energy_lens.warehouse.checks import check_names, run_check
 from energy_lens.warehouse.database import LockedError, Warehouse, compaction_folder
+from energy_lens.warehouse.staging.places import MANIFEST, is_url
+from energy_lens.warehouse.staging.registered import staged_locations
 
 #: Checks that read no table of tokens or activations, so that they take no longer in a large file.
 QUICK_CHECKS = (
-    "current_run", "energies_of_runs", "keys_of_attractors", "keys_of_run_ids", "keys_of_runs", "p_and_q",
-    "sums_over_categories", "sums_over_halves",
+    "current_run", "energies_of_runs", "keys_of_attractors", "keys_of_run_ids", "keys_of_runs",
+    "keys_of_staged_groups", "p_and_q", "staged_groups", "sums_over_categories", "sums_over_halves",
 )  # fmt: skip
 
 #: Seconds that somebody who holds the file is waited for.
@@ -63,16 +66,38 @@ def _runs(opened: Warehouse) -> Iterator[Finding]:
     else:
         tokens = sum(run["tokens"] for run in runs)
         yield ok("runs", f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {tokens:,} tokens")
+    elsewhere = {run["run_id"]: run for run in opened.run("queries/unmerged").dicts()}
     for run in runs:
+        run_id = run["run_id"]
         if (done := run["stats_tokens"]) < run["planned_tokens"]:
-            said = f"run {run['run_id']} has statistics of {done:,} of {run['planned_tokens']:,} planned tokens"
-            yield note(
-                "unfinished run",
-                said,
-                f"the same elw ingest completes it, elw runs --delete {run['run_id']} removes it",
-            )
+            said = f"run {run_id} has statistics of {done:,} of {run['planned_tokens']:,} planned tokens"
+            completes = "the same elw ingest completes it"
+            if other := elsewhere.get(run_id):
+                said += _where(other)
+                completes = "elw merge completes it"
+            yield note("unfinished run", said, f"{completes}, elw runs --delete {run_id} removes it")
+        if run_id in elsewhere:
+            yield from _staged(opened, run_id)
     for (run_id,) in opened.run("runs/orphans").fetchall():
         yield problem("left rows", f"there are rows of run {run_id}, which is gone", f"elw runs --delete {run_id}")
+
+
+def _where(run: Mapping[str, Any]) -> str:
+    """What is said of a run whose groups are elsewhere, too."""
+    if run["n_staged"]:
+        return f": {run['n_staged']:,} of its groups are staged"
+    return f": this file is for shard {run['shard']} of its plan"
+
+
+def _staged(opened: Warehouse, run_id: int) -> Iterator[Finding]:
+    """Whether the staged groups of a run are where it knows them to be; object stores are not asked."""
+    locations = {group: place for group, place in staged_locations(opened, run_id).items() if not is_url(place)}
+    gone = [place for place in locations.values() if not os.path.exists(os.path.join(place, MANIFEST))]
+    if gone:
+        said = f"{len(gone):,} of {len(locations):,} groups of run {run_id} are gone, such as {gone[0]}"
+        yield problem("staged groups", said, "bring them back, or let the same elw ingest compute them again")
+    elif locations:
+        yield ok("staged groups", f"all {len(locations):,} of run {run_id} are there")
 
 
 def _kept_promises(opened: Warehouse, checks: str) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Finished groups in, committed transactions out, in a thread of its own: DuckDB stores one while the next is made.
 
-While a reader holds the file, a finished group waits in memory, and no more than one is made beside it.
+While a reader holds the file, a finished group waits in memory, and no more than one is made beside it. Where groups
+are staged, their rows are written there first, and what is committed is that they are.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from types import TracebackType
 from energy_lens.console import say
 from energy_lens.errors import WarehouseError
 from energy_lens.ingest.pipeline.groups import GroupTables
+from energy_lens.ingest.pipeline.stage import Stage
 from energy_lens.warehouse.database import LockedError, Warehouse
 from energy_lens.warehouse.physical_order import SORTED_BY
 from energy_lens.warehouse.runs import StoredRun, open_again
+from energy_lens.warehouse.staging.groups import StagedGroup
+from energy_lens.warehouse.staging.registered import register_group
 
 #: Groups that are held in memory at once: one that is made, and one that is stored or waits for the file.
 MAX_PENDING_GROUPS = 2
@@ -54,9 +58,10 @@ class Writer:
     announced, or on leaving.
     """
 
-    def __init__(self, db: Path, run: StoredRun) -> None:
-        self._db, self._run = db, run
-        self._groups: queue.SimpleQueue[GroupTables | None] = queue.SimpleQueue()
+    def __init__(self, db: Path, run: StoredRun, stage: Stage | None = None) -> None:
+        """stage: where the rows go in place of the warehouse."""
+        self._db, self._run, self._stage = db, run, stage
+        self._groups: queue.SimpleQueue[GroupTables | StagedGroup | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(MAX_PENDING_GROUPS)
         self._leaving = threading.Event()
         self._done = threading.Event()
@@ -88,9 +93,9 @@ class Writer:
                 raise self._errors.pop()
             has_room = self._room.acquire(timeout=GLANCE)
 
-    def put(self, tables: GroupTables) -> None:
-        """Have a group committed that was announced before."""
-        self._groups.put(tables)
+    def put(self, made: GroupTables | StagedGroup) -> None:
+        """Have a group committed that was announced before, whose rows may be in the stage already."""
+        self._groups.put(made)
 
     def _wait_for_end(self) -> None:
         while not self._done.wait(GLANCE):  # a wait without end would miss a signal that comes just before it
@@ -98,8 +103,8 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            while (tables := self._groups.get()) is not None:
-                if not self._commit(tables):
+            while (made := self._groups.get()) is not None:
+                if not self._commit(made):
                     break
                 self._room.release()
         except BaseException as error:
@@ -107,13 +112,18 @@ class Writer:
         finally:
             self._done.set()
 
-    def _commit(self, tables: GroupTables) -> bool:
+    def _commit(self, made: GroupTables | StagedGroup) -> bool:
         """Commit a group, as soon as the file is free; False when it was not, and nobody waits for it any more."""
         told = False
+        if self._stage and isinstance(made, GroupTables):
+            made = self._stage.write(made)
         while True:
             try:
                 with open_again(self._db, self._run, ATTEMPT) as warehouse:
-                    store_group(warehouse, self._run.run_id, tables)
+                    if isinstance(made, StagedGroup):
+                        register_group(warehouse, self._run.run_id, made)
+                    else:
+                        store_group(warehouse, self._run.run_id, made)
                 return True
             except LockedError as error:
                 if not told:

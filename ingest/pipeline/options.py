@@ -19,6 +19,8 @@ from energy_lens.ingest.model import bos, compiling, precision
 from energy_lens.ingest.model.loading import DEFAULT_MODEL, DTYPES
 from energy_lens.ingest.model.window import DEFAULT_CONTEXT
 from energy_lens.ingest.rows import Columns
+from energy_lens.warehouse.shards import Shard
+from energy_lens.warehouse.staging.places import place_at
 
 #: Curvature probes, at most: each keeps a gradient of every token of a pass.
 MOST_PROBES = 1_000
@@ -48,6 +50,9 @@ class IngestOptions:
     exclude: tuple[str, ...] = ()  #: shell patterns of files to leave out
     columns: Columns = field(default_factory=Columns)  #: of tables: which holds what
     cluster: Cluster | None = None  #: whose workers compute groups; None: this process does
+    plan_only: bool = False  #: plan and calibrate, and compute no group
+    shard: Shard | None = None  #: compute the groups of this part of the plan alone
+    stage: str | None = None  #: folder or URL to write finished groups to, in place of the warehouse
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be carried out."""
@@ -72,3 +77,19 @@ class IngestOptions:
         require(
             self.dtype in precision.CHOICES, f"--dtype is {self.dtype!r}{near}; choose auto, {' or '.join(DTYPES)}."
         )
+        require(
+            not (self.plan_only and self.shard),
+            "--plan-only and --shard are two wishes: plan once, then run each shard on a copy of the warehouse.",
+        )
+        require(
+            not (self.shard and self.new_run and not self.shard.is_whole),
+            "--shard with --new-run would begin a run anew in every shard: begin it with --plan-only --new-run.",
+        )
+
+        if self.stage is not None:
+            place_at(self.stage)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether statistics are of all that is asked for, and so are made when the groups are there."""
+        return not (self.plan_only or self.stage or (self.shard and not self.shard.is_whole))

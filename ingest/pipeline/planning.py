@@ -43,6 +43,7 @@ from energy_lens.warehouse.runs import (
     make_current,
     open_again,
 )
+from energy_lens.warehouse.shards import Shard, deal
 
 
 class Notes:
@@ -82,9 +83,11 @@ def bring_up_to_date(
     new = new_documents(run, documents)
     notes.add(changed_files(run, documents))
     # What is not going to be read now is not planned either: its text may be another by then.
-    if run.committed_tokens < (options.max_tokens or math.inf):
-        check_texts(run, groups_left(run, options.max_tokens), documents)
-        if new:
+    if run.done_tokens < (options.max_tokens or math.inf):
+        check_texts(run, groups_left(run, options.max_tokens, options.shard), documents)
+        if new and options.shard:
+            notes.add([unplanned_note(new)])
+        elif new:
             return write_plan(options, settings, run, new, instruments, source, notes)
     with open_again(options.db, run) as warehouse, warehouse.transaction():
         notes.add(show_run(warehouse, run.run_id, run.stats_groups > 0))
@@ -172,14 +175,41 @@ def _first_of(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
-def groups_left(run: StoredRun, max_tokens: int | None) -> list[Group]:
-    """Groups to process now: those not committed, up to the end of the one that reaches max_tokens."""
-    left, total = [], run.committed_tokens
+def groups_left(run: StoredRun, max_tokens: int | None, shard: Shard | None = None) -> list[Group]:
+    """Groups to process now: those not finished, up to the end of the one that reaches max_tokens.
+
+    shard: of this part of the plan alone. What counts for max_tokens is then the plan as a whole, so that it means the
+    same in every shard, however far each has come.
+    """
+    if shard:
+        return _left_in_shard(run, max_tokens, shard)
+    left, total = [], run.done_tokens
     for group in run.groups:
-        if group.group_id not in run.committed and total < (max_tokens or math.inf):
+        if group.group_id not in run.done and total < (max_tokens or math.inf):
             left.append(group)
             total += group.n_tokens
     return left
+
+
+def _left_in_shard(run: StoredRun, max_tokens: int | None, shard: Shard) -> list[Group]:
+    of_shards = deal(((group.category, group.half, group.n_tokens) for group in run.groups), shard.of)
+    left, total = [], 0
+    for group, of_shard in zip(run.groups, of_shards, strict=True):
+        if total >= (max_tokens or math.inf):
+            break
+        total += group.n_tokens
+        if of_shard == shard.index and group.group_id not in run.done:
+            left.append(group)
+    return left
+
+
+def unplanned_note(new: Sequence[Document]) -> str:
+    """A sentence on documents at hand that a shard leaves out, since its plan is the other shards' too."""
+    were = f"{len(new):,} documents are" if len(new) > 1 else "1 document is"
+    return (
+        f"{were} not in the plan and left out of this shard, such as {new[0].path}: --plan-only appends what is new, "
+        "before the warehouse is copied."
+    )
 
 
 def check_texts(run: StoredRun, groups: Sequence[Group], documents: Mapping[str, Document]) -> None:

@@ -23,6 +23,7 @@ from energy_lens.ingest.model.compiling import compile_blocks
 from energy_lens.ingest.pipeline.groups import GroupBuilder, GroupTables
 from energy_lens.ingest.pipeline.options import IngestOptions
 from energy_lens.ingest.pipeline.settling import choose_instruments, wanted_settings
+from energy_lens.ingest.pipeline.stage import Stage
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import choose_saes
 from energy_lens.ingest.sources import TextFile, source_at
@@ -30,6 +31,7 @@ from energy_lens.ingest.statistics.directions import Directions
 from energy_lens.ingest.statistics.histograms import HistogramPlan
 from energy_lens.warehouse.plan import Group
 from energy_lens.warehouse.runs import RunSettings, StoredDocument, StoredRun
+from energy_lens.warehouse.staging.groups import StagedGroup
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class GroupJob:
     histogram_plan: HistogramPlan
     directions: Mapping[int, Directions]  #: by layer
     compiled: bool  #: whether blocks are fused
+    stage: Stage | None = None  #: where rows are written, so that they need not come back
 
     @property
     def expected(self) -> dict[str, str]:
@@ -102,7 +105,7 @@ class GroupJob:
         known = here if self.settings.configuration_sha256 else replace(here, configuration_sha256="")
         return _facts(known)
 
-    def take_up(self) -> Callable[[GroupWork, Progress], PackedGroup | Lacking]:
+    def take_up(self) -> Callable[[GroupWork, Progress], PackedGroup | StagedGroup | Lacking]:
         """Load the model and the SAEs, for what computes a group with them."""
         options = self.options
         instruments = choose_instruments(options, self.settings, *self._chosen()).with_medians(self.norm_medians)
@@ -117,14 +120,15 @@ class GroupJob:
             self.settings.store_gradients,
         )  # fmt: skip
 
-        def compute(work: GroupWork, progress: Progress) -> PackedGroup | Lacking:
+        def compute(work: GroupWork, progress: Progress) -> PackedGroup | StagedGroup | Lacking:
             token_ids = work.token_ids
             if token_ids is None:
                 try:
                     token_ids = source.contexts_of(work.documents, contexts_in(work.group))
                 except UsageError as error:
                     return Lacking(str(error))
-            return PackedGroup.of(builder.build(work.group, token_ids, on_tokens=progress))
+            made = builder.build(work.group, token_ids, on_tokens=progress)
+            return self.stage.write(made) if self.stage else PackedGroup.of(made)
 
         return compute
 

@@ -89,6 +89,8 @@ WITH parts AS (
     UNION ALL
     SELECT 'saes', run_id FROM saes GROUP BY ALL
     UNION ALL
+    SELECT 'staged_groups', run_id FROM staged_groups GROUP BY ALL
+    UNION ALL
     SELECT 'token_layers', run_id FROM token_layers GROUP BY ALL
     UNION ALL
     SELECT 'tokens', run_id FROM tokens GROUP BY ALL

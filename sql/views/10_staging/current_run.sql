@@ -1,4 +1,5 @@
--- The run that the public views show.
+-- The run that the public views show. A migration that gives runs a column has to change a line here, so that an older
+-- file makes the view anew, with that column and its comment: the last was shard.
 -- columns as in: runs
 CREATE OR REPLACE VIEW current_run AS
 SELECT *

@@ -1,0 +1,3 @@
+SELECT count(*) > 0
+FROM calibration
+WHERE run_id = $run

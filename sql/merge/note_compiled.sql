@@ -1,0 +1,3 @@
+UPDATE runs
+SET is_compiled = true
+WHERE run_id = $run AND NOT is_compiled
