@@ -29,6 +29,10 @@ model_app = typer.Typer(
     help="Fetch language models, list those at hand, and check what works with one.",
     epilog=examples("elw model list"),
 )
+energy_model_app = typer.Typer(
+    help="Train small language models whose forward pass descends an energy.",
+    epilog=examples("elw energy-model train my-texts/ --output my-model/"),
+)
 app.add_typer(features_app, name="features")
 app.add_typer(intervene_app, name="intervene")
 app.add_typer(attractors_app, name="attractors")
@@ -36,6 +40,7 @@ app.add_typer(efas_app, name="efas")
 app.add_typer(sae_app, name="sae")
 app.add_typer(lens_app, name="lens")
 app.add_typer(model_app, name="model")
+app.add_typer(energy_model_app, name="energy-model")
 
 
 def _show_version(wanted: bool) -> None:

@@ -40,6 +40,7 @@ from energy_lens.cli import (
     saes,
     lenses,
     models,
+    energy_models,
 )
 
 # isort: on
@@ -47,7 +48,7 @@ from energy_lens.cli import (
 #: The files of commands, by which the tests and the reference know that none was forgotten.
 COMMANDS = (
     ingest, merge, queries, check, doctor, compaction, report, export, features, interventions, attractors, efas, saes,
-    lenses, models,
+    lenses, models, energy_models,
 )  # fmt: skip
 
 

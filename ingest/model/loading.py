@@ -78,6 +78,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     """The tokenizer of a model whose folder was located. Raises ElwError for one that transformers does not know."""
     from transformers import AutoTokenizer
 
+    _register_own()
     try:
         with _quiet_transformers():
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -92,6 +93,7 @@ def load_configuration(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    _register_own()
     try:
         with _quiet_transformers():
             return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -401,6 +403,7 @@ def _from_pretrained(
 ) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _register_own()
     try:
         with _quiet_transformers():
             module, loading = AutoModelForCausalLM.from_pretrained(
@@ -415,6 +418,13 @@ def _from_pretrained(
         ) from error
     _check_complete(name, loading)
     return resolving(name, module, tokenizer, sha256)
+
+
+def _register_own() -> None:
+    """Make transformers know the architectures of this package."""
+    from energy_lens.ingest.model.energy_transformer import register
+
+    register()
 
 
 @contextlib.contextmanager

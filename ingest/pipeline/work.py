@@ -96,11 +96,7 @@ class GroupJob:
 
     def facts(self) -> dict[str, str]:
         """The same of this machine. Raises UsageError and ElwError for a model or an SAE that is not there."""
-        energies = make_energies(
-            self.options.energies, lambda: choose_translators(self.options.model, self.options.lens)
-        )
-        saes = choose_saes(self.options.model, self.options.layers, self.options.saes)
-        here = wanted_settings(self.options, energies, saes)
+        here = wanted_settings(self.options, *self._chosen())
         # A run that an older version began does not know the configuration.
         known = here if self.settings.configuration_sha256 else replace(here, configuration_sha256="")
         return _facts(known)

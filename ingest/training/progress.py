@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from energy_lens.console import bar
 
 if TYPE_CHECKING:
+    from energy_lens.ingest.training import energy_models
     from energy_lens.ingest.training.saes import Progress
 
 
@@ -25,6 +26,25 @@ class TrainingBar:
         self._bar.update(progress.share - self._bar.n)
 
     def __enter__(self) -> TrainingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+class LossBar:
+    """A progress bar with a language model's loss on what it trains on, and on select documents."""
+
+    def __init__(self) -> None:
+        self._bar = bar("Train", 1.0, form="{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}")
+
+    def update(self, progress: energy_models.Progress) -> None:
+        losses = [("loss", progress.train_loss), ("select", progress.select_loss)]
+        shown = [f"{name} {loss:.3f}" for name, loss in losses if loss is not None]
+        self._bar.set_postfix_str(" · ".join([progress.note] * bool(progress.note) + shown), refresh=False)
+        self._bar.update(progress.share - self._bar.n)
+
+    def __enter__(self) -> LossBar:
         return self
 
     def __exit__(self, *_: object) -> None:
