@@ -72,18 +72,22 @@ def model_check(
 
 @model_app.command("list", epilog=examples("elw model list"))
 def model_list(form: ListingFormat = TextFormat.table) -> None:
-    """List the built-in models and the converted GGUF files in the cache."""
-    from energy_lens.ingest.model.loading import PACKAGED_MODELS, cache_folder
+    """List the built-in and shipped models, and the converted GGUF files in the cache."""
+    from energy_lens.ingest.model.loading import PACKAGED_MODELS, cache_folder, locate, shipped_models
     from energy_lens.warehouse.output import Rows
 
     cache = cache_folder() / "models"
     built_in = {f"{name}-{packaged.sha256[:12]}": name for name, packaged in PACKAGED_MODELS.items()}
     converted = {path.name: path.name for path in sorted(cache.glob("gguf-*"))}
     rows = []
-    for folder, name in (built_in | converted).items():
-        files = [path for path in (cache / folder).glob("*") if path.is_file()]
+    for copy, name in (built_in | converted).items():
+        files = [path for path in (cache / copy).glob("*") if path.is_file()]
         size = round(sum(path.stat().st_size for path in files) / 1e6, 1) if files else None
-        source = "built in" if folder in built_in else "GGUF file"
-        rows.append((name, source, bool(files), size, str(cache / folder) if files else None))
+        source = "built in" if copy in built_in else "GGUF file"
+        rows.append((name, source, bool(files), size, str(cache / copy) if files else None))
+    for name in shipped_models():
+        folder = locate(name)[0]
+        size = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 1)
+        rows.append((name, "shipped", True, size, str(folder)))
     columns = [("model", "varchar"), ("source", "varchar"), ("cached", "boolean"), ("megabytes", "double")]
     print_rows(Rows.of([*columns, ("folder", "varchar")], rows), form)

@@ -1,4 +1,4 @@
-"""`elw energy-model`: what is trained, resumed, held out, refused and written, on models of a few thousand parameters."""
+"""`elw energy-model`: what is trained, resumed, held out, refused and written, on models of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 from energy_lens.cli.main import main
 from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
+from energy_lens.ingest.model import loading
 from energy_lens.ingest.model.loading import load_model
 from energy_lens.ingest.training import energy_models
 from energy_lens.ingest.training.documents import split_documents
@@ -118,7 +119,7 @@ def test_a_killed_command_goes_on(small_corpus: Path, tmp_path: Path) -> None:
 def test_a_trained_folder_is_a_model_with_a_card(
     small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Loaded by name as any other, its figures those that were printed, the plain one's beside; then trained further."""
+    """Loaded as any other, its figures those that were printed, the plain one's beside; then trained further."""
     energy, plain, further = (str(tmp_path / name) for name in ("energy", "plain", "further"))
     assert main(["energy-model", "train", str(small_corpus), *WORDS, "-o", energy, "--half", "--format", "csv"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -177,7 +178,7 @@ def test_the_loss_is_cross_entropy() -> None:
 def test_losses_per_byte_are_of_every_byte_of_held_out_text(
     texts: Sequence[Document], tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Of all test documents: their bytes, and the nats that one pass over each whole document gives, context by context."""
+    """Of all test documents: their bytes, and the nats of transformers' own logits, context by context."""
     test = split_documents(texts)["test"]
     stream = write_stream(test, tokenizer, tmp_path / "test.ids", "test")
     module = untrained(SMALL, len(tokenizer), tokenizer.eos_token_id).eval()
@@ -206,7 +207,7 @@ def test_a_tokenizer_knows_every_byte(tokenizer: Any) -> None:
 
 
 def test_a_pass_reads_every_window_once() -> None:
-    """Windows of one pass do not overlap; the next pass cuts elsewhere; a step's batch depends on seed and step alone."""
+    """Windows of a pass do not overlap; the next one cuts elsewhere; a batch follows from seed and step alone."""
     stream = Stream(np.arange(1_003, dtype=np.uint16), np.array([0]))
     n = stream.n_windows(10)
     assert n == 99
@@ -247,6 +248,28 @@ def test_too_little_text_and_other_settings_are_refused(
     (place / energy_models.CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(UsageError, match="is damaged"):
         energy_models.train_energy_model(texts, SMALL, place)
+
+
+def test_a_model_that_comes_with_the_package_is_known_by_its_name(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loaded without network or cache, listed, suggested; a folder of that name where one works does not hide it."""
+    place = tmp_path / "shipped" / "small-one" / "model"
+    module = untrained(SMALL, len(tokenizer), tokenizer.eos_token_id)
+    module.half().save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    monkeypatch.setattr(loading, "FOLDER", tmp_path / "shipped")
+    (tmp_path / "small-one").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = load_model("small-one")
+    assert model.name == loading.resolved("small-one") == "small-one"
+    assert loading.is_folder("small-one")
+    assert model.dtype == torch.float32
+    assert loading.locate("small-one") == (place, loading.locate(str(place))[1])
+    assert main(["model", "list", "--format", "csv"]) == 0
+    assert any(line.startswith("small-one,shipped,true,") for line in capsys.readouterr().out.splitlines())
+    with pytest.raises(UsageError, match="did you mean small-one"):
+        load_model("smal-one!")
 
 
 def folder(path: Path) -> Path:

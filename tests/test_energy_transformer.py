@@ -76,7 +76,7 @@ def test_a_step_is_the_gradient_of_the_energy(exact: EnergyTransformerForCausalL
 
 
 def test_the_energy_is_the_formula(exact: EnergyTransformerForCausalLM, tokens: Tensor) -> None:
-    """Written out by token and head: 1 and the keys before, no key of its own, no other rotation than the difference."""
+    """Written out by token and head: 1 and the keys before, no key of its own, turned by the difference of places."""
     landscape = exact.model.landscape
     (x, rotation), step = inputs(exact.model, tokens)[1], exact.model.steps[1]
     energies = step.energy(x, landscape, rotation)
@@ -210,7 +210,7 @@ def test_attention_patterns_and_states_are_given_out(exact: EnergyTransformerFor
 
 
 def test_it_saves_loads_and_generates(tmp_path: Path) -> None:
-    """Through transformers' Auto classes, without code from the folder; greedily the same with use_cache and without."""
+    """Through transformers' Auto classes, without code from the folder; the same with use_cache and without."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from energy_lens.ingest.model.energy_transformer import register

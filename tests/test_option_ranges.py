@@ -46,6 +46,13 @@ HOSTILE = {
         "--seed": SEEDS, "--context": ("-1", "3", "32768", HUGE), "--tokens": ("0", "-1", HUGE),
         "--layers": ("-1", "99", HUGE),
     },
+    "energy-model train": {
+        "--seed": SEEDS, "--batch-size": ("0", "-1", "100000000", HUGE), "--context": ("-1", "3", "32768", HUGE),
+        "--tokens": ("0", "-1", HUGE), "--width": ("0", "-1", "20", "100000000", HUGE), "--steps": ("0", "-1", HUGE),
+        "--heads": ("0", "-1", "3", HUGE), "--memories": ("0", "-1", HUGE), "--vocabulary": ("0", "256", "65537", HUGE),
+        "--learning-rate": ("0", "-1", "nan", "inf", "-inf", "1e30", "1.5"),
+        "--weight-decay": ("-0.1", "nan", "inf", "2"),
+    },
     "attractors": {
         "--seed": SEEDS, "--tokens": ("0", "-1", "15", HUGE), "--layer": ("-1", "99", HUGE),
         "--perplexity": ("0", "1", "-1", "nan", "inf", "-inf", "1e9", "1e39", "1e308"),
@@ -97,6 +104,7 @@ def test_numbers_that_cannot_be_are_one_sentence_before_any_work(
         "ingest": (corpus, *on_model, *saes, "--db", str(tmp_path / "new.duckdb")),
         "sae train": (corpus, *on_model, "--layers", "1", "--output", output),
         "sae evaluate": (corpus, *on_model, *saes),
+        "energy-model train": (corpus, "--output", output),
         "lens train": (corpus, *on_model, "--layers", "1", "--output", output),
         "attractors": stored,
         "attractors dose": ("1:1", *stored),

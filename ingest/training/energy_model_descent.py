@@ -1,4 +1,4 @@
-"""A trained energy transformer and ids in, what its steps do to the energy out: how far down each leads, and how surely.
+"""A trained energy transformer and ids in, what its steps do to the energy out: how far each leads down, how surely.
 
 E_t is taken with the keys that the step has, held fixed: what a token's own move does to its own landscape.
 """

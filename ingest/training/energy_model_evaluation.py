@@ -1,6 +1,6 @@
 """A language model and documents that it never saw in, its loss out: in nats per token and per byte, by category.
 
-Each document is read in contexts from its beginning on, behind END_OF_TEXT, so that every token of it is predicted once.
+Each document is read in contexts from its beginning on, behind END_OF_TEXT, so that its every token is predicted once.
 What a loss per token means depends on the tokenizer, and what one per byte means does not: the nats of a document over
 the bytes of its text.
 """

@@ -1,4 +1,4 @@
-"""What a training of a small language model depends on in, an untrained model out: an energy transformer, or a plain one.
+"""What a training of a small language model depends on in, an untrained model out: energy transformer, or plain.
 
 The plain one is what transformers calls Llama: pre-norm blocks, RoPE, a gated feed-forward network, tied embeddings. It
 has a block for each step of the energy transformer and as many parameters in all, which its width and the width of its
@@ -13,11 +13,19 @@ from typing import Any
 
 import torch
 
-from energy_lens.errors import LARGEST_COUNT, LONGEST_CONTEXT, UsageError, require, require_at_most, require_seed
+from energy_lens.errors import (
+    LARGEST_COUNT,
+    LONGEST_CONTEXT,
+    UsageError,
+    require,
+    require_at_most,
+    require_batch,
+    require_seed,
+)
 from energy_lens.ingest.training.energy_model_text import LEAST_VOCABULARY, MOST_VOCABULARY
 
 #: Sizes beyond which nothing is trained on the machines that this is for.
-MOST_WIDTH, MOST_STEPS, MOST_MEMORIES, MOST_CONTEXTS = 8_192, 256, 2**20, 4_096
+MOST_WIDTH, MOST_STEPS, MOST_MEMORIES, MOST_PARAMETERS = 8_192, 256, 2**20, 10**9
 
 #: Steps of Adam are as long as its learning rate; weights here are of the order of 0.1.
 HIGHEST_LEARNING_RATE = 1.0
@@ -52,7 +60,6 @@ class EnergyModelOptions:
             ("--steps", self.steps, MOST_STEPS),
             ("--heads", self.heads, self.width),
             ("--memories", self.memories, MOST_MEMORIES),
-            ("--batch-size", self.batch_size, MOST_CONTEXTS),
         ):
             require(number >= 1, f"{option} is {number}; it must be positive.")
             require_at_most(option, number, most)
@@ -68,6 +75,12 @@ class EnergyModelOptions:
         require_at_most("--vocabulary", self.vocabulary, MOST_VOCABULARY)
         require(self.context_length >= 4, f"--context is {self.context_length}; at least 4 tokens are needed.")
         require_at_most("--context", self.context_length, LONGEST_CONTEXT)
+        require_batch(self.batch_size, self.context_length)
+        n = self.width * (self.vocabulary + 3 * self.width + self.memories)
+        require(
+            n <= MOST_PARAMETERS,
+            f"--width, --vocabulary and --memories make {n:,} parameters; at most {MOST_PARAMETERS:,} are possible.",
+        )
         require(
             self.tokens >= 2 * self.step_tokens,
             f"--tokens is {self.tokens:,}, and two steps take {2 * self.step_tokens:,}: train on more.",
