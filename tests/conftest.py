@@ -184,15 +184,23 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "corpus", make)
 
 
-@pytest.fixture
-def corpus(small_corpus: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def few_texts(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two categories of four documents of 300 bytes: one group each."""
-    folder = tmp_path / "texts"
-    for category in ("code", "natural"):
-        (folder / category).mkdir(parents=True)
-        for path in sorted((small_corpus / category).iterdir())[:4]:
-            (folder / category / path.name).write_bytes(path.read_bytes()[:300])
-    return folder
+
+    def make(folder: Path) -> None:
+        for category in ("code", "natural"):
+            (folder / category).mkdir()
+            for path in sorted((small_corpus / category).iterdir())[:4]:
+                (folder / category / path.name).write_bytes(path.read_bytes()[:300])
+
+    return made_once(tmp_path_factory, "texts", make)
+
+
+@pytest.fixture
+def corpus(few_texts: Path, tmp_path: Path) -> Path:
+    """A copy of the few texts, to be changed."""
+    return Path(shutil.copytree(few_texts, tmp_path / "texts"))
 
 
 @pytest.fixture(scope="session")

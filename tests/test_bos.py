@@ -225,13 +225,13 @@ def test_training_and_evaluation_follow(with_bos: tuple[Path, Path], small_corpu
 
 
 def test_a_model_without_the_bos_it_knows_gets_a_note(
-    with_bos: tuple[Path, Path], tiny: Callable[..., Tiny], small_corpus: Path, tmp_path: Path
+    with_bos: tuple[Path, Path], tiny: Callable[..., Tiny], few_texts: Path, tmp_path: Path
 ) -> None:
     _, model = with_bos
     options = IngestOptions(
         db=tmp_path / "no.duckdb", model=str(model), saes=(tiny().saes,), context_length=32, dtype="float32", bos="no",
         max_tokens=500,
     )  # fmt: skip
-    assert any("was trained with a BOS token" in note for note in ingest([small_corpus], options).notes)
-    assert ingest([small_corpus], replace(options, bos="yes")).run_id == 2
+    assert any("was trained with a BOS token" in note for note in ingest([few_texts], options).notes)
+    assert ingest([few_texts], replace(options, bos="yes")).run_id == 2
     assert answer(tmp_path / "no.duckdb", "SELECT has_bos FROM runs ORDER BY run_id") == [(False,), (True,)]

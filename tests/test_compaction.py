@@ -62,16 +62,6 @@ DROP TABLE a_view_of_notes_to_come_first;
 
 
 @pytest.fixture(scope="module")
-def texts(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two categories of four documents of 300 bytes: a group each."""
-    folder = tmp_path_factory.mktemp("texts")
-    for path in (path for category in small_corpus.iterdir() for path in sorted(category.iterdir())[:4]):
-        (folder / path.parent.name).mkdir(exist_ok=True)
-        (folder / path.parent.name / path.name).write_bytes(path.read_bytes()[:300])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def settings(tiny: Callable[..., Any]) -> dict[str, Any]:
     """Of a run that has rows in every table of an ingest."""
     return {
@@ -81,10 +71,10 @@ def settings(tiny: Callable[..., Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(settings: dict[str, Any], texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(settings: dict[str, Any], few_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went through, whose groups lie one behind the other; only copy it."""
     db = tmp_path_factory.mktemp("whole") / "elw.duckdb"
-    ingest([texts], IngestOptions(db=db, **settings))
+    ingest([few_texts], IngestOptions(db=db, **settings))
     return db
 
 
@@ -202,13 +192,13 @@ def test_keys_of_the_physical_order_are_keys(tiny_warehouse: Path) -> None:
 
 
 def test_an_ingest_goes_on_in_a_compacted_file(
-    settings: dict[str, Any], texts: Path, whole: Path, tmp_path: Path
+    settings: dict[str, Any], few_texts: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Half a run, compacted, and the rest: the tables of a run that went through; then it is compacted again."""
     db = tmp_path / "elw.duckdb"
-    assert ingest([texts], IngestOptions(db=db, **settings, max_tokens=1)).new_groups == 1
+    assert ingest([few_texts], IngestOptions(db=db, **settings, max_tokens=1)).new_groups == 1
     compact(db)
-    assert ingest([texts], IngestOptions(db=db, **settings)).new_groups > 0
+    assert ingest([few_texts], IngestOptions(db=db, **settings)).new_groups > 0
     assert not is_sorted(db, "activations")
     assert compact(db).rewritten
     assert main(["check", "--db", str(db)]) == 0

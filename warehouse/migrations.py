@@ -149,6 +149,7 @@ def _copy_comments(connection: duckdb.DuckDBPyConnection, definitions: Mapping[s
     comments: dict[str, dict[str, str | None]] = {}
     for relation, column, comment in connection.execute(query).fetchall():
         comments.setdefault(relation, {})[column] = comment
+    statements = []
     for view, text in definitions.items():
         if match := _COLUMNS_AS_IN.search(text):
             sources = [comments[source] for source in match[1].split(", ")]
@@ -156,8 +157,9 @@ def _copy_comments(connection: duckdb.DuckDBPyConnection, definitions: Mapping[s
                 found = next((source[column] for source in sources if source.get(column)), None)
                 if not comment and found:
                     quoted = found.replace("'", "''")
-                    connection.execute(f"COMMENT ON COLUMN {view}.\"{column}\" IS '{quoted}'")
+                    statements.append(f"COMMENT ON COLUMN {view}.\"{column}\" IS '{quoted}'")
                     comments[view][column] = found
+    connection.execute(";\n".join(statements))
 
 
 @contextlib.contextmanager
