@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from energy_lens.console import bar
 from energy_lens.errors import UsageError
+from energy_lens.ingest.contexts import SHOWN_FROM
 from energy_lens.ingest.corpus import Document, texts
 from energy_lens.ingest.model.tokenizing import Tokenization
 from energy_lens.warehouse.files import whole
@@ -106,7 +107,8 @@ def write_stream(documents: Sequence[Document], tokenizer: Any, file: Path, what
     if not (file.exists() and index.exists()):
         order, counts = [], []
         with whole(file, index) as (ids_file, starts_file):
-            with ids_file.open("wb") as sink, bar(what, sum(document.n_bytes for document in documents), "B") as shown:
+            n_bytes = sum(document.n_bytes for document in documents)
+            with ids_file.open("wb") as sink, bar(what, n_bytes, "B", hidden=n_bytes < SHOWN_FROM) as shown:
 
                 def pieces() -> Iterator[Iterator[str]]:
                     for document, of_text in texts(documents):

@@ -264,22 +264,22 @@ def train_energy_model(
     Raises UsageError for too little text, or a folder of another training.
     """
     parts = split_documents(documents)
-    on_progress(Progress(0, note="learning the tokenizer"))
+    n_bytes = sum(document.n_bytes for document in parts["train"])
+    if n_bytes < options.step_tokens:  # a token is at least a byte: this needs no tokenizer
+        raise _too_little(f"{n_bytes:,} bytes", options)
+    on_progress(Progress(0, note="Learning a tokenizer"))
     began_from = None if begin is None else begin.sha256
     tokenizer = _tokenizer(parts, options.vocabulary, folder) if begin is None else begin.tokenizer
     streams = {
         name: write_stream(part, tokenizer, folder / f"{name}.ids", f"Tokenise {name}") for name, part in parts.items()
     }
     if streams["train"].n_windows(options.context_length) < options.batch_size:
-        raise UsageError(
-            f"The training documents hold {len(streams['train']):,} tokens, and a step reads {options.step_tokens:,}: "
-            "give more text, or a smaller --batch-size or --context."
-        )
+        raise _too_little(f"{len(streams['train']):,} tokens", options)
     module = begin.module if begin else untrained(options, len(tokenizer), tokenizer.eos_token_id)
     digest = _digest([asdict(options), began_from], parts)
     training = _Training(module, options, streams["train"], streams["select"], folder, digest, on_progress)
     training.run()
-    on_progress(Progress(1.0, note="measuring held-out losses"))
+    on_progress(Progress(1.0, note="Measuring held-out losses"))
     module.eval()
     figures = held_out(module, tokenizer, parts["test"], streams["test"], options.context_length)
     test = spread_contexts(streams["test"], options.context_length, TEST_CONTEXTS)
@@ -287,6 +287,13 @@ def train_energy_model(
         module, tokenizer, options, training.curve, figures, None if test is None else torch.from_numpy(test), parts,
         len(streams["train"]), training.seconds, began_from,
     )  # fmt: skip
+
+
+def _too_little(held: str, options: EnergyModelOptions) -> UsageError:
+    return UsageError(
+        f"The training documents hold {held}, and a step reads {options.step_tokens:,} tokens: give more text, or a "
+        "smaller --batch-size or --context."
+    )
 
 
 def begun_from(folder: Path, context_length: int) -> BegunFrom:

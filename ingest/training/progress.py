@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from energy_lens.console import bar
+from energy_lens.console import bar, say
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from energy_lens.ingest.training import energy_models
     from energy_lens.ingest.training.saes import Progress
 
@@ -33,19 +35,30 @@ class TrainingBar:
 
 
 class LossBar:
-    """A progress bar with a language model's loss on what it trains on, and on select documents."""
+    """Sentences on what goes before and after, and a bar with the losses on train and select documents."""
 
     def __init__(self) -> None:
-        self._bar = bar("Train", 1.0, form="{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}")
+        self._bar: tqdm[Any] | None = None  # not before it is the only one
 
     def update(self, progress: energy_models.Progress) -> None:
+        if progress.note:
+            self._close()
+            say(f"{progress.note} …")
+            return
+        if self._bar is None:
+            self._bar = bar("Train", 1.0, form="{desc} {percentage:.1f}% [{elapsed}<{remaining}]{postfix}")
         losses = [("loss", progress.train_loss), ("select", progress.select_loss)]
         shown = [f"{name} {loss:.3f}" for name, loss in losses if loss is not None]
-        self._bar.set_postfix_str(" · ".join([progress.note] * bool(progress.note) + shown), refresh=False)
+        self._bar.set_postfix_str(" · ".join(shown), refresh=False)
         self._bar.update(progress.share - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def __enter__(self) -> LossBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._close()
