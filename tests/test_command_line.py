@@ -33,7 +33,7 @@ INSERT INTO runs BY NAME SELECT
     4 AS n_layers, 32 AS d_model, 128 AS context_length, 4 AS segment_contexts, [1] AS layers, ['nll'] AS energies,
     'float32' AS dtype, 0 AS seed, false AS store_gradients, '{}' AS settings, '0' AS elw_version, 0 AS stats_groups,
     0 AS stats_tokens;
-INSERT INTO plan_groups VALUES (1, 0, 'code', 'A', 8, 1000, TIMESTAMP '2026-01-02');
+INSERT INTO plan_groups VALUES (1, 0, 'code', 'A', 8, 1000, TIMESTAMP '2026-01-02', NULL);
 """
 
 

@@ -31,7 +31,7 @@ INSERT INTO runs BY NAME SELECT
 """
 GROUPS = """
 INSERT INTO plan_groups VALUES
-    (1, 0, 'code', 'A', 8, 1000, TIMESTAMP '2026-01-02 03:04:05'), (1, 1, 'code', 'B', 8, 900, NULL)
+    (1, 0, 'code', 'A', 8, 1000, TIMESTAMP '2026-01-02 03:04:05', NULL), (1, 1, 'code', 'B', 8, 900, NULL, NULL)
 """
 
 
