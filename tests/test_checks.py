@@ -101,7 +101,12 @@ def test_statistics_that_lag_break_nothing(copied: Callable[..., Path]) -> None:
 # ------------------------------------------------------------------------------------------------ broken
 
 ONE_TOKEN = "token_id = (SELECT min(token_id) FROM activations)"
+STAGE = "INSERT INTO staged_groups SELECT 1, group_id, 'elsewhere', 9, 99, now() FROM"
 CHECKS = {
+    "staged_groups": [
+        f"{STAGE} plan_groups WHERE group_id = 0",  # which is committed
+        f"{STAGE} (VALUES (10_000)) AS t (group_id)",  # which is not planned
+    ],
     "current_run": ["UPDATE runs SET is_current = false", "INSERT INTO runs BY NAME SELECT * FROM runs"],
     "rows_of_runs": ["UPDATE saes SET run_id = 7 WHERE layer = 1", "UPDATE attractor_settings SET run_id = 7"],
     "orphans": [
