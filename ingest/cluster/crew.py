@@ -299,8 +299,10 @@ class Crew:
         say(f"{str(member).capitalize()} is lost ({reason}); its work is done again.")
         self._members.remove(member)
         self._dismiss(member)
-        for task in reversed(member.tasks.values()):
-            self._lost(task, reason)
+        tasks = [*member.tasks.values()]
+        self._waiting.extendleft(reversed(tasks[1:]))  # which were not begun, and have cost nobody anything
+        for under_way in tasks[:1]:
+            self._lost(under_way, reason)
         self._deaths[member.number] += 1
         if self._deaths[member.number] < LIVES:
             self._members.append(self._hired(member.number))
