@@ -92,15 +92,16 @@ Ingested = tuple[bool, dict[str, NDArray[np.float64]]]
 
 
 def ingested(model: Any, corpus: Path, db: Path, compiled: str) -> Ingested:
-    """A run with the attention energy, which reads inside the blocks."""
+    """A run with the attention energy, which reads inside the blocks, and probes, which go back through them again."""
     options = IngestOptions(
         db=db, model=str(model.folder), saes=(model.saes,), energies=("nll", "attention"), context_length=32,
-        batch_size=4, dtype="float32", compile=compiled, max_tokens=1_000,
+        batch_size=4, dtype="float32", compile=compiled, max_tokens=1_000, probes=2,
     )  # fmt: skip
     ingest([corpus], options)
     queries = {
         "energies": "SELECT value FROM energies ORDER BY energy, layer, token_id",
         "Σg": "SELECT sum_g FROM feature_statistics ORDER BY energy, layer, gradient, category, half, feature",
+        "Σa²h²": "SELECT sum_a2h2 FROM feature_statistics ORDER BY energy, layer, gradient, category, half, feature",
         "S": "SELECT sum_s FROM feature_statistics ORDER BY energy, layer, gradient, category, half, feature",
     }
     with Warehouse(db) as warehouse:

@@ -53,8 +53,10 @@ def compile_blocks(model: LanguageModel, shape: tuple[int, int], lowest_layer: i
         return "there is no C++ compiler (g++ or clang++)"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
     import torch._inductor.config as inductor
 
+    functorch.donated_buffer = False  # a graph is gone back through more than once: for each energy and each probe
     inductor.cpp.cxx = (None, compiler)
     # One for blocks with a graph and one for those without, of every kind of block that a model alternates.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * model.n_layers)
