@@ -39,7 +39,7 @@ from energy_lens.cli.options import (
     path_given,
 )
 from energy_lens.console import say
-from energy_lens.errors import UsageError
+from energy_lens.errors import ElwError, UsageError
 
 if TYPE_CHECKING:
     from energy_lens.ingest.sae.figures import Evaluation
@@ -147,10 +147,15 @@ def sae_train(
     with claimed_folder(output, "elw sae train"):  # now: what cannot be written shall not cost an hour first
         _check_none_exists(places)  # once more: another training may have come first
         scratch.mkdir(exist_ok=True)
-        language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
-        settle_bos(language_model, bos.value)
-        with TrainingBar() as bar:
-            saes = train_saes(language_model, documents, chosen, config, scratch, bar.update, cluster=cluster)
+        try:
+            language_model = load_as_begun(scratch, model, dtype.value, config.context_length, max(chosen))
+            settle_bos(language_model, bos.value)
+            with TrainingBar() as bar:
+                saes = train_saes(language_model, documents, chosen, config, scratch, bar.update, cluster=cluster)
+        except ElwError:
+            if not any(scratch.glob("round_*/round.json")):  # there is nothing in it that took long
+                shutil.rmtree(scratch)
+            raise
         for sae, place in zip(saes, places, strict=True):
             save_sae(sae, place, torch.float16 if half else torch.float32)
             print_line(place)

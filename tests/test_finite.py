@@ -56,6 +56,7 @@ def test_every_command_says_so_in_a_sentence_and_stores_nothing(
         assert "not finite" in said, (words, said)
         assert "Unexpected" not in said, (words, said)
     assert not [path for path in tmp_path.rglob("*.safetensors") if path.parent.name != "model"]
+    assert not output.exists(), "a training that had nothing to go on with"
     with Warehouse(db) as warehouse:
         assert warehouse.sql("SELECT count(*) FROM runs").value() == 0
         assert warehouse.sql("SELECT count(*) FROM plan_groups").value() == 0
