@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
 from types import TracebackType
 
 from torch import Tensor
@@ -97,11 +96,12 @@ class _RoundsAhead:
     def _work(self) -> None:
         try:
             harvested = self._in_order()
-            for index, first in harvested:
-                others = islice(harvested, len(self._store.batches(index)) - 1)
+            while True:
+                index, piece = next(harvested)
                 with self._store.filling(index) as write:
-                    for piece in chain([first], (other for _, other in others)):
-                        write(piece.residuals)
+                    write(piece.residuals)
+                    for _ in self._store.batches(index)[1:]:
+                        write(next(harvested)[1].residuals)
                 self._made.add(index)
         except _Leaving:
             pass
