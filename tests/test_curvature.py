@@ -78,7 +78,7 @@ def test_squares_of_probes_are_the_gauss_newton_curvature(tiny: Callable[..., An
         assert error < 0.1 * exact
 
 
-def test_a_contexts_probes_are_its_own(tiny: Callable[..., Any], small_corpus: Path, tmp_path: Path) -> None:
+def test_a_contexts_probes_are_its_own(tiny: Callable[..., Any], few_texts: Path, tmp_path: Path) -> None:
     """The same curvature whatever the batch size, for nll alone, and none without probes."""
     own = tiny("llama")
     columns = []
@@ -86,9 +86,9 @@ def test_a_contexts_probes_are_its_own(tiny: Callable[..., Any], small_corpus: P
         db = tmp_path / f"{batch_size}.duckdb"
         options = IngestOptions(
             db=db, model=str(own.folder), saes=(own.saes,), dtype="float32", context_length=32,
-            batch_size=batch_size, probes=probes, max_tokens=1,  # a group of 32 contexts
+            batch_size=batch_size, probes=probes,
         )  # fmt: skip
-        ingest([small_corpus], options)
+        ingest([few_texts], options)
         with Warehouse(db) as warehouse:
             query = """
                 SELECT energy, attribution, attribution_curvature FROM efas

@@ -462,7 +462,8 @@ def test_the_quick_start_of_the_draft_runs(
 
     with monkeypatch.context() as patch:
         patch.setattr(missing, "train_saes", lambda *_, **__: pytest.fail("trained again"))
-        EnergyLensAnalyzer(config).run_comprehensive_analysis({"other": "Quite another text, of some more words."})
+        of_one = replace(config, energy_layers=[8])
+        EnergyLensAnalyzer(of_one).run_comprehensive_analysis({"other": "Quite another text, of some more words."})
 
 
 def test_the_quick_start_trains_nothing_where_that_is_not_wanted(

@@ -182,11 +182,14 @@ class Outcome:
         return lines[0]
 
 
-RUN = """
-import contextlib, io, json, sys
+SERVER = """
+import contextlib, io, json, os, sys
+import energy_lens.ingest.model.loading, energy_lens.ingest.pipeline  # what takes long to import and knows no hub
 from energy_lens.cli.main import main
-outcomes = []
-for words in json.loads(sys.argv[1]):
+
+assert not {"huggingface_hub", "transformers"} & set(sys.modules)
+
+def outcome(words):
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
         if words[0] == "locate":
@@ -194,13 +197,48 @@ for words in json.loads(sys.argv[1]):
             code = print(locate(words[1])[1]) or 0
         else:
             code = main(words)
-    outcomes.append([code, out.getvalue(), said.getvalue()])
-print(json.dumps(outcomes))
+    return [code, out.getvalue(), said.getvalue()]
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        commands, environment = json.loads(line)
+        os.environ.update(environment)
+        sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+        print(json.dumps([outcome(words) for words in commands]), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("null", flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """server(commands, environment): each call in a process of its own, forked before a hub's library was imported.
+
+    That library reads its environment when it is imported.
+    """
+    errors = tmp_path_factory.mktemp("server") / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+
+    def call(commands: Any, environment: Mapping[str, str]) -> Any:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps([commands, environment]) + "\n")
+        process.stdin.flush()
+        found = json.loads(process.stdout.readline() or "null")
+        assert found is not None, errors.read_text()
+        return found
+
+    yield call
+    process.communicate()
+
+
 @pytest.fixture
-def elw(hub: Hub, tmp_path: Path) -> Callable[..., list[Outcome]]:
+def elw(hub: Hub, tmp_path: Path, server: Callable[..., Any]) -> Callable[..., list[Outcome]]:
     """elw(words, words, ...): commands in a process that knows this hub, with caches of the test's own."""
 
     def run(*commands: list[str], **environment: str) -> list[Outcome]:
@@ -208,12 +246,8 @@ def elw(hub: Hub, tmp_path: Path) -> Callable[..., list[Outcome]]:
             "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "",
             "ELW_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
-        outcome = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps([list(map(str, words)) for words in commands])],
-            env={**os.environ, **own, **environment}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert outcome.returncode == 0, outcome.stderr
-        return [Outcome(*values) for values in json.loads(outcome.stdout.splitlines()[-1])]
+        found = server([list(map(str, words)) for words in commands], own | environment)
+        return [Outcome(*values) for values in found]
 
     return run
 

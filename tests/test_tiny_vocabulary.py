@@ -39,7 +39,10 @@ def test_every_command_runs_with_default_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("energy_lens.ingest.model.precision.TIMED_SECONDS", 0.0)
-    corpus, model, saes, db = str(small_corpus), str(letters), str(tmp_path / "saes"), str(tmp_path / "x.duckdb")
+    for path in small_corpus.glob("*/*.txt"):  # a letter is a token
+        (tmp_path / "texts" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / path.parent.name / path.name).write_bytes(path.read_bytes()[:400])
+    corpus, model, saes, db = str(tmp_path / "texts"), str(letters), str(tmp_path / "saes"), str(tmp_path / "x.duckdb")
     few = ("--features", "64", "--batch-size", "256", "--tokens", "4096")
     commands: tuple[tuple[str, ...], ...] = (
         ("model", "check", model),
