@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,13 +219,15 @@ class EnergyLensAnalyzer:
 
         notes: list[str] = []
         if how is not None:
-            length = settle_context_length(options.model, options.context_length)
+            length = cache(lambda: settle_context_length(options.model, options.context_length))
             text = discover([_at_home(path) for path in self.config.train_on]) if self.config.train_on else None
             folders, notes = complete_saes(
                 options.model, options.layers, options.saes, lambda: discover([texts]), text, how, options.dtype,
                 options.bos, length,
             )  # fmt: skip
-            options = replace(options, saes=folders, context_length=length)
+            options = replace(options, saes=folders)
+            if notes:
+                options = replace(options, context_length=length())  # which was said
         wanted = self.config.sae_dict_size
         for layer, sae in choose_saes(options.model, options.layers, options.saes).items():
             require(

@@ -218,7 +218,7 @@ def _with_trained(
     text = discover(train_on, options.exclude, options.columns) if train_on else None
     folders, notes = complete_saes(
         options.model, options.layers, options.saes, lambda: discover(paths, options.exclude, options.columns), text,
-        how, options.dtype, options.bos, context_length, options.cluster,
+        how, options.dtype, options.bos, lambda: context_length, options.cluster,
     )  # fmt: skip
     if not notes:
         say("Every layer has an SAE at hand: none is trained.")

@@ -308,7 +308,10 @@ def quiet_run(
 def test_killed_at_ten_random_moments(
     driver: Driver, quiet_run: tuple[IngestOptions, Any, float], texts: Path, tmp_path: Path
 ) -> None:
-    """kill -9 whenever it may be, then the same command: the tables of a run that was left alone, nothing twice."""
+    """kill -9 whenever it may be, then the same command: the tables of a run that was left alone, nothing twice.
+
+    Soon enough that a file is killed some times before it is whole.
+    """
     options, expected, seconds = quiet_run
     moments = random.Random(0)
     kills = files = 0
@@ -318,7 +321,7 @@ def test_killed_at_ten_random_moments(
         finished = False
         while not finished:
             driver.start(texts, own)
-            finished = driver.ended_within(moments.uniform(0, seconds) if kills < 10 else 300)
+            finished = driver.ended_within(moments.uniform(0, 0.7 * seconds) if kills < 10 else 300)
             if not finished:
                 driver.stop(signal.SIGKILL)
                 kills += driver.end() == signal.SIGKILL

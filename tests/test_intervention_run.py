@@ -457,7 +457,7 @@ def test_on_smollm2_the_paths_integral_is_the_measured_ablation(real_warehouse: 
     db = tmp_path / "real.duckdb"
     shutil.copy(real_warehouse, db)
     options = InterventionOptions(
-        layers=(20,), features=("top:4", "random:4"), contexts=12, probes=0, directions=0, path_points=4
+        layers=(20,), features=("top:3", "random:3"), contexts=6, probes=0, directions=0, path_points=4
     )
     intervene(db, options)
     found = table(db, "SELECT own_path, delta_edited + delta_later AS delta, feature, context_id FROM interventions")

@@ -22,6 +22,7 @@ from energy_lens import EnergyLensAnalyzer, EnergyLensConfig, Warehouse
 from energy_lens.cli import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.corpus import Document, discover
+from energy_lens.ingest.model import window
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, default_layers
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
 from energy_lens.ingest.sae.choosing import choose_saes, registered_folder, shipped_folder
@@ -81,13 +82,13 @@ def hashes(documents: list[Document]) -> set[str]:
 def test_an_ingest_trains_what_it_lacks_once(
     place: str,
     tiny: Callable[[str], Tiny],
-    small_corpus: Path,
+    few_texts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One line says how good they are; the same command again loads no model and has nothing to do."""
-    path = str(small_corpus)
+    path = str(few_texts)
     words = ["--train-saes", path] if place == "before" else [path, "--train-saes"]
     words = [
         "ingest",
@@ -134,10 +135,10 @@ def test_without_the_option_the_sentence_names_it(
 
 
 def test_where_every_layer_has_one_nothing_is_trained(
-    tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Callable[[str], Tiny], few_texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny("llama")
-    words = ["ingest", str(small_corpus), "--db", str(tmp_path / "t.duckdb"), "--model", str(model.folder)]
+    words = ["ingest", str(few_texts), "--db", str(tmp_path / "t.duckdb"), "--model", str(model.folder)]
     words += ["--sae", str(model.saes), "--train-saes", "--max-tokens", "500", "--energies", "nll"]
     assert main(words) == 0
     assert "none is trained" in capsys.readouterr().err
@@ -338,7 +339,7 @@ missing.complete_saes({str(model.folder)!r}, (1,), (), lambda: discover([{str(sm
 
 def test_interrupted_it_says_what_is_left(
     tiny: Callable[[str], Tiny],
-    small_corpus: Path,
+    few_texts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -347,7 +348,7 @@ def test_interrupted_it_says_what_is_left(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_Training, "_train", stop)
-    words = ["ingest", str(small_corpus), "--db", str(tmp_path / "t.duckdb"), "--model", str(tiny("llama").folder)]
+    words = ["ingest", str(few_texts), "--db", str(tmp_path / "t.duckdb"), "--model", str(tiny("llama").folder)]
     assert main([*words, "--train-saes", "--layers", "1", "--sae-tokens", TOKENS, "--dtype", "float32"]) == 130
     assert "the same command goes on from its last round" in capsys.readouterr().err
     assert not (tmp_path / "t.duckdb").exists()
@@ -475,7 +476,8 @@ def test_the_quick_start_trains_nothing_where_that_is_not_wanted(
     with pytest.raises(UsageError, match="No SAEs are shipped"):
         EnergyLensAnalyzer(config).run_comprehensive_analysis({"one": "Some words of text."})
     # Found out before a model is looked for: the cache is empty.
-    monkeypatch.setattr(missing, "locate", lambda name: pytest.fail(f"{name} is looked for"))
+    for module in (missing, window):
+        monkeypatch.setattr(module, "locate", lambda name: pytest.fail(f"{name} is looked for"))
     wrong = EnergyLensConfig(sae_dict_size=4096, warehouse=tmp_path / "quick.duckdb")
     with pytest.raises(UsageError, match="has 2048 features and sae_dict_size is 4096"):
         EnergyLensAnalyzer(wrong).run_comprehensive_analysis({"one": "Some words of text."})

@@ -125,15 +125,16 @@ def complete_saes(
     how: MissingSaes | None = None,
     dtype: str = "auto",
     bos: str = "auto",
-    context_length: int = 128,
+    context_length: Callable[[], int] = lambda: 128,
     cluster: Cluster | None = None,
 ) -> CompleteSaes:
     """The SAEs of a run, those that it lacks trained.
 
     layers: None for those of the given SAEs, else the model's default ones. folders: SAEs that were given.
     corpus: the one at hand, asked for where something is to be trained. text: to train on instead; None: the corpus
-    at hand and the package's sample. dtype, bos, context_length: as an ingest has them; SAEs are trained on contexts
-    of at most 128 tokens. cluster: whose workers harvest what is trained on; None: this process does.
+    at hand and the package's sample. dtype, bos: as an ingest has them; context_length: asked for where something is
+    to be trained, on contexts of at most 128 tokens. cluster: whose workers harvest what is trained on; None: this
+    process does.
     Raises UsageError for layers that the model lacks, text that is too short, or several registered SAEs of a layer,
     ElwError where the cache cannot be written.
     """
@@ -154,7 +155,7 @@ def complete_saes(
     model_folder, model_sha256 = located()
     training = _Training(
         name, dtype, wants_bos(bos, used, lambda: adds_bos(load_tokenizer(name, model_folder))),
-        (how or MissingSaes()).config(min(128, context_length)),
+        (how or MissingSaes()).config(min(128, context_length())),
         {
             "model": model_sha256,
             "tokenizer": tokenizer_sha256(model_folder),
