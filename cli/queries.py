@@ -216,6 +216,9 @@ def runs(
     if delete is not None:
         deletion = delete_run(warehouse_path(db), delete)
         say(f"Run {delete} of {deletion.path} is gone, {deletion.n_rows:,} rows; elw compact gives their room back.")
+        if deletion.staged:
+            what = f"{len(deletion.staged):,} staged group{'s' * (len(deletion.staged) != 1)}"
+            say(f"{what} of it stay where they are, such as {deletion.staged[0]}: remove what nobody wants to merge.")
         if deletion.current is not None:
             say(f"Run {deletion.current} is current.")
         return

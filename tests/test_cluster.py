@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from energy_lens.analysis.merging import merge
 from energy_lens.cli import main
 from energy_lens.errors import ElwError, UsageError
 from energy_lens.ingest.cluster import Cluster, Crew, Report, Task, connected, crew, processor
@@ -35,6 +36,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 # ------------------------------------------------------------------------------------------------ a crew
+
+
+class Large(int):
+    """A result that says how many bytes it takes, as groups do."""
+
+    n_bytes = 3 * crew.FIRST_GUESS
 
 
 class Squares:
@@ -61,7 +68,7 @@ class Squares:
                 raise ValueError("of its own")
             time.sleep(0.01)
             progress(1)
-            return number**2
+            return Large(number**2) if what == "large" else number**2
 
         return do
 
@@ -127,7 +134,7 @@ def test_results_that_wait_are_limited_in_bytes(cluster: Cluster) -> None:
     with connected(cluster) as connection, Crew(connection, Squares()) as workers:
         workers._room = 5 * crew.FIRST_GUESS
         most = 0
-        tasks = [Task(f"task {i}", (i, ""), 3) for i in range(6)]
+        tasks = [Task(f"task {i}", (i, "large"), 3) for i in range(6)]
         for report in workers.reports(tasks):
             under_way = sum(task.size for member in workers._members for task in member.tasks.values())
             most = max(most, under_way)
@@ -348,3 +355,16 @@ def test_what_cannot_be_carried_out_is_said_first(
     assert main(["ingest", str(tmp_path / "text.txt"), "--db", str(tmp_path / "x.duckdb"), *words]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "x.duckdb").exists()
+
+
+# ------------------------------------------------------------------------------------------------ a stage
+
+
+def test_workers_write_to_a_stage(alone: IngestOptions, texts: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """No row passes through the driver, which notes where they are; merged, the tables are those of one process."""
+    options = replace(alone, db=tmp_path / "staged.duckdb", cluster=cluster, stage=str(tmp_path / "stage"))
+    summary = ingest([texts], options)
+    assert (summary.tokens, summary.staged_tokens) == (0, summary.planned_tokens)
+    assert ingest([texts], options).new_groups == 0
+    assert merge([], options.db).is_finished
+    assert_same_run(options.db, alone.db)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.pipeline import IngestOptions
-from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.plan import Context, PlannedDocument, plan_groups
 from energy_lens.warehouse.shards import MOST_SHARDS, Shard, deal
 
@@ -58,16 +56,6 @@ def test_shards_of_a_plan_are_equal_in_tokens(sizes: list[int], n_categories: in
         tokens[shard] += group.n_tokens
     largest = max(group.n_tokens for group in groups)
     assert max(tokens.values()) - min(tokens[shard] for shard in range(1, n + 1)) <= 2 * largest
-
-
-def test_the_plan_of_a_warehouse_is_dealt_fairly(tiny_warehouse: Path) -> None:
-    with Warehouse(tiny_warehouse) as warehouse:
-        groups = warehouse.sql("SELECT category, half, n_tokens FROM plan_groups ORDER BY group_id").fetchall()
-    for n in (2, 3):
-        tokens: Counter[int] = Counter()
-        for (_, _, n_tokens), shard in zip(groups, deal(groups, n), strict=True):
-            tokens[shard] += n_tokens
-        assert max(tokens.values()) - min(tokens.values()) <= max(n_tokens for _, _, n_tokens in groups)
 
 
 @given(st.integers(1, MOST_SHARDS), st.data())

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -261,11 +262,28 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
         place_at(str(tmp_path / "file" / "below")).check()
     with pytest.raises(ElwError, match=r"cannot be written \(.*\): see who may write there"):
         stage_group(str(tmp_path / "file"), HEADER, tables())
+    place_at(str(tmp_path / "a" / "b")).check()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    with pytest.raises(ElwError, match="cannot be written"):
+        place_at(str(tmp_path / ("x" * 300))).check()
     taken = tmp_path / "taken" / HEADER.run / "group-000012"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("mine")
     with pytest.raises(ElwError, match=r"group-000012 is there and no group of elw: move it away\.$"):
         stage_group(str(tmp_path / "taken"), HEADER, tables())
+
+
+def test_a_full_disk_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    """One sentence, no group, and no scratch folder; with room again the group is staged."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, before[1]))
+    try:
+        with pytest.raises(ElwError, match=r"The disk is full; .*: make room and run the command again\.$"):
+            stage_group(str(tmp_path), HEADER, tables(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / HEADER.run).iterdir()) == []
+    assert stage_group(str(tmp_path), HEADER, tables(20_000)).n_rows == 40_000
 
 
 def test_groups_that_are_gone_are_told_from_a_place_that_is(folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether an error says that there is no room, whatever its kind: a commit that finds none fails as a transaction,
     and what follows it as a database that is no longer valid.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:  # polars tells it in words
         return error.errno in _NO_ROOM
     text = str(error)
     signs = [os.strerror(number) for number in _NO_ROOM]

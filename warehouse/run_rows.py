@@ -19,6 +19,7 @@ class Deletion:
     run_id: int
     n_rows: int  #: that were removed, of all tables
     current: int | None  #: the run that is current now; None: there is none any more
+    staged: tuple[str, ...] = ()  #: where groups of it lie that were staged, and stay
 
 
 def next_run_id(warehouse: Warehouse) -> int:
@@ -58,6 +59,7 @@ def delete_run(path: Path, run_id: int) -> Deletion:
         if run_id not in runs and run_id not in orphaned_runs(warehouse):
             has = f"it has {', '.join(map(str, runs))}" if runs else "it has none"
             raise UsageError(f"There is no run {run_id} in {path}, nor a row of it: {has}.")
+        staged = tuple(location for _, location in warehouse.run("merge/staged", run=run_id).fetchall())
         n_rows = 0
         for table in _own_tables(warehouse):
             n_rows += warehouse.run_formatted("runs/delete_rows", {"table": identifier(table)}, run=run_id).value()
@@ -67,7 +69,7 @@ def delete_run(path: Path, run_id: int) -> Deletion:
         current = warehouse.run("runs/states").fetchall()[0][1]
         if current is None and (current := warehouse.run("runs/next_current").value()) is not None:
             warehouse.run("queries/use_run", run_id=current)
-    return Deletion(path, run_id, n_rows, current)
+    return Deletion(path, run_id, n_rows, current, staged)
 
 
 def _tables(warehouse: Warehouse) -> list[str]:

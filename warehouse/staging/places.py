@@ -70,7 +70,7 @@ class Place(Protocol):
         """Whether there is such a place at all; of an object store one cannot tell, and it is taken to be there."""
 
     def check(self) -> None:
-        """Make the place if need be. Raises ElwError where nothing can be written, as far as that can be told."""
+        """Raises ElwError where nothing can be written, as far as that can be told before; makes nothing."""
 
 
 class DamagedError(ElwError):
@@ -171,8 +171,13 @@ class Folder:
 
     def check(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            check_replaceable(self.path / MANIFEST)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(self.path)  # a name that is too long, or lies below a file
+            # Nothing is made yet: what the work is refused for should leave no folder behind.
+            there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            check_replaceable(there / MANIFEST)
         except OSError as error:
             raise ElwError(
                 f"{self.name} cannot be written ({_reason(error)}): see who may write there, or name another folder."
