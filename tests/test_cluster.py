@@ -66,7 +66,7 @@ class Squares:
                 raise UsageError("The plan needs a text, which is gone.")
             if what == "fail":
                 raise ValueError("of its own")
-            time.sleep(0.01)
+            time.sleep(2 if what == "slow" else 0.01)
             progress(1)
             return Large(number**2) if what == "large" else number**2
 
@@ -141,6 +141,20 @@ def test_results_that_wait_are_limited_in_bytes(cluster: Cluster) -> None:
             if report:
                 time.sleep(0.05)
         assert most == 3  # two of them would be more than there is room for
+
+
+def test_few_tasks_are_spread(cluster: Cluster) -> None:
+    """The first worker to be ready does not take both of two tasks, nor does one wait behind another at the end."""
+    for n_tasks in (2, 5):
+        with connected(cluster) as connection, Crew(connection, Squares()) as workers:
+            most, done_by = 0, set()
+            for report in workers.reports([Task(f"task {i}", (i, "slow"), 1) for i in range(n_tasks)]):
+                left = n_tasks - workers._units
+                if left <= 2:
+                    most = max([most, *(len(member.tasks) for member in workers._members)])
+                if report:
+                    done_by.add(report.worker)
+            assert (most, len(done_by)) == (1, 2)
 
 
 def test_nobody_answers() -> None:

@@ -1,8 +1,9 @@
 """Tasks in, results out, in whatever order they are done: who has which task, who is silent, and what is lost.
 
 Ray starts the processes where there is room, moves what they return, and knows when one has died. What is left to do
-here: a worker has at most one task under way and one waiting; results that nobody fetched yet, and those to come, are
-limited in bytes; a task whose worker died or fell silent goes to another one; a worker that died is started anew.
+here: a worker has at most one task under way and one waiting, and none waiting near the end; results that nobody
+fetched yet, and those to come, are limited in bytes; a task whose worker died or fell silent goes to another one; a
+worker that died is started anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -39,6 +39,9 @@ LIVES = 3
 
 #: Bytes of a result for each unit of a task, before any is known; and the share of the cluster's store that is used.
 FIRST_GUESS, SHARE_OF_STORE = 4_096, 0.5
+
+#: Said by a source of tasks that has come to its end.
+_END = object()
 
 
 @dataclass
@@ -155,18 +158,33 @@ class Crew:
         for n_has in range(TASKS_OF_A_WORKER):
             for member in ready:
                 if len(member.tasks) == n_has:
+                    if n_has and not self._has_plenty():
+                        return
                     task = self._next_one()
                     if task is None or not self._has_room(task):
                         return
                     self._waiting.popleft()
                     member.tasks[member.actor.work.remote(task.content)] = task
 
+    def _has_plenty(self) -> bool:
+        """Whether a task may wait at a worker: there is one for each besides, who may still be starting.
+
+        Otherwise the first worker to be ready takes two of two, and near the end one waits for two while others idle.
+        """
+        while not self._is_over and len(self._waiting) <= len(self._members):
+            came = next(self._coming, _END)
+            if came is None:  # more are to come, and nobody knows how many
+                return True
+            self._is_over = came is _END
+            self._waiting.extend([came] if isinstance(came, Task) else [])
+        return len(self._waiting) > len(self._members)
+
     def _next_one(self) -> Task | None:
         """The task that is to be given next, which stays waiting; None where there is none, or none yet."""
         if not self._waiting:
-            came = list(islice(self._coming, 1))
-            self._is_over = not came
-            self._waiting.extend(task for task in came if task is not None)
+            came = next(self._coming, _END)
+            self._is_over = came is _END
+            self._waiting.extend([came] if isinstance(came, Task) else [])
         return self._waiting[0] if self._waiting else None
 
     def _has_room(self, task: Task) -> bool:
