@@ -89,14 +89,11 @@ def once(kind: str, words: list[str], chance: random.Random) -> tuple[int, int]:
 def start(words: list[str]) -> subprocess.Popen[bytes]:
     """An ingest in a process of its own; its messages go to a file."""
     log = tempfile.NamedTemporaryFile(prefix="elw-", suffix=".log", delete=False)  # noqa: SIM115 — it outlives this
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from energy_lens.cli import main; sys.exit(main(sys.argv[1:]))",
-        "ingest",
-    ]
+    program = "import sys; from energy_lens.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen([*command, "ingest", *words], stderr=log, stdout=log, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "ingest", *words], stderr=log, stdout=log, env=environment
+    )
     vars(process)["log"] = Path(log.name)
     return process
 
