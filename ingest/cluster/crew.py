@@ -40,9 +40,6 @@ LIVES = 3
 #: Bytes of a result for each unit of a task, before any is known; and the share of the cluster's store that is used.
 FIRST_GUESS, SHARE_OF_STORE = 4_096, 0.5
 
-#: Said by a source of tasks that has come to its end.
-_END = object()
-
 
 @dataclass
 class _Member:
@@ -119,7 +116,8 @@ class Crew:
     def reports(self, tasks: Iterable[Task | None]) -> Iterator[Report | None]:
         """What each task came to, as soon as it is known; None now and then, so that a bar can be moved.
 
-        tasks: each is asked for when somebody has room for it; None where the next one is still to come.
+        tasks: asked for when somebody has room, at most one for each worker ahead of that; None where the next one is
+        still to come.
 
         Raises what a worker's task raised, UsageError where every worker is refused, and ElwError for a task that ends
         its workers.
@@ -172,20 +170,24 @@ class Crew:
         Otherwise the first worker to be ready takes two of two, and near the end one waits for two while others idle.
         """
         while not self._is_over and len(self._waiting) <= len(self._members):
-            came = next(self._coming, _END)
-            if came is None:  # more are to come, and nobody knows how many
+            if not self._took_one() and not self._is_over:  # more are to come, and nobody knows how many
                 return True
-            self._is_over = came is _END
-            self._waiting.extend([came] if isinstance(came, Task) else [])
         return len(self._waiting) > len(self._members)
 
     def _next_one(self) -> Task | None:
         """The task that is to be given next, which stays waiting; None where there is none, or none yet."""
         if not self._waiting:
-            came = next(self._coming, _END)
-            self._is_over = came is _END
-            self._waiting.extend([came] if isinstance(came, Task) else [])
+            self._took_one()
         return self._waiting[0] if self._waiting else None
+
+    def _took_one(self) -> bool:
+        """Whether the source had a task, which waits now; if not, it is over or the next one is still to come."""
+        for came in self._coming:
+            if came is not None:
+                self._waiting.append(came)
+            return came is not None
+        self._is_over = True
+        return False
 
     def _has_room(self, task: Task) -> bool:
         """Whether the result of one more task finds room beside those that are to come."""
