@@ -56,6 +56,7 @@ class _Member:
     said: int = 0  #: units that it said it has done, of all its tasks
     fetched: int = 0  #: units of those of its tasks whose results were fetched
     is_late: bool = False
+    has_paid: bool = False  #: a task of it was charged with its death
 
     def __str__(self) -> str:
         return f"worker {self.number}" + (f" on {self.where}" if self.where else "")
@@ -296,9 +297,13 @@ class Crew:
         except self._ray.exceptions.RayTaskError as error:
             raise _of_task(error, f"{task.name} failed on {member}") from error
         except self._ray.exceptions.RayError as error:
-            self._lost(task, _reason(error))
-            if member in self._members and isinstance(error, self._ray.exceptions.RayActorError):
+            if not isinstance(error, self._ray.exceptions.RayActorError):
+                self._lost(task, _reason(error))
+            elif member in self._members:
+                member.tasks = {call: task} | member.tasks
                 self._replace(member, _reason(error))
+            else:  # another of its tasks has told of its death
+                self._give_back(member, [task], _reason(error))
             return None
         n_bytes = getattr(result, "n_bytes", 0)
         self._bytes_of_unit = max(self._bytes_of_unit, n_bytes / task.size) if self._units else n_bytes / task.size
@@ -314,15 +319,20 @@ class Crew:
             raise ElwError(f"{task.name} was lost {LIVES} times, the last time because {reason}: {self._remedy}.")
         self._waiting.appendleft(task)
 
+    def _give_back(self, member: _Member, tasks: list[Task], reason: str) -> None:
+        """Tasks of a worker that is gone wait again. The first of all was under way and pays; others were not begun."""
+        n_paying = 0 if member.has_paid else 1
+        member.has_paid = member.has_paid or bool(tasks)
+        self._waiting.extendleft(reversed(tasks[n_paying:]))
+        for under_way in tasks[:n_paying]:
+            self._lost(under_way, reason)
+
     def _replace(self, member: _Member, reason: str) -> None:
         """A worker is dead or silent: its tasks wait again, and another one is started in its place."""
         say(f"{str(member).capitalize()} is lost ({reason}); its work is done again.")
         self._members.remove(member)
         self._dismiss(member)
-        tasks = [*member.tasks.values()]
-        self._waiting.extendleft(reversed(tasks[1:]))  # which were not begun, and have cost nobody anything
-        for under_way in tasks[:1]:
-            self._lost(under_way, reason)
+        self._give_back(member, [*member.tasks.values()], reason)
         self._deaths[member.number] += 1
         if self._deaths[member.number] < LIVES:
             self._members.append(self._hired(member.number))
