@@ -102,6 +102,16 @@ def test_a_task_that_kills_whoever_takes_it_ends_the_work(cluster: Cluster) -> N
         squares_of(cluster, ["", "die", *[""] * 4])
 
 
+def test_only_the_task_under_way_pays(cluster: Cluster) -> None:
+    """Whether a worker's calls are found to have failed in one look or in two."""
+    member, tasks = crew._Member(1, None, None, 0.0), [Task(f"task {i}", (i, ""), 1) for i in range(3)]
+    with connected(cluster) as connection, Crew(connection, Squares()) as workers:
+        workers._give_back(member, tasks[:1], "it died")
+        workers._give_back(member, tasks[1:], "it died")
+        assert dict(workers._lives_of_task) == {"task 0": 1}
+        assert sorted(task.name for task in workers._waiting) == ["task 0", "task 1", "task 2"]
+
+
 def test_a_worker_that_is_silent_is_given_up(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
