@@ -51,6 +51,8 @@ class Recorded:
     def of(cls, db: Path) -> Recorded:
         """The current run of a warehouse."""
         with Warehouse(db) as warehouse:
+            if warehouse.behind:
+                raise SystemExit(f"{db} was made by an older version: elw migrate --db {db} brings it to this one.")
             run, length = warehouse.sql("SELECT run_id, context_length FROM runs WHERE is_current").fetchall()[0]
             plan = read_plan(warehouse, run)
             rows: dict[int, dict[str, pl.DataFrame]] = {}

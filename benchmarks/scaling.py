@@ -41,8 +41,10 @@ from energy_lens.warehouse.runs import StoredRun, add_gradient_columns, find_run
 RECORDED = 8
 KEPT = ("runs", "models", "saes", "run_energies", "reference_rows", "calibration", "activation_quartiles")
 
-#: Seconds that each measurement takes.
+#: Seconds that each measurement takes at least, and groups of each worker that it takes at least: a window of one or two
+#: groups is off by what its ends cut.
 SECONDS = 30.0
+GROUPS_PER_WORKER = 6
 
 
 def main() -> None:
@@ -92,6 +94,8 @@ def main() -> None:
 def recorded(db: Path) -> list[GroupTables]:
     """Groups of the current run with the tables that their worker made."""
     with Warehouse(db) as warehouse:
+        if warehouse.behind:
+            raise SystemExit(f"{db} was made by an older version: elw migrate --db {db} brings it to this one.")
         run, length = warehouse.sql("SELECT run_id, context_length FROM runs WHERE is_current").fetchall()[0]
         plan = warehouse.sql(
             "SELECT group_id, category, half, n_tokens FROM plan_groups WHERE run_id = $run ORDER BY n_tokens DESC "
@@ -192,7 +196,12 @@ class Recorded:
 def simulate(
     db: Path, source: Path, file: Path, packed: Sequence[PackedGroup], offered: float, workers: int, seconds: float
 ) -> tuple[float, float]:
-    """Tokens a second that arrive in the file, and the share of a processor that the driver took."""
+    """Tokens a second that arrive in the file, and the share of a processor that the driver took.
+
+    From the first arrival to the last one: what a worker is at, at either end, is counted once.
+    """
+    per_group = sum(one.group.n_tokens for one in packed) / len(packed)
+    seconds = max(seconds, GROUPS_PER_WORKER * workers * per_group / offered)
     many = [replace(packed[i % len(packed)].group, group_id=i) for i in range(10_000)]
     run = planned(db, source, many)
     job = Recorded(file, offered / workers)
@@ -201,21 +210,22 @@ def simulate(
         for i, group in enumerate(many):
             yield Task(f"group {i}", (i % len(packed), group), group.n_tokens)
 
-    n_tokens, began, processor = 0, 0.0, 0.0
+    n_tokens, began, last, processor = 0, 0.0, 0.0, 0.0
     with connected(Cluster(workers=workers)) as connection, Crew(connection, job) as crew, Writer(db, run) as writer:
         for report in crew.reports(tasks()):
             if report is None:
                 continue
-            if not began:  # from the first on: starting is no part of it
-                began, processor = time.monotonic(), processor_seconds()
-            elif time.monotonic() - began > seconds:
-                break
-            else:
-                n_tokens += report.task.size
             result: Any = report.result
             writer.announce()
             writer.put(result.unpacked())
-    took = time.monotonic() - began
+            last = time.monotonic()
+            if not began:  # from the first on: starting is no part of it
+                began, processor = last, processor_seconds()
+                continue
+            n_tokens += report.task.size
+            if last - began > seconds:
+                break
+    took = last - began
     return n_tokens / took, (processor_seconds() - processor) / took
 
 
