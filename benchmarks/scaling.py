@@ -41,8 +41,8 @@ from energy_lens.warehouse.runs import StoredRun, add_gradient_columns, find_run
 RECORDED = 8
 KEPT = ("runs", "models", "saes", "run_energies", "reference_rows", "calibration", "activation_quartiles")
 
-#: Seconds that each measurement takes at least, and groups of each worker that it takes at least: a window of one or two
-#: groups is off by what its ends cut.
+#: Seconds that each measurement takes at least, and groups of each worker: a window of one or two is off by what its
+#: ends cut.
 SECONDS = 30.0
 GROUPS_PER_WORKER = 6
 

@@ -29,7 +29,7 @@ from tables import markdown
 from turns import BEGIN, in_turns
 
 from energy_lens.ingest.corpus import discover
-from energy_lens.ingest.energies.registry import ENERGIES
+from energy_lens.ingest.energies.registry import OF_ANY_MODEL
 from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, DTYPES, load_model, locate
 from energy_lens.ingest.sae.choosing import shipped_folder
 from energy_lens.reports.figures import BLUE, GREY, ORANGE, SKY, STYLE, VERMILION, WIDTH, as_svg
@@ -83,7 +83,7 @@ class Bench:
             self.run_others(corpus)
         if "energies" not in self.found:
             say("energies")
-            sets = [("nll",), *(("nll", name) for name in ENERGIES if name != "nll"), tuple(ENERGIES)]
+            sets = [("nll",), *(("nll", name) for name in OF_ANY_MODEL if name != "nll"), OF_ANY_MODEL]
             contenders = {}
             for names in sets:
                 db = str(self.scratch / f"{'_'.join(names)}.duckdb")
@@ -130,7 +130,7 @@ class Bench:
         for precision in self.precisions:
             for name, options in {
                 ELW: {"compile": "off"}, COMPILED: {"compile": "on"},
-                FIVE: {"compile": "off", "energies": list(ENERGIES)},
+                FIVE: {"compile": "off", "energies": list(OF_ANY_MODEL)},
             }.items():  # fmt: skip
                 db = str(self.scratch / f"{len(contenders)}.duckdb")
                 contenders[f"{name}, {precision}"] = contender(

@@ -129,7 +129,7 @@ def parameters(context: typer.Context, incomplete: str) -> list[tuple[str, str]]
     return []
 
 
-KNOWN_ENERGIES = ("nll", "logit_lens", "tuned_lens", "attention", "hopfield")
+KNOWN_ENERGIES = ("nll", "logit_lens", "tuned_lens", "attention", "native", "hopfield")
 
 
 def _names(context: typer.Context, kind: str) -> list[str]:

@@ -58,7 +58,7 @@ def ingest(
             "--energies",
             autocompletion=completion.known_energies,
             metavar="NAME,...",
-            help="Of nll, logit_lens, tuned_lens, attention, hopfield; or package.module:Class for one of your own.",
+            help="Of nll, logit_lens, tuned_lens, attention, native, hopfield; or package.module:Class for your own.",
         ),
     ] = "nll,hopfield",
     train_saes: Annotated[

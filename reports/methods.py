@@ -69,6 +69,13 @@ _ENERGIES = {
         "descend it.",
         (_arxiv("Hoover et al. 2023", "2302.07253"),),
     ),
+    "native": Method(
+        "Energy `native`",
+        "Eₜ = −Σ_h (1/β_h) log(1 + Σ_{s<t} exp(β_h qₜ · kₛ)) − ½ ‖relu(W gₜ)‖²,  g = norm(x)",
+        "What the next step of an energy transformer descends, in the model's own units; the gradient is that of a "
+        "token's own energy, its keys held fixed.",
+        (_arxiv("Hoover et al. 2023", "2302.07253"), _arxiv("Dehmamy, Hoover et al. 2025", "2512.16762")),
+    ),
     "hopfield": Method(
         "Energy `hopfield`",
         "Eₜ = −½ Σⱼ aₜⱼ²",

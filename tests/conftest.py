@@ -218,12 +218,12 @@ def tiny_warehouse(tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_fac
     """A finished warehouse of the tiny Llama over the small corpus, every energy, gradients stored; only read it."""
 
     def make(folder: Path) -> None:
-        from energy_lens.ingest.energies.registry import ENERGIES
+        from energy_lens.ingest.energies.registry import OF_ANY_MODEL
         from energy_lens.ingest.pipeline import IngestOptions, ingest
 
         model = tiny("llama")
         options = IngestOptions(
-            db=folder / "tiny.duckdb", model=str(model.folder), saes=(model.saes,), energies=tuple(ENERGIES),
+            db=folder / "tiny.duckdb", model=str(model.folder), saes=(model.saes,), energies=OF_ANY_MODEL,
             lens=model.lens, context_length=32, dtype="float32", store_gradients=True,
         )  # fmt: skip
         ingest([small_corpus], options)
@@ -252,11 +252,11 @@ def real_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M with the shipped SAEs over a part of the sample corpus: every energy, float32, gradients stored."""
 
     def make(folder: Path) -> None:
-        from energy_lens.ingest.energies.registry import ENERGIES
+        from energy_lens.ingest.energies.registry import OF_ANY_MODEL
         from energy_lens.ingest.pipeline import IngestOptions, ingest
 
         options = IngestOptions(
-            db=folder / "real.duckdb", layers=(10, 20), energies=tuple(ENERGIES), dtype="float32",
+            db=folder / "real.duckdb", layers=(10, 20), energies=OF_ANY_MODEL, dtype="float32",
             store_gradients=True, max_tokens=8_000,
         )  # fmt: skip
         ingest([CORPUS], options)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from energy_lens.errors import UsageError
+from energy_lens.ingest.energies.base import Reading
+from energy_lens.ingest.energies.forward import ForwardPass, run_forward
+from energy_lens.ingest.energies.native import NativeEnergy
 from energy_lens.ingest.model.energy_landscape import Rotation, highest_step
 from energy_lens.ingest.model.energy_transformer import (
     EnergyTransformerConfig,
     EnergyTransformerForCausalLM,
     EnergyTransformerModel,
 )
+from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.model.resolving import find_parts
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.tests.conftest import Tiny
 
 VOCABULARY, WIDTH, LENGTH = 60, 24, 11
 
@@ -233,3 +244,90 @@ def test_it_saves_loads_and_generates(tmp_path: Path) -> None:
         ids = torch.cat([ids, loaded(ids).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(said[0], ids)
     assert loaded(prompt, labels=prompt).loss.isfinite()
+
+
+# ------------------------------------------------------------------------------------------------ as an energy
+
+
+def as_language_model(module: EnergyTransformerForCausalLM) -> LanguageModel:
+    return find_parts("tiny", module, None, "0" * 64)
+
+
+def random_sae(layer: int, point: str) -> SparseAutoencoder:
+    generator = torch.Generator().manual_seed(layer)
+    rows = torch.randn(32, WIDTH, generator=generator) / WIDTH**0.5
+    return SparseAutoencoder(
+        layer=layer, k=4, W_enc=rows.T.contiguous(), b_enc=torch.zeros(32), W_dec=rows, b_dec=torch.zeros(WIDTH),
+        architecture="topk", norm_median=1.0, point=point,
+    )  # fmt: skip
+
+
+def native(module: EnergyTransformerForCausalLM, tokens: Tensor, lengths: Tensor) -> tuple[ForwardPass, Reading]:
+    """What the energy says after step 0, and before step 2."""
+    saes = {0: random_sae(0, "resid_post"), 2: random_sae(2, "resid_pre")}
+    forward = run_forward(
+        as_language_model(module), saes, tokens, lengths, lambda _, norms: torch.ones_like(norms, dtype=torch.bool)
+    )
+    return forward, NativeEnergy().read(forward)
+
+
+def test_native_is_what_the_next_step_descends(exact: EnergyTransformerForCausalLM, tokens: Tensor) -> None:
+    """Its gradient, through P, the step size and the norm's r, is the very step that the model takes."""
+    forward, reading = native(exact, tokens, torch.tensor([LENGTH, LENGTH]))
+    states = inputs(exact.model, tokens)
+    for layer, step in ((0, 1), (2, 2)):
+        (x, rotation), of_step = states[step], exact.model.steps[step]
+        torch.testing.assert_close(forward.residuals[layer].detach(), x)
+        r = (x.square().mean(-1, keepdim=True) + of_step.norm.eps).sqrt()
+        taken = of_step(x, exact.model.landscape, rotation) - x
+        gradient = reading.gradients[layer].double()
+        expected = -of_step.log_step.exp() * exact.model.landscape.preconditioned(r * gradient)
+        torch.testing.assert_close(taken, expected, rtol=1e-5, atol=1e-5)
+        E = of_step.energy(x, exact.model.landscape, rotation)
+        torch.testing.assert_close(reading.values[layer].double(), E, rtol=1e-6, atol=1e-6)
+
+
+def test_native_has_the_derivative_of_a_tokens_own_energy(exact: EnergyTransformerForCausalLM, tokens: Tensor) -> None:
+    """Central differences of E_t as x_t alone moves; the energies of later tokens move too, and are none of it."""
+    forward, reading = native(exact, tokens, torch.tensor([LENGTH, LENGTH]))
+    x, t, h = forward.residuals[0].detach(), 4, 1e-5
+    direction = torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    moved = [x.clone(), x.clone()]
+    moved[0][:, t] += h * direction
+    moved[1][:, t] -= h * direction
+    up, down = (exact.model.energy_and_gradient(1, at)[0] for at in moved)
+    slopes = (up - down) / (2 * h)
+    expected = reading.gradients[0][:, t].double() @ direction
+    torch.testing.assert_close(slopes[:, t], expected, rtol=1e-5, atol=1e-6)
+    assert not slopes[:, :t].any()
+    assert slopes[:, t + 1 :].abs().max() > 1e-6
+
+
+def test_native_leaves_padding_out_and_is_precise_in_half(exact: EnergyTransformerForCausalLM, tokens: Tensor) -> None:
+    lengths = torch.tensor([LENGTH, 5])
+    _, padded = native(exact, tokens, lengths)
+    _, alone = native(exact, tokens[1:, :5], lengths[1:])
+    for layer in (0, 2):
+        torch.testing.assert_close(padded.values[layer][1, :5], alone.values[layer][0])
+        torch.testing.assert_close(padded.gradients[layer][1, :5], alone.gradients[layer][0])
+        assert not padded.values[layer][1, 5:].any()
+        assert not padded.gradients[layer][1, 5:].any()
+    coarse = copy.deepcopy(exact).bfloat16()
+    forward, reading = native(coarse, tokens, lengths)
+    x = forward.residuals[0].detach().float()
+    E, gradient = copy.deepcopy(coarse).float().model.energy_and_gradient(1, x)  # the same weights, precise products
+    torch.testing.assert_close(reading.values[0][0], E[0])
+    torch.testing.assert_close(reading.gradients[0][0], gradient[0])
+
+
+def test_native_is_refused_where_no_step_follows_and_for_other_models(
+    exact: EnergyTransformerForCausalLM, tiny: Callable[[str], Tiny]
+) -> None:
+    energy, model = NativeEnergy(), as_language_model(exact)
+    energy.check(model, [0, 1])
+    with pytest.raises(UsageError, match="after step 2 is that of the next step, and tiny has none"):
+        energy.check(model, [1, 2])
+    with pytest.raises(UsageError, match="descends no energy of its own"):
+        energy.check(load_model(str(tiny("llama").folder)), [1])
+    with pytest.raises(UsageError, match=r"not defined at blocks\.0\.hook_resid_pre"):
+        energy.check_sites([random_sae(0, "resid_pre")])

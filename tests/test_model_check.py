@@ -47,7 +47,9 @@ def test_a_model_that_works(architecture: str, tiny: Callable[..., Any]) -> None
     """Every check passes by a margin; what cannot be had says why."""
     findings = by_check(check_by_name(str(tiny(architecture).folder)))
     assert [check for check in PROOFS if findings[check].outcome is not Outcome.PASSED] == []
-    assert {check for check, f in findings.items() if f.outcome is Outcome.INAPPLICABLE} == {"gradient of tuned_lens"}
+    inapplicable = {check for check, f in findings.items() if f.outcome is Outcome.INAPPLICABLE}
+    assert inapplicable == {"gradient of tuned_lens", "gradient of native"}
+    assert "descends no energy of its own" in findings["gradient of native"].note
     assert "No tuned lens is shipped" in findings["gradient of tuned_lens"].note
     for check in ("gradient of nll", "gradient of attention", "gradient of logit_lens", "gradient of hopfield"):
         assert findings[check].difference < findings[check].tolerance / 4, findings[check]
@@ -233,7 +235,7 @@ def test_the_command(tiny: Callable[..., Any], capsys: pytest.CaptureFixture[str
     output, said = capsys.readouterr()
     assert "logits" in output
     assert "passes all" in said
-    assert "not to be had: gradient of tuned_lens" in said
+    assert "not to be had: gradient of tuned_lens, gradient of native" in said
     assert main(["model", "check", str(folder), "--format", "json"]) == 0
     rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["logits"]["outcome"] == "ok"
@@ -331,6 +333,7 @@ def test_families(family: str, tmp_path: Path) -> None:
     assert [f"{f.check}: {f.note}" for f in findings.values() if f.outcome is Outcome.FAILED] == []
     refused = {check: f.note for check, f in findings.items() if f.outcome is Outcome.INAPPLICABLE}
     refused.pop("gradient of tuned_lens")
+    refused.pop("gradient of native")
     if why := NO_ATTENTION.get(family):
         assert list(refused) == ["attention patterns", "gradient of attention"]
         for note in refused.values():

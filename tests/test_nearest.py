@@ -14,7 +14,7 @@ from energy_lens.errors import UsageError, did_you_mean, nearest
 from energy_lens.ingest.energies.registry import ENERGIES, make_energies
 from energy_lens.warehouse.database import Warehouse
 
-KNOWN = ("nll", "logit_lens", "tuned_lens", "attention", "hopfield")
+KNOWN = ("nll", "logit_lens", "tuned_lens", "attention", "native", "hopfield")
 
 
 # ------------------------------------------------------------------------------------------------ the one place

@@ -94,14 +94,23 @@ def _apart(
     directions *= x.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
     weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64)
     least = {name: torch.full((DIRECTIONS,), torch.inf, dtype=torch.float64) for name in energies}
+    # An energy whose gradient is that of a token's own E is read where one token moves, another for each direction.
+    moved = 1 + torch.arange(DIRECTIONS) * (x.shape[1] - 2) // DIRECTIONS
+    of_one = torch.zeros(DIRECTIONS, x.shape[1], 1, dtype=x.dtype)
+    of_one[torch.arange(DIRECTIONS), moved] = 1
     for step in STEPS:
-        displaced = torch.cat([x + at * step * directions for at in STENCIL])  # [place · direction, position, d_model]
-        for name, values in _energies(model, energies, tokens, sae, displaced).items():
-            derivatives = weights @ values.view(len(STENCIL), DIRECTIONS) / step
-            gradient = gradients[name]
-            size = (gradient.norm(dim=-1) * x.norm(dim=-1)).square().sum().div(model.d_model).sqrt().clamp_min(1e-12)
-            apart = (derivatives - (gradient * directions).sum((1, 2))).abs() / size
-            least[name] = torch.minimum(least[name], apart.nan_to_num(torch.inf))
+        for own in sorted({energy.of_own_token for energy in energies.values()}):
+            along = directions * of_one if own else directions
+            displaced = torch.cat([x + at * step * along for at in STENCIL])  # [place · direction, position, d_model]
+            read = {name: energy for name, energy in energies.items() if energy.of_own_token == own}
+            for name, values in _energies(model, read, tokens, sae, displaced).items():
+                values = values.unflatten(0, (len(STENCIL), DIRECTIONS))
+                values = values[:, torch.arange(DIRECTIONS), moved] if own else values.sum(-1)
+                gradient = gradients[name] * of_one if own else gradients[name]
+                sizes = gradient.norm(dim=-1) * x.norm(dim=-1)
+                size = sizes.square().sum(-1).div(model.d_model).sqrt().clamp_min(1e-12)
+                apart = (weights @ values / step - (gradient * along).sum((1, 2))).abs() / size
+                least[name] = torch.minimum(least[name], apart.nan_to_num(torch.inf))
         if all(float(apart.max()) <= TOLERANCES[model.dtype] for apart in least.values()):
             break
     return {name: float(apart.max()) for name, apart in least.items()}
@@ -110,7 +119,7 @@ def _apart(
 def _energies(
     model: LanguageModel, energies: Mapping[str, Energy], tokens: Tensor, sae: SparseAutoencoder, x: Tensor
 ) -> dict[str, Tensor]:
-    """E summed over tokens [n], for residuals x [n, position, d_model] in place of those of the SAE's layer."""
+    """E [n, position], for residuals x [n, position, d_model] in place of those of the SAE's layer."""
     layer, tokens = sae.layer, tokens.expand(len(x), -1)
     lengths = torch.full((len(x),), tokens.shape[1])
     included = _included(x.norm(dim=-1))
@@ -124,7 +133,7 @@ def _energies(
         model, tokens, lengths, {layer: x}, {layer: x.detach()}, hidden, {layer: included}, {layer: activations},
         {layer: sae}, {layer: None},
     )  # fmt: skip
-    return {name: next(iter(energy.read(forward).values.values())).double().sum(1) for name, energy in energies.items()}
+    return {name: next(iter(energy.read(forward).values.values())).double() for name, energy in energies.items()}
 
 
 def _included(norms: Tensor) -> Tensor:

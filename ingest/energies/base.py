@@ -44,6 +44,8 @@ class Energy(ABC):
     points: tuple[str, ...] | None = None
     #: whether E is defined on what goes from block to block alone
     of_block_outputs: bool = False
+    #: whether the gradient at token t is that of E_t alone, and not of the sum of E over the context
+    of_own_token: bool = False
     #: whether E is a function of a layer's activations, which a transcoder reads elsewhere than where it writes
     of_activations: bool = False
     source: str | None = None  #: the word of --energies that made it; set by `registry.make_energies`

@@ -12,13 +12,18 @@ from energy_lens.ingest.energies.attention import AttentionEnergy
 from energy_lens.ingest.energies.base import Energy
 from energy_lens.ingest.energies.hopfield import Hopfield
 from energy_lens.ingest.energies.lenses import LogitLens, TunedLens
+from energy_lens.ingest.energies.native import NativeEnergy
 from energy_lens.ingest.energies.nll import NegativeLogLikelihood
 from energy_lens.ingest.energies.translators import Translators, load_translators, shipped_lens
 
 #: The energies that the package brings, in the order in which they are listed.
 ENERGIES: dict[str, type[Energy]] = {
-    energy.name: energy for energy in (NegativeLogLikelihood, LogitLens, TunedLens, AttentionEnergy, Hopfield)
+    energy.name: energy
+    for energy in (NegativeLogLikelihood, LogitLens, TunedLens, AttentionEnergy, NativeEnergy, Hopfield)
 }
+
+#: Those that are defined for other models than energy transformers too.
+OF_ANY_MODEL = tuple(name for name in ENERGIES if name != NativeEnergy.name)
 
 #: Of an energy: it becomes a part of a column's name.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")

@@ -207,6 +207,19 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             attentions=None if patterns is None else tuple(patterns),
         )
 
+    def energy_and_gradient(self, step: int, x: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """E_t [batch, position] and ∂E_t/∂x_t [batch, position, n], where x [batch, position, n] goes into a step.
+
+        Keys are held fixed; closed form, without a graph.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(x.shape[1], device=x.device)[None]
+        rotation = Rotation.of(position_ids, self.config.n_rotated, self.config.rope_theta, x.dtype)
+        of_step = self.steps[step]
+        assert isinstance(of_step, EnergyTransformerStep)
+        at = of_step.direction(x, self.landscape, rotation)
+        return of_step.energy(x, self.landscape, rotation), at.d * (-(x.shape[-1] ** 0.5) / at.rho)
+
 
 class EnergyTransformerForCausalLM(EnergyTransformerPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The same with logits: W_E·norm(x_K)."""
