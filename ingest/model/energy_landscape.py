@@ -50,6 +50,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+#: Entries of A that begin so small; P has their squares.
+STILL = 0.1
+
 #: What attends: (module, queries, keys, values, mask, scaling=) to (output [batch, position, head, d_head], pattern).
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -88,9 +91,10 @@ class EnergyLandscape(nn.Module):
 
     is_causal = True  #: as attention functions of transformers ask
 
-    def __init__(self, d_model: int, n_heads: int, d_head: int, n_memories: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, d_head: int, n_memories: int, n_still: int = 0) -> None:
+        """n_still: channels, the first ones, that P hardly moves before training."""
         super().__init__()
-        self.n_heads, self.d_head = n_heads, d_head
+        self.n_heads, self.d_head, self.n_still = n_heads, d_head, n_still
         self.query = nn.Parameter(torch.empty(n_heads * d_head, d_model))  #: W_Q, head after head
         self.key = nn.Parameter(torch.empty(n_heads * d_head, d_model))  #: W_K
         self.memories = nn.Parameter(torch.empty(n_memories, d_model))  #: W
@@ -100,10 +104,11 @@ class EnergyLandscape(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Weights to begin a training with: products of unit variance, β as in plain attention, P = 1."""
+        """Weights to begin a training with: products of unit variance, β as in plain attention, P = 1 or nearly 0."""
         for weight in (self.query, self.key, self.memories):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         nn.init.eye_(self.root)
+        self.root[: self.n_still] *= STILL
         nn.init.constant_(self.log_beta, -math.log(self.d_head) / 2)
 
     def preconditioned(self, d: Tensor) -> Tensor:
