@@ -23,6 +23,9 @@ from pathlib import Path
 from energy_lens.tests.ray_cluster import Cluster, processes_of, running
 from energy_lens.tests.test_ingest import assert_equal_tables, tables
 
+#: Between which shares of the work a fault comes; below 0: while workers start.
+MOMENTS = (-0.2, 0.8)
+
 KINDS = ("worker killed", "node killed", "driver killed", "worker stopped")
 
 
@@ -62,9 +65,8 @@ def once(kind: str, words: list[str], chance: random.Random) -> tuple[int, int]:
         node = cluster.start(n_cpus=1)
         words = [*words, f"--ray={cluster.address}", "--workers", "2"]
         driver = start(words)
-        if not began(driver):
-            raise SystemExit(f"the ingest did not begin:\n{said(driver)}")
-        time.sleep(chance.uniform(0, 6))
+        if not reached(driver, chance.uniform(*MOMENTS)):
+            raise SystemExit(f"the ingest ended before the fault:\n{said(driver)}")
         if kind == "worker killed":
             strike(workers(cluster), chance, signal.SIGKILL)
         elif kind == "worker stopped":
@@ -103,12 +105,15 @@ def said(process: subprocess.Popen[bytes]) -> str:
     return Path(vars(process)["log"]).read_text(errors="replace")
 
 
-def began(process: subprocess.Popen[bytes]) -> bool:
-    """Wait until workers have been asked for; False where the process ended before."""
+def reached(process: subprocess.Popen[bytes], share: float) -> bool:
+    """Wait until so much of the work is committed, below 0: until workers have been asked for; False: it ended before."""
     while process.poll() is None:
-        if "Starting 2 workers" in said(process):
+        text = said(process)
+        percent = max(map(int, re.findall(r"Ingest: +([0-9]+)%", text)), default=-1)
+        if "Starting 2 workers" in text and percent >= 100 * share:
+            time.sleep(0.2 * random.random())
             return True
-        time.sleep(0.2)
+        time.sleep(0.05)
     return False
 
 
