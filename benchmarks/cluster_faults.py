@@ -106,7 +106,7 @@ def said(process: subprocess.Popen[bytes]) -> str:
 
 
 def reached(process: subprocess.Popen[bytes], share: float) -> bool:
-    """Wait until so much of the work is committed, below 0: until workers have been asked for; False: it ended before."""
+    """Wait until so much of the work is done, below 0: until workers have been asked for; False: it ended before."""
     while process.poll() is None:
         text = said(process)
         percent = max(map(int, re.findall(r"Ingest: +([0-9]+)%", text)), default=-1)
