@@ -55,6 +55,7 @@ def main() -> None:
                 one_restarts, one_again = once(kind, [*words, "--db", str(db)], chance)
                 assert_equal_tables(tables(db), expected)
                 same, restarts, again = same + 1, restarts + one_restarts, again + one_again
+                print(f"{kind} {number}: the same tables, {one_again} replaced", file=sys.stderr, flush=True)
                 db.unlink()
             print(f"| {kind} | {given.rounds} | {same} | {restarts} | {again} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""`elw attractors`: basins of a layer's decoder; and `dose`: how far a feature must be scaled to change one."""
+"""`elw attractors`: basins of a layer's decoder; `dose`: how far a feature must be scaled to change one; `native`."""
 
 from __future__ import annotations
 
@@ -103,3 +103,42 @@ def attractors_dose(
     critical_doses(warehouse_path(db), options)
     with Warehouse(db) as warehouse:
         print_rows(dose_rows(warehouse, options, rows if form is TextFormat.table else 0), form)
+
+
+@attractors_app.command("native", epilog=examples("elw attractors native --db native.duckdb"))
+def attractors_native(
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer", metavar="N,N,...", autocompletion=completion.layers, help="Whose features are edited; else all."
+        ),
+    ] = None,
+    contexts: Annotated[int, typer.Option("--contexts", metavar="N", help="Contexts of the sample.")] = 48,
+    features: Annotated[
+        int, typer.Option("--features", metavar="N", help="Features of a layer that are edited, a sample; 0: none.")
+    ] = 24,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens at which each is edited.")] = 8,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Of the sample, the random weights and the directions.")
+    ] = 0,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Attractors to show, 0: all.")] = 10,
+    form: ListingFormat = TextFormat.table,
+    db: Database = None,
+) -> None:
+    """Let tokens settle on an energy transformer's own landscape, and see what single features do to that.
+
+    For runs of models that elw energy-model train made. Tables native_settings, native_attractors, native_basins and
+    native_patches; views native_agreement and native_patch_effects. Untrained weights are the null.
+    """
+    from energy_lens.analysis.native import run as native_run
+    from energy_lens.warehouse.database import Warehouse, warehouse_path
+
+    options = native_run.NativeOptions(
+        layers=numbers(layer, "--layer") if layer is not None else None, contexts=contexts, features=features,
+        tokens=tokens, seed=seed,
+    )  # fmt: skip
+    native_run.find_native_attractors(warehouse_path(db), options)
+    with Warehouse(db) as warehouse:
+        print_rows(native_run.largest_native_attractors(warehouse, rows if form is TextFormat.table else 0), form)
+        for sentence in native_run.native_sentences(warehouse):
+            say(sentence)

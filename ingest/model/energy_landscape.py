@@ -125,18 +125,30 @@ class EnergyLandscape(nn.Module):
         k = functional.linear(g, self.key).unflatten(-1, (self.n_heads, self.d_head))
         return functional.pad(rotation.turned(k)[:, :-1], (0, 0, 0, 0, 1, 0)).transpose(1, 2)
 
-    def energy(self, g: Tensor, keys: Tensor, rotation: Rotation) -> Tensor:
-        """E_t [batch, position] for g [batch, position, n], with keys as `keys` gives them."""
+    def energy(self, g: Tensor, keys: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
+        """E_t [batch, position] for g [batch, position, n], with keys as `keys` gives them.
+
+        mask: [batch, 1, position, place], true where a token may look; None: wherever causality lets it.
+        """
         beta = self.log_beta.exp()[:, None, None]
         scores = beta * self.queries(g, rotation) @ keys.transpose(2, 3)
-        attention = -(after_none(scores).logsumexp(-1) / beta[..., 0]).sum(1)
+        attention = -(seen(scores, mask).logsumexp(-1) / beta[..., 0]).sum(1)
         return attention - functional.linear(g, self.memories).relu().square().sum(-1) / 2
 
     def way_down(
-        self, g: Tensor, rotation: Rotation, attend: AttentionFunction, mask: Tensor | None = None
+        self,
+        g: Tensor,
+        rotation: Rotation,
+        attend: AttentionFunction,
+        mask: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """−∂E/∂g [batch, position, n], and the attention pattern where the function gives one."""
-        queries, keys = self.queries(g, rotation) * self.log_beta.exp()[:, None, None], self.keys(g, rotation)
+        """−∂E/∂g [batch, position, n], and the attention pattern where the function gives one.
+
+        keys: held fixed, as `keys` gives them; None: those of g itself.
+        """
+        queries = self.queries(g, rotation) * self.log_beta.exp()[:, None, None]
+        keys = self.keys(g, rotation) if keys is None else keys
         attended, pattern = attend(self, queries, keys, keys, mask, scaling=1.0)
         recalled = functional.linear(functional.linear(g, self.memories).relu(), self.memories.T)
         return functional.linear(rotation.turned(attended, back=True).flatten(2), self.query.T) + recalled, pattern
@@ -163,6 +175,11 @@ def highest_step(x: Tensor, at: StepDirection, preconditioned: Tensor) -> Tensor
     return 2 * rho / (curvature + 2 * squared.sqrt())
 
 
+def seen(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores [batch, head, position, place] with −∞ where a token does not look (`energy`)."""
+    return after_none(scores) if mask is None else scores.masked_fill(~mask, -torch.inf)
+
+
 def after_none(scores: Tensor) -> Tensor:
     """Scores [..., position, place] with −∞ at places after a token's own, which hold its own key and later ones."""
     length = scores.shape[-1]
@@ -178,5 +195,5 @@ def attend_plainly(
     mask: [batch, 1, position, place], true where a token may look; None: wherever causality lets it.
     """
     scores = queries @ keys.transpose(2, 3) * scaling
-    pattern = (after_none(scores) if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    pattern = seen(scores, mask).softmax(-1)
     return (pattern @ values).transpose(1, 2), pattern

@@ -216,7 +216,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         x = x * (self.config.hidden_size**0.5 * self.gain)
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
-        rotation = Rotation.of(position_ids, self.config.n_rotated, self.config.rope_theta, x.dtype)
+        rotation = self.rotation(position_ids, x.dtype)
         name = self.config._attn_implementation
         attend = attend_plainly if name in (None, "eager") else ALL_ATTENTION_FUNCTIONS[name]
         mask = None if attention_mask is None else _mask(attention_mask, x.shape[1])
@@ -235,6 +235,10 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             attentions=None if patterns is None else tuple(patterns),
         )
 
+    def rotation(self, position_ids: Tensor, dtype: torch.dtype) -> Rotation:
+        """RoPE for positions [batch, position]."""
+        return Rotation.of(position_ids, self.config.n_rotated, self.config.rope_theta, dtype)
+
     def energy_and_gradient(self, step: int, x: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """E_t [batch, position] and ∂E_t/∂x_t [batch, position, n], where x [batch, position, n] goes into a step.
 
@@ -242,7 +246,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
-        rotation = Rotation.of(position_ids, self.config.n_rotated, self.config.rope_theta, x.dtype)
+        rotation = self.rotation(position_ids, x.dtype)
         of_step = self.steps[step]
         assert isinstance(of_step, EnergyTransformerStep)
         at = of_step.direction(x, self.landscape, rotation)

@@ -17,7 +17,7 @@ import torch
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DEFAULT_LAYERS, PACKAGED_MODELS, cache_folder
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, PACKAGED_MODELS, cache_folder
 from energy_lens.ingest.model.sites import RESIDUAL, check_sites, width
 from energy_lens.ingest.sae.autoencoder import CENTRED, SparseAutoencoder
 from energy_lens.ingest.sae.formats import CENTRES_RESIDUALS, CONFIG, WEIGHTS, load_sae, pickled
@@ -35,14 +35,18 @@ def choose_saes(
 ) -> dict[int, SparseAutoencoder]:
     """The SAE of each layer to hook, ascending: those in the given folders, else the ones shipped for the model.
 
-    layers: None for those of the given SAEs, else the default ones.
+    layers: None for those of the given SAEs, else the model's default ones: of a small model all that are shipped.
     Raises UsageError for a layer without an SAE or with two, and for a model that no SAE is shipped for.
     """
-    by_layer = _of_folders(folders) if folders else _shipped(model_name, layers or DEFAULT_LAYERS)
+    by_layer = _of_folders(folders) if folders else _shipped(model_name, layers or _default(model_name))
     wanted = layers or tuple(by_layer)
     if missing := [layer for layer in wanted if layer not in by_layer]:
         raise UsageError(f"No SAE was given for layer {missing[0]}: the given ones are for {sorted(by_layer)}.")
     return {layer: by_layer[layer] for layer in sorted(set(wanted))}
+
+
+def _default(model_name: str) -> Sequence[int]:
+    return DEFAULT_LAYERS if model_name == DEFAULT_MODEL else shipped_layers(model_name)
 
 
 def _of_folders(folders: Sequence[Path]) -> dict[int, SparseAutoencoder]:

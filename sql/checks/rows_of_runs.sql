@@ -77,6 +77,14 @@ WITH parts AS (
     UNION ALL
     SELECT 'logit_histogram', run_id FROM logit_histogram GROUP BY ALL
     UNION ALL
+    SELECT 'native_attractors', run_id FROM native_attractors GROUP BY ALL
+    UNION ALL
+    SELECT 'native_basins', run_id FROM native_basins GROUP BY ALL
+    UNION ALL
+    SELECT 'native_patches', run_id FROM native_patches GROUP BY ALL
+    UNION ALL
+    SELECT 'native_settings', run_id FROM native_settings GROUP BY ALL
+    UNION ALL
     SELECT 'plan', run_id FROM plan GROUP BY ALL
     UNION ALL
     SELECT 'plan_groups', run_id FROM plan_groups GROUP BY ALL
