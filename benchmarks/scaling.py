@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("warehouse", type=Path)
     parser.add_argument("--node-speed", type=float, required=True, metavar="TOKENS", help="a node's tokens a second")
     parser.add_argument("--nodes", default="1,3,10,30,100", metavar="N,...")
-    parser.add_argument("--workers", type=int, default=4, help="processes that play the nodes")
+    parser.add_argument("--workers", type=int, default=4, help="processes that play the nodes, at most")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     given = parser.parse_args()
     groups = recorded(given.warehouse)
@@ -79,7 +79,8 @@ def main() -> None:
         for nodes in map(int, given.nodes.split(",")):
             db = Path(folder) / f"nodes_{nodes}.duckdb"
             offered = nodes * given.node_speed
-            stored, processor = simulate(db, given.warehouse, file, packed, offered, given.workers, given.seconds)
+            workers = min(given.workers, nodes)
+            stored, processor = simulate(db, given.warehouse, file, packed, offered, workers, given.seconds)
             print(
                 f"| {nodes} | {offered:,.0f} | {stored:,.0f} | {stored / offered:.0%} | {processor:.0%} of one | "
                 f"{peak():.2f} GB |",
