@@ -104,6 +104,14 @@ def _config(architecture: str):
             vocab_size=512, n_embd=TINY_WIDTH, n_layer=4, n_head=4, n_positions=256, initializer_range=0.2,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )  # fmt: skip
+    if architecture == "energy_transformer":
+        from energy_lens.ingest.model.energy_transformer import EnergyTransformerConfig, register
+
+        register()
+        return EnergyTransformerConfig(
+            vocab_size=512, hidden_size=TINY_WIDTH, num_hidden_layers=4, num_attention_heads=4, head_dim=8,
+            intermediate_size=64, max_position_embeddings=256, initializer_range=0.2,
+        )  # fmt: skip
     return GPTNeoXConfig(
         vocab_size=512, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=256, rotary_pct=0.5, initializer_range=0.2, tie_word_embeddings=False,
@@ -146,7 +154,7 @@ def make_tiny(architecture: str, folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
-    """tiny("llama" | "gpt2" | "gpt_neox"): a model folder and its SAEs, built once."""
+    """tiny("llama" | "gpt2" | "gpt_neox" | "energy_transformer"): a model folder and its SAEs, built once."""
 
     @functools.cache
     def found(architecture: str = "llama") -> Tiny:

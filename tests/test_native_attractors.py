@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import polars.testing
 import pytest
 import torch
 from torch import Tensor
 
+from energy_lens.analysis.current_run import CurrentRun
+from energy_lens.analysis.model_check.finding import Outcome
+from energy_lens.analysis.model_check.run import check_by_name
 from energy_lens.analysis.native.settling import Landscapes, behind_last_step, settle_contexts
+from energy_lens.cli import main
 from energy_lens.ingest.model.energy_landscape import Rotation
 from energy_lens.ingest.model.energy_transformer import EnergyTransformerForCausalLM, EnergyTransformerModel
+from energy_lens.tests.conftest import Tiny
 from energy_lens.tests.test_energy_transformer import LENGTH, VOCABULARY, config, uneven
+from energy_lens.warehouse.database import Warehouse
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +87,121 @@ def test_single_tokens_fall_on_the_landscape_of_their_context(model: EnergyTrans
     again = landscapes.settle(settled)
     cosine = (again.z * torch.nn.functional.normalize(settled, dim=1)).sum(1)
     assert (1 - cosine < 1e-6).all()
+
+
+# ------------------------------------------------------------------------------------------------ a run
+
+
+@pytest.fixture(scope="module")
+def run_of_energy_model(
+    tiny: Callable[[str], Tiny], small_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished warehouse of a tiny energy transformer, its own attractors among the rest."""
+    model, db = tiny("energy_transformer"), tmp_path_factory.mktemp("native") / "native.duckdb"
+    words = ("--model", str(model.folder), "--sae", str(model.saes), "--context", "32", "--dtype", "float32")
+    energies = ("--energies", "nll,logit_lens,native,attention,hopfield")
+    assert main(["ingest", str(small_corpus), *words, *energies, "--db", str(db)]) == 0
+    few = ("--contexts", "6", "--features", "3", "--tokens", "2")
+    assert main(["attractors", "native", *few, "--db", str(db)]) == 0
+    return db
+
+
+def test_an_energy_transformer_is_a_model_like_any_other(
+    run_of_energy_model: Path, tiny: Callable[[str], Tiny], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that a run is asked for, and no promise of its tables broken."""
+    db = str(shutil.copy(run_of_energy_model, tmp_path / "native.duckdb"))
+    few = ("--features", "top:2,random:2", "--contexts", "4", "--probes", "1")
+    assert main(["attractors", "--tokens", "100", "--perplexity", "3", "--db", db]) == 0
+    assert main(["intervene", "--layer", "1", *few, "--db", db]) == 0
+    assert main(["efas", "test", "--contexts", "8", "--permutations", "20", "--db", db]) == 0
+    assert main(["report", "--db", db, "--output", str(tmp_path / "report")]) == 0
+    assert main(["export", str(tmp_path / "site"), "--db", db]) == 0
+    assert main(["check", "--db", db]) == 0
+    (page,) = (tmp_path / "report").glob("*.html")
+    assert "Energy <code>native</code>" in page.read_text(encoding="utf-8")
+    with Warehouse(Path(db)) as warehouse:
+        kinds = warehouse.sql("SELECT DISTINCT energy FROM efas WHERE gradient = 'decoder'").fetchall()
+        agreement = warehouse.sql("SELECT partition, adjusted_rand FROM native_agreement").fetchall()
+    assert {kind for (kind,) in kinds} == {"nll", "logit_lens", "native", "attention", "hopfield"}
+    assert {partition for partition, _ in agreement} == {"decoder", "token", "category"}
+    findings = {finding.check: finding for finding in check_by_name(str(tiny("energy_transformer").folder))}
+    assert findings["gradient of native"].outcome is Outcome.PASSED, findings["gradient of native"]
+    assert not [f.check for f in findings.values() if f.outcome is Outcome.FAILED]
+    capsys.readouterr()
+
+
+def test_what_is_stored_of_native_attractors(run_of_energy_model: Path, tmp_path: Path) -> None:
+    """Basins of both weights, patches beside directions of their length; a second call replaces, the same numbers."""
+    db = Path(shutil.copy(run_of_energy_model, tmp_path / "native.duckdb"))
+    queries = {
+        table: f"SELECT * EXCLUDE (run_id) FROM {table} ORDER BY ALL"
+        for table in ("native_attractors", "native_basins", "native_patches")
+    }
+
+    def read() -> dict[str, pl.DataFrame]:
+        with Warehouse(db) as warehouse:
+            return {table: warehouse.sql(query).pl() for table, query in queries.items()}
+
+    before = read()
+    assert set(before["native_basins"]["weights"]) == {"trained", "random"}
+    patches = before["native_patches"]
+    assert set(patches["direction"]) == {"feature", "decoder", "isotropic"}
+    assert set(patches["kind"]) == {"ablate", "double"}
+    counts = patches.group_by("layer", "feature", "kind", "direction").len()["len"]
+    assert counts.unique().to_list() == [2]
+    assert (patches["fall"] >= 0).mean() > 0.9  # a step lowers E_t where it is small enough
+    with Warehouse(db) as warehouse:
+        settings = warehouse.sql("SELECT weights, n_tokens, energy_start, energy FROM native_settings").fetchall()
+        sizes = dict(warehouse.sql("SELECT weights, sum(n_tokens) FROM native_attractors GROUP BY ALL").fetchall())
+    for weights, n_tokens, start, end in settings:
+        settled = before["native_basins"].filter(weights=weights)["attractor"].drop_nulls()
+        assert len(before["native_basins"].filter(weights=weights)) == n_tokens
+        assert sizes[weights] == len(settled)
+        assert end < start
+    assert main(["attractors", "native", "--contexts", "6", "--features", "3", "--tokens", "2", "--db", str(db)]) == 0
+    for table, frame in read().items():
+        polars.testing.assert_frame_equal(frame, before[table], abs_tol=1e-6)
+
+
+def test_a_patch_is_what_it_says(run_of_energy_model: Path, tiny: Callable[[str], Tiny]) -> None:
+    """delta_energy and fall of a stored patch, by hand: E_t of the step's input with the feature's part taken away."""
+    current = CurrentRun(run_of_energy_model)
+    with Warehouse(run_of_energy_model) as warehouse:
+        layer, feature, token, activation, delta, fall, fall_patched = warehouse.sql(
+            "SELECT layer, feature, token_id, activation, delta_energy, fall, fall_patched FROM native_patches "
+            "WHERE kind = 'ablate' AND direction = 'feature' ORDER BY abs(delta_energy) DESC LIMIT 1"
+        ).fetchall()[0]
+    length = current.facts.context_length
+    ((_, ids),) = current.contexts([token // length])
+    model, sae, t = current.load_model("float32"), current.sae(layer), token % length
+    module = model.module.base_model
+    assert isinstance(module, EnergyTransformerModel)
+    with torch.no_grad():
+        x = module(input_ids=torch.from_numpy(ids.astype("int64"))[None], output_hidden_states=True)
+        x = x.hidden_states[layer + 1]
+        edited = x.clone()
+        edited[0, t] -= activation * sae.W_dec[feature]
+        (E, _), (E_edited, _) = (module.energy_and_gradient(layer + 1, at) for at in (x, edited))
+        rotation = module.rotation(torch.arange(x.shape[1])[None], x.dtype)
+        step, landscape = module.steps[layer + 1], module.landscape
+        keys = landscape.keys(step.norm(x), rotation)
+        falls = []
+        for at in (x, edited):
+            moved = step(at, landscape, rotation)
+            energies = [landscape.energy(step.norm(y), keys, rotation)[0, t] for y in (at, moved)]
+            falls.append(float(energies[0] - energies[1]))
+    scale = float(E.abs().max())
+    assert abs(float(E_edited[0, t] - E[0, t]) - delta) < 1e-4 * scale
+    assert abs(falls[0] - fall) < 1e-4 * scale
+    assert abs(falls[1] - fall_patched) < 1e-4 * scale
+
+
+def test_other_models_and_numbers_out_of_range_are_refused(
+    tiny_warehouse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    db = str(shutil.copy(tiny_warehouse, tmp_path / "llama.duckdb"))
+    assert main(["attractors", "native", "--db", db]) == 2
+    assert "descends no energy of its own" in capsys.readouterr().err
+    assert main(["attractors", "native", "--contexts", "0", "--db", db]) == 2
+    assert "--contexts is 0; at least 1 is needed" in capsys.readouterr().err
