@@ -693,7 +693,7 @@ def test_discrete_gradients_of_a_context(architecture: str, load: Callable[..., 
 def test_unknown_or_missing_energies_are_refused() -> None:
     """A name that does not exist, or none at all, is a sentence that lists the choices."""
     for names in (["nll", "entropy"], []):
-        with pytest.raises(UsageError, match="nll, logit_lens, tuned_lens, attention, hopfield"):
+        with pytest.raises(UsageError, match="nll, logit_lens, tuned_lens, attention, native, hopfield"):
             energies_module.make_energies(names)
     assert [energy.name for energy in energies_module.make_energies(["hopfield", "nll", "hopfield"])] == [
         "hopfield",
