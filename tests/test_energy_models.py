@@ -23,6 +23,10 @@ from energy_lens.errors import UsageError
 from energy_lens.ingest.corpus import Document, discover
 from energy_lens.ingest.model import loading
 from energy_lens.ingest.model.loading import load_model
+from energy_lens.ingest.sae import choosing
+from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
+from energy_lens.ingest.sae.choosing import choose_saes
+from energy_lens.ingest.sae.saving import save_sae
 from energy_lens.ingest.training import energy_models
 from energy_lens.ingest.training.documents import split_documents
 from energy_lens.ingest.training.energy_model_evaluation import held_out
@@ -270,6 +274,22 @@ def test_a_model_that_comes_with_the_package_is_known_by_its_name(
     assert any(line.startswith("small-one,shipped,true,") for line in capsys.readouterr().out.splitlines())
     with pytest.raises(UsageError, match="did you mean small-one"):
         load_model("smal-one!")
+
+
+def test_a_shipped_models_own_saes_are_taken_where_no_layers_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, whichever their layers are; those of the default model are its default layers."""
+    rows = torch.eye(4)
+    for layer in (1, 3):
+        sae = SparseAutoencoder(
+            layer=layer, k=2, W_enc=rows.clone(), b_enc=torch.zeros(4), W_dec=rows.clone(), b_dec=torch.zeros(4)
+        )
+        save_sae(sae, tmp_path / "small-one" / f"layer_{layer}")
+    assert tuple(choose_saes(loading.DEFAULT_MODEL)) == loading.DEFAULT_LAYERS
+    monkeypatch.setattr(choosing, "FOLDER", tmp_path)
+    assert list(choose_saes("small-one")) == [1, 3]
+    assert list(choose_saes("small-one", (3,))) == [3]
 
 
 def folder(path: Path) -> Path:

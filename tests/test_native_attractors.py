@@ -15,7 +15,7 @@ from torch import Tensor
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.model_check.finding import Outcome
 from energy_lens.analysis.model_check.run import check_by_name
-from energy_lens.analysis.native.settling import Landscapes, behind_last_step, settle_contexts
+from energy_lens.analysis.native.settling import Landscapes, settle_contexts
 from energy_lens.cli import main
 from energy_lens.ingest.model.energy_landscape import Rotation
 from energy_lens.ingest.model.energy_transformer import EnergyTransformerForCausalLM, EnergyTransformerModel
@@ -32,7 +32,11 @@ def model() -> EnergyTransformerModel:
 
 @pytest.fixture(scope="module")
 def x(model: EnergyTransformerModel) -> Tensor:
-    return behind_last_step(model, torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(2)))
+    tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+    step, found = model.steps[-1], []
+    with step.register_forward_hook(lambda _module, _inputs, output: found.append(output)), torch.no_grad():
+        model(input_ids=tokens)
+    return found[0]
 
 
 @pytest.fixture(scope="module")

@@ -121,10 +121,7 @@ class DosedTokens:
         found = harvest(model, tokens, {"read": sae.site, "written": sae.site_out, **below})
         position = torch.from_numpy(token_ids % length)
         at = found["read"][torch.arange(len(tokens)), position].float()
-        values, indices = sae.encode(at)
-        a = (values * (indices == feature)).sum(1)
-        scale = sae.token_scales(at)
-        unit = sae.W_dec[feature] * (a if scale is None else a * scale)[:, None]
+        a, unit = sae.part_of(feature, at)
         return cls(model, landscape, sae, tokens, found["written"], found.get("below"), position, unit, a)
 
     def settle_at(self, factor: Tensor) -> Settled:

@@ -14,7 +14,7 @@ Sources: Ramsauer et al. 2020 (arXiv 2008.02217), eq. 3 and theorem 3; Hoover et
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +41,14 @@ CHUNK_NUMBERS = 32_000_000
 BETAS, NEAR = (1.0, 10_000.0), 1.05
 
 
+class Still(NamedTuple):
+    """Where points came to rest."""
+
+    z: Tensor  #: [n, d]; the last point where not converged
+    steps: Tensor  #: [n] int64
+    converged: Tensor  #: [n] bool
+
+
 class Settled(NamedTuple):
     """Where points went."""
 
@@ -48,6 +56,25 @@ class Settled(NamedTuple):
     steps: Tensor  #: [n] int64
     converged: Tensor  #: [n] bool
     perplexity: Tensor  #: of softmax(βWz) at z [n]
+
+
+def come_to_rest(start: Tensor, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], max_steps: int) -> Still:
+    """Update points [n, d] until each moves by less than TOLERANCE; those that rest cost nothing any more.
+
+    update: (points [m, d], their places among the n [m]) to (where they go, how far that is [m]).
+    """
+    z = start.clone()
+    steps = torch.zeros(len(z), dtype=torch.int64)
+    moving = torch.arange(len(z))
+    for _ in range(max_steps):
+        if not len(moving):
+            break
+        z[moving], went = update(z[moving], moving)
+        steps[moving] += 1
+        moving = moving[went >= TOLERANCE]
+    converged = torch.ones(len(z), dtype=torch.bool)
+    converged[moving] = False
+    return Still(z, steps, converged)
 
 
 @dataclass(frozen=True)
@@ -73,20 +100,12 @@ class Memories:
         return Settled(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _settle(self, start: Tensor) -> Settled:
-        z = start.clone()
-        steps = torch.zeros(len(z), dtype=torch.int64)
-        moving = torch.arange(len(z))
-        for _ in range(MAX_STEPS):
-            if not len(moving):
-                break
-            before = z[moving]
-            after = self.step(before)
-            z[moving] = after
-            steps[moving] += 1
-            moving = moving[(after - before).norm(dim=1) >= TOLERANCE]
-        converged = torch.ones(len(z), dtype=torch.bool)
-        converged[moving] = False
-        return Settled(z, steps, converged, self.perplexity(z))
+        def update(z: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+            after = self.step(z)
+            return after, (after - z).norm(dim=1)
+
+        still = come_to_rest(start, update, MAX_STEPS)
+        return Settled(*still, self.perplexity(still.z))
 
     def step(self, z: Tensor) -> Tensor:
         """One update of unit vectors [n, d]."""
@@ -140,7 +159,7 @@ class Attractors:
         return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
 
-def merge(settled: Settled) -> Attractors:
+def merge(settled: Settled | Still) -> Attractors:
     """Attractors of settled points: connected components at cosine > MERGED, so that no order matters.
 
     Ties in size go to the one whose first point comes first.

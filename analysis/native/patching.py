@@ -23,8 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.analysis.attractors.network import MERGED
-from energy_lens.analysis.native.settling import Landscapes, SettledContexts
-from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel, EnergyTransformerStep
+from energy_lens.analysis.native.settling import REMEDY, Landscapes, SettledContexts
+from energy_lens.ingest.model.energy_transformer import (
+    EnergyTransformerModel,
+    EnergyTransformerStep,
+    energy_transformer_in,
+)
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.sites import RESID_PRE, Site, harvest, hidden_from, tensors_at
 from energy_lens.ingest.sae.autoencoder import SparseAutoencoder
@@ -94,9 +98,7 @@ class Patching:
 
     @property
     def model(self) -> EnergyTransformerModel:
-        module = self.language_model.module.base_model
-        assert isinstance(module, EnergyTransformerModel)
-        return module
+        return energy_transformer_in(self.language_model, REMEDY)
 
     @torch.no_grad()
     def frames(self, places: Places) -> Iterator[pl.DataFrame]:
@@ -110,12 +112,8 @@ class Patching:
         tokens = self.tokens[places.row]
         x = harvest(self.language_model, tokens, {0: self.sae.site_out})[0]
         at = x[n, places.position]
-        values, indices = self.sae.encode(at)
         feature = torch.from_numpy(places.feature)
-        activation = (values * (indices == feature[:, None])).sum(1)
-        scale = self.sae.token_scales(at)
-        rows = self.sae.W_dec[feature]
-        unit = rows * (activation if scale is None else activation * scale)[:, None]
+        activation, unit = self.sae.part_of(feature, at)
         step = self.model.steps[self.step]
         positions = torch.arange(tokens.shape[1])[None]
         assert isinstance(step, EnergyTransformerStep)

@@ -23,21 +23,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from energy_lens.analysis.attractors.labels import label_basins
-from energy_lens.analysis.attractors.network import MERGED, Attractors, Settled, merge
+from energy_lens.analysis.attractors.network import MERGED, Attractors, Still, merge
 from energy_lens.analysis.attractors.run import ALL_ROWS
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.native.patching import Patching, choose_places, step_of
+from energy_lens.analysis.native.patching import DIRECTIONS, KINDS, Patching, choose_places, step_of
 from energy_lens.analysis.native.settling import (
+    REMEDY,
     SettledContexts,
-    behind_last_step,
     block_applied,
     settle_contexts,
 )
 from energy_lens.console import bar, say
-from energy_lens.errors import LARGEST_COUNT, UsageError, require, require_at_most, require_seed
+from energy_lens.errors import LARGEST_COUNT, require, require_at_most, require_seed
 from energy_lens.ingest.contexts import padded
-from energy_lens.ingest.model.energy_transformer import EnergyTransformerForCausalLM, EnergyTransformerModel
+from energy_lens.ingest.model.energy_transformer import EnergyTransformerForCausalLM, energy_transformer_in
 from energy_lens.ingest.model.language_model import LanguageModel
+from energy_lens.ingest.model.resolving import find_parts
+from energy_lens.ingest.model.sites import Site, harvest
 from energy_lens.warehouse.database import Warehouse, ingest_lock
 from energy_lens.warehouse.output import Kind, Rows
 
@@ -98,20 +100,15 @@ def find_native_attractors(path: Path, options: NativeOptions) -> None:
         with Warehouse(path, writable=True, create=False):  # migrates before any time goes into the model
             pass
         model = current.load_model("float32")
-        module = model.module.base_model
-        if not isinstance(module, EnergyTransformerModel):
-            raise UsageError(
-                f"{model.name} descends no energy of its own ({type(model.module).__name__}): this is for models of "
-                "elw energy-model train. elw attractors finds those of the SAEs' decoders."
-            )
+        energy_transformer_in(model, REMEDY)
         layers = current.chosen(options.layers, current.facts.layers, "layer")
         sample = _sampled(current, options)
         frames: dict[str, list[pl.DataFrame]] = {}
         settled: SettledContexts | None = None
-        for weights, of_weights in (("trained", module), ("random", _untrained(module, options.seed))):
+        for weights, of_weights in (("trained", model), ("random", _untrained(model, options.seed))):
             contexts, rows = _settled(of_weights, sample, weights)
             settled = settled or contexts
-            for table, frame in _frames(model, of_weights, rows, sample, options, weights).items():
+            for table, frame in _frames(of_weights, rows, sample, options, weights).items():
                 frames.setdefault(table, []).append(frame.with_columns(weights=pl.lit(weights)))
         assert settled is not None
         edited = layers if options.features else []
@@ -133,12 +130,12 @@ def _sampled(current: CurrentRun, options: NativeOptions) -> _Sample:
     return _Sample(context_ids, tokens, row, torch.from_numpy(ids % length), ids, found["text"], found["half"])
 
 
-def _untrained(module: EnergyTransformerModel, seed: int) -> EnergyTransformerModel:
+def _untrained(model: LanguageModel, seed: int) -> LanguageModel:
+    """A model of the same configuration with weights drawn by the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: EnergyTransformerModel = EnergyTransformerForCausalLM(module.config).float().model
-    model.eval().requires_grad_(False)
-    return model
+        module = EnergyTransformerForCausalLM(energy_transformer_in(model, REMEDY).config).float()
+    return find_parts(model.name, module, model.tokenizer, "")
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ class _Rows:
     """What became of the sample's tokens, [n] each."""
 
     start: Tensor  #: x behind the last step [n, d_model]
-    settled: Settled
+    settled: Still
     energy_start: Tensor
     energy: Tensor
     turn: Tensor  #: by which the last of BLOCK_STEPS turned a token, radians
@@ -154,13 +151,14 @@ class _Rows:
     both: Tensor  #: whether it settles both ways
 
 
-def _settled(module: EnergyTransformerModel, sample: _Sample, weights: str) -> tuple[SettledContexts, _Rows]:
+def _settled(model: LanguageModel, sample: _Sample, weights: str) -> tuple[SettledContexts, _Rows]:
     """Contexts where they have settled, and rows of the sample's tokens."""
+    module, last = energy_transformer_in(model, REMEDY), Site(model.n_layers - 1)
     parts: list[SettledContexts] = []
     columns: list[list[Tensor]] = []
     with bar(f"Settle, {weights} weights", len(sample.tokens), "context") as progress:
         for tokens in sample.tokens.split(BATCH):
-            x = behind_last_step(module, tokens)
+            x = harvest(model, tokens, {0: last})[0]
             contexts = settle_contexts(module, x)
             before = block_applied(module, x, BLOCK_STEPS - 1)
             after = block_applied(module, before, 1)
@@ -183,14 +181,12 @@ def _settled(module: EnergyTransformerModel, sample: _Sample, weights: str) -> t
         torch.cat([p.converged for p in parts]),
     )  # fmt: skip
     at = sample.row, sample.position
-    z = functional.normalize(contexts.x[at], dim=-1)
-    settled = Settled(z, contexts.steps[at], contexts.converged[at], torch.zeros(len(z)))
+    settled = Still(functional.normalize(contexts.x[at], dim=-1), contexts.steps[at], contexts.converged[at])
     return contexts, _Rows(x, settled, energy_start, energy, turn, same, both)
 
 
 def _frames(
     model: LanguageModel,
-    module: EnergyTransformerModel,
     rows: _Rows,
     sample: _Sample,
     options: NativeOptions,
@@ -219,28 +215,26 @@ def _frames(
     ).with_columns(pl.when(pl.col("attractor") >= 0).then(pl.col("attractor")))  # fmt: skip
     return {
         "native_settings": pl.DataFrame([settings]),
-        "native_attractors": _attractor_rows(model if weights == "trained" else None, module, attractors, sample),
+        "native_attractors": _attractor_rows(model, attractors, sample, says=weights == "trained"),
         "native_basins": basins,
     }
 
 
-def _attractor_rows(
-    model: LanguageModel | None, module: EnergyTransformerModel, attractors: Attractors, sample: _Sample
-) -> pl.DataFrame:
-    """model: whose unembedding says what an attractor says; None for untrained weights, which say nothing."""
+def _attractor_rows(model: LanguageModel, attractors: Attractors, sample: _Sample, says: bool) -> pl.DataFrame:
+    """says: whether the model's unembedding says what an attractor is for; that of untrained weights means nothing."""
     n = len(attractors.sizes)
     labels = label_basins(attractors.basin, n, sample.texts, sample.halves)
-    says: list[list[str]] = [[] for _ in range(n)]
-    if model is not None and n:
-        logits = model.logits(module.norm(attractors.vectors * attractors.vectors.shape[1] ** 0.5))
-        says = [[model.tokenizer.decode([i]) for i in row] for row in logits.topk(SAID, dim=1).indices.tolist()]
+    said: list[list[str]] = [[] for _ in range(n)]
+    if says and n:
+        logits = model.logits(model.final_norm(attractors.vectors * model.d_model**0.5))
+        said = [[model.tokenizer.decode([i]) for i in row] for row in logits.topk(SAID, dim=1).indices.tolist()]
     vocabulary = sample.tokens[sample.row, sample.position].numpy()
     distinct = [len(np.unique(vocabulary[attractors.basin == i])) for i in range(n)]
     columns: dict[str, Any] = {
         "attractor": np.arange(n, dtype=np.int32), "n_tokens": attractors.sizes.astype(np.int32),
         "n_distinct": np.array(distinct, dtype=np.int32),
         "label": pl.Series([label.text for label in labels], dtype=pl.String),
-        "says": pl.Series(says, dtype=pl.List(pl.String)),
+        "says": pl.Series(said, dtype=pl.List(pl.String)),
         "vector": pl.Series(attractors.vectors.tolist(), dtype=pl.List(pl.Float32)),
     }  # fmt: skip
     for name in ("lift", "p", "q"):
@@ -280,7 +274,7 @@ def _patches(
         with bar(f"Patches of layer {layer}", len(places.feature), "token") as progress:
             for frame in patching.frames(places):
                 frames.append(frame.with_columns(layer=pl.lit(layer)))
-                progress.update(frame["token_id"].len() // (len(frame.group_by("kind", "direction").len())))
+                progress.update(frame.height // (len(KINDS) * len(DIRECTIONS)))
     return frames
 
 

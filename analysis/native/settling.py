@@ -16,21 +16,18 @@ Where it settles is a direction. On a landscape whose keys have settled, single 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from energy_lens.analysis.attractors.network import TOLERANCE, Settled
-from energy_lens.ingest.model.energy_landscape import (
-    Rotation,
-    StepDirection,
-    attend_plainly,
-    direction,
-)
+from energy_lens.analysis.attractors.network import TOLERANCE, Still, come_to_rest
+from energy_lens.ingest.model.energy_landscape import Rotation, StepDirection
 from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel, EnergyTransformerStep
+
+#: What helps with another model.
+REMEDY = "elw attractors finds those of its SAEs' decoders."
 
 #: Updates after which a token is given up.
 MAX_STEPS = 500
@@ -50,44 +47,30 @@ class Landscapes:
 
     def energy(self, x: Tensor, step: int = -1) -> Tensor:
         """E_t [n] at x [n, d_model], by the gain of a step."""
-        g = self._of(step).norm(x)[:, None]
+        g = _step(self.model, step).norm(x)[:, None]
         return self.model.landscape.energy(g, self.keys, self._rotation(x), self._mask)[:, 0]
 
     def stepped(self, x: Tensor, step: int = -1) -> Tensor:
         """x [n, d_model] after one step as the model makes it."""
-        of_step = self._of(step)
-        at = self._direction(x, of_step)
-        return x + of_step.log_step.exp() * self.model.landscape.preconditioned(at.d)
+        of_step = _step(self.model, step)
+        moved: Tensor = of_step(x[:, None], self.model.landscape, self._rotation(x), mask=self._mask, keys=self.keys)
+        return moved[:, 0]
 
     def updated(self, x: Tensor) -> Tensor:
         """x [n, d_model] after one update."""
-        return _fallen(x, self._direction(x, self._of(-1)))[0]
+        return self._fallen(x)[0]
 
-    def settle(self, x: Tensor) -> Settled:
-        """Where tokens fall from x [n, d_model]; perplexity is not defined here, and 0."""
-        x = x.clone()
-        steps = torch.zeros(len(x), dtype=torch.int64)
-        moving = torch.arange(len(x))
-        for _ in range(MAX_STEPS):
-            if not len(moving):
-                break
-            there = self.at(moving)
-            x[moving], turned = _fallen(x[moving], there._direction(x[moving], self._of(-1)))
-            steps[moving] += 1
-            moving = moving[turned >= TOLERANCE]
-        converged = torch.ones(len(x), dtype=torch.bool)
-        converged[moving] = False
-        return Settled(functional.normalize(x, dim=1), steps, converged, torch.zeros(len(x)))
+    def settle(self, x: Tensor) -> Still:
+        """Where tokens fall from x [n, d_model]: directions of unit length."""
+        still = come_to_rest(x, lambda moving, rows: self.at(rows)._fallen(moving), MAX_STEPS)
+        return still._replace(z=functional.normalize(still.z, dim=1))
 
-    def _of(self, step: int) -> EnergyTransformerStep:
-        return _step(self.model, step)
-
-    def _direction(self, x: Tensor, of_step: EnergyTransformerStep) -> StepDirection:
-        def way_down(g: Tensor) -> Tensor:
-            down, _ = self.model.landscape.way_down(g, self._rotation(x), attend_plainly, self._mask, self.keys)
-            return down
-
-        return _without_context(direction(x[:, None], of_step.norm.weight, of_step.norm.eps, way_down))
+    def _fallen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        at = _step(self.model, -1).direction(
+            x[:, None], self.model.landscape, self._rotation(x), mask=self._mask, keys=self.keys
+        )
+        moved, went = _fallen(x[:, None], at)
+        return moved[:, 0], went[:, 0]
 
     def _rotation(self, x: Tensor) -> Rotation:
         return self.model.rotation(self.position[:, None], x.dtype)
@@ -115,24 +98,10 @@ class SettledContexts:
 
 
 @torch.no_grad()
-def behind_last_step(model: EnergyTransformerModel, tokens: Tensor) -> Tensor:
-    """x [context, position, d_model] that the last step leaves, for token ids [context, position]."""
-    found: list[Tensor] = []
-    handle = model.steps[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    try:
-        model(input_ids=tokens)
-    finally:
-        handle.remove()
-    return found[0]
-
-
-@torch.no_grad()
-def settle_contexts(
-    model: EnergyTransformerModel, x: Tensor, on_step: Callable[[int], object] = lambda _: None
-) -> SettledContexts:
+def settle_contexts(model: EnergyTransformerModel, x: Tensor) -> SettledContexts:
     """Let all tokens of contexts move at once from x [context, position, d_model] until they stay.
 
-    Padding on the right moves too, and no token before it knows. on_step: called with the number of each step.
+    Padding on the right moves too, and no token before it knows.
     """
     of_step, landscape = _step(model, -1), model.landscape
     rotation = model.rotation(torch.arange(x.shape[1])[None], x.dtype)
@@ -141,7 +110,6 @@ def settle_contexts(
     for number in range(1, MAX_STEPS + 1):
         x, turned = _fallen(x, of_step.direction(x, landscape, rotation))
         last[turned >= TOLERANCE] = number
-        on_step(number)
         if number > int(last.max()):
             break
     return SettledContexts(model, x, last, last < number)
@@ -162,10 +130,6 @@ def _fallen(x: Tensor, at: StepDirection) -> tuple[Tensor, Tensor]:
     length, size = x.norm(dim=-1, keepdim=True), at.u.norm(dim=-1, keepdim=True)
     moved = torch.where(size > 0, at.u * (length / size.clamp_min(1e-30)), x)
     return moved, ((moved - x).norm(dim=-1, keepdim=True) / length.clamp_min(1e-30))[..., 0]
-
-
-def _without_context(at: StepDirection) -> StepDirection:
-    return StepDirection(*(part[:, 0] for part in at))
 
 
 def _step(model: EnergyTransformerModel, step: int) -> EnergyTransformerStep:

@@ -41,7 +41,7 @@ class AttentionEnergy(Energy):
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}
         gradients = {}
-        within = torch.arange(forward.tokens.shape[1])[None] < forward.lengths[:, None]
+        within = forward.places
         for layer, residual in forward.residuals.items():
             below = forward.saes[layer].site_out.output_of
             assert below is not None

@@ -35,6 +35,11 @@ class ForwardPass:
     others: Mapping[Site, Tensor] = field(default_factory=dict)  #: further places that were asked for
 
     @property
+    def places(self) -> Tensor:
+        """[batch, position] mask of what is no padding."""
+        return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
+
+    @property
     def has_next(self) -> Tensor:
         """[batch, position] mask of the tokens that have a next one in their context."""
         return torch.arange(self.tokens.shape[1])[None] < self.lengths[:, None] - 1

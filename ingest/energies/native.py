@@ -17,8 +17,11 @@ from torch import Tensor
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.base import Energy, Reading
 from energy_lens.ingest.energies.forward import ForwardPass
-from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel
+from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel, energy_transformer_in
 from energy_lens.ingest.model.language_model import COARSE, LanguageModel
+
+#: What helps with another model.
+REMEDY = "leave native out (--energies)."
 
 
 class NativeEnergy(Energy):
@@ -32,11 +35,7 @@ class NativeEnergy(Energy):
     of_own_token = True
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
-        if not isinstance(model.module.base_model, EnergyTransformerModel):
-            raise UsageError(
-                f"{model.name} descends no energy of its own ({type(model.module).__name__}): native is defined for "
-                "models of elw energy-model train. Leave it out (--energies)."
-            )
+        energy_transformer_in(model, REMEDY)
         if (last := model.n_layers - 1) in layers:
             raise UsageError(
                 f"The native energy after step {last} is that of the next step, and {model.name} has none: leave out "
@@ -46,7 +45,7 @@ class NativeEnergy(Energy):
     def read(self, forward: ForwardPass) -> Reading:
         values: dict[int | None, Tensor] = {}
         gradients = {}
-        within = torch.arange(forward.tokens.shape[1])[None] < forward.lengths[:, None]
+        within = forward.places
         model = self._precise(forward.model)
         for layer, residual in forward.residuals.items():
             below = forward.saes[layer].site_out.output_of
@@ -60,11 +59,10 @@ class NativeEnergy(Energy):
 
     def _precise(self, model: LanguageModel) -> EnergyTransformerModel:
         """The model at least in float32: sums of a thousand squares are no work for eight binary digits."""
-        module = model.module.base_model
-        assert isinstance(module, EnergyTransformerModel)
+        module = energy_transformer_in(model, REMEDY)
         if model.dtype not in COARSE:
             return module
-        known: dict[str, EnergyTransformerModel] = vars(model).setdefault("_native", {})
-        if "wide" not in known:
-            known["wide"] = copy.deepcopy(module).float()
-        return known["wide"]
+        known: dict[str, EnergyTransformerModel] = vars(model)
+        if "_precise" not in known:
+            known["_precise"] = copy.deepcopy(module).float()
+        return known["_precise"]

@@ -50,8 +50,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Entries of A that begin so small; P has their squares.
-STILL = 0.1
+#: With what begins small that is to be heard little, or to move little; P has the squares of A's entries.
+QUIET = 0.1
 
 #: What attends: (module, queries, keys, values, mask, scaling=) to (output [batch, position, head, d_head], pattern).
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -108,7 +108,7 @@ class EnergyLandscape(nn.Module):
         for weight in (self.query, self.key, self.memories):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         nn.init.eye_(self.root)
-        self.root[: self.n_still] *= STILL
+        self.root[: self.n_still] *= QUIET
         nn.init.constant_(self.log_beta, -math.log(self.d_head) / 2)
 
     def preconditioned(self, d: Tensor) -> Tensor:

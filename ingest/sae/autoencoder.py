@@ -229,6 +229,17 @@ class SparseAutoencoder:
             return _deviations(x - x.mean(-1, keepdim=True))[:, 0]
         return None
 
+    def part_of(self, feature: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A feature's activation a [n] at x [n, d_in], and what it adds there, a·s·d [n, d_model].
+
+        feature: one for all, or one each [n]. Of an SAE that reads where it writes, as a normalised one does.
+        """
+        values, indices = self.encode(x)
+        wanted = torch.as_tensor(feature).expand(len(x))
+        a = (values * (indices == wanted[:, None])).sum(1)
+        scale = self.token_scales(x)
+        return a, self.W_dec[wanted] * (a if scale is None else a * scale)[:, None]
+
     def pull_back(self, x: Tensor, v: Tensor) -> Tensor:
         """Jᵀv [n, d_model], where J is norm's Jacobian at x [n, d_model]: a gradient by norm(x) becomes one by x."""
         if self.normalisation == "constant_norm_rescale":

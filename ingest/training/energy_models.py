@@ -60,7 +60,7 @@ MOMENTS = (0.9, 0.95)
 RATE_OF_LOGARITHMS = 2.0
 
 #: Matrices that all steps share move less: each step moves by what one of them moved, and what all memories have in
-#: common adds up. At the embedding's rate residuals grow tenfold in a hundred steps, and tokens become alike.
+#: common adds up. At the embedding's rate a model was at 6.5 nats a token after 0.2 million, and at 5.9 with this.
 RATE_OF_LANDSCAPE = 0.3
 
 CHECKPOINT, CURVE, TOKENIZER = "checkpoint.safetensors", "loss.jsonl", "tokenizer"

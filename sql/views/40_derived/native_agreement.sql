@@ -16,11 +16,9 @@ others AS (
     FROM tokens
     WHERE run_id = (SELECT run_id FROM current_run)
     UNION ALL
-    SELECT 'category', NULL, t.token_id, d.category
-    FROM tokens AS t
-    JOIN contexts AS c ON c.run_id = t.run_id AND c.context_id = t.token_id // (SELECT context_length FROM current_run)
-    JOIN documents AS d ON d.run_id = c.run_id AND d.document_id = c.document_id
-    WHERE t.run_id = (SELECT run_id FROM current_run)
+    SELECT 'category', NULL, token_id, category
+    FROM token_places
+    WHERE run_id = (SELECT run_id FROM current_run)
 ),
 cells AS (
     SELECT o.weights, x.partition, x.layer, o.attractor, x.part, count(*) AS n
