@@ -212,6 +212,7 @@ def test_the_ground_floor_imports_nothing_of_the_package(arrows: Mapping[str, se
         ("energy_lens.cli", ("torch", "polars", "duckdb", "numpy", "transformers", "matplotlib", "tqdm")),
         ("energy_lens.warehouse.query", ("torch", "polars", "transformers", "scipy")),
         *((f"energy_lens.{name}", ("torch", "transformers")) for name in modules() if name.startswith("warehouse.")),
+        ("energy_lens.ingest.pipeline", ("transformers",)),
         ("energy_lens.reports.render", ("torch", "transformers")),
         *(
             (f"energy_lens.reports.cards.{name}", ("torch", "polars", "transformers", "scipy", "wcwidth"))

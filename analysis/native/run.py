@@ -86,8 +86,13 @@ class _Sample:
     row: Tensor  #: of each token's context [n]
     position: Tensor  #: [n]
     token_ids: NDArray[np.int64]
+    categories: NDArray[np.object_]
     texts: NDArray[np.object_]
     halves: NDArray[np.object_]
+
+    @property
+    def vocabulary_ids(self) -> NDArray[np.int64]:
+        return self.tokens[self.row, self.position].numpy()
 
 
 def find_native_attractors(path: Path, options: NativeOptions) -> None:
@@ -127,7 +132,8 @@ def _sampled(current: CurrentRun, options: NativeOptions) -> _Sample:
         ).numpy()  # fmt: skip
     ids = found["token_id"]
     row = torch.from_numpy(np.searchsorted(context_ids, ids // length))
-    return _Sample(context_ids, tokens, row, torch.from_numpy(ids % length), ids, found["text"], found["half"])
+    position = torch.from_numpy(ids % length)
+    return _Sample(context_ids, tokens, row, position, ids, found["category"], found["text"], found["half"])
 
 
 def _untrained(model: LanguageModel, seed: int) -> LanguageModel:
@@ -208,7 +214,8 @@ def _frames(
     }  # fmt: skip
     basins = pl.DataFrame(
         {
-            "token_id": sample.token_ids, "attractor": attractors.basin.astype(np.int32),
+            "token_id": sample.token_ids, "vocabulary_id": sample.vocabulary_ids.astype(np.int32),
+            "category": sample.categories, "attractor": attractors.basin.astype(np.int32),
             "steps": rows.settled.steps.int().numpy(), "cosine": cosine.numpy(),
             "energy_start": rows.energy_start.numpy(), "energy": rows.energy.numpy(),
         }
@@ -228,8 +235,7 @@ def _attractor_rows(model: LanguageModel, attractors: Attractors, sample: _Sampl
     if says and n:
         logits = model.logits(model.final_norm(attractors.vectors * model.d_model**0.5))
         said = [[model.tokenizer.decode([i]) for i in row] for row in logits.topk(SAID, dim=1).indices.tolist()]
-    vocabulary = sample.tokens[sample.row, sample.position].numpy()
-    distinct = [len(np.unique(vocabulary[attractors.basin == i])) for i in range(n)]
+    distinct = [len(np.unique(sample.vocabulary_ids[attractors.basin == i])) for i in range(n)]
     columns: dict[str, Any] = {
         "attractor": np.arange(n, dtype=np.int32), "n_tokens": attractors.sizes.astype(np.int32),
         "n_distinct": np.array(distinct, dtype=np.int32),

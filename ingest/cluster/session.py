@@ -48,6 +48,7 @@ def ray_module() -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Before the import, which reads them: Ray reports its use to its makers unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # in every process that connects, print would be another
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         return importlib.import_module("ray")

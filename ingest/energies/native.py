@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch import Tensor
 from energy_lens.errors import UsageError
 from energy_lens.ingest.energies.base import Energy, Reading
 from energy_lens.ingest.energies.forward import ForwardPass
-from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel, energy_transformer_in
 from energy_lens.ingest.model.language_model import COARSE, LanguageModel
+
+if TYPE_CHECKING:
+    from energy_lens.ingest.model.energy_transformer import EnergyTransformerModel
 
 #: What helps with another model.
 REMEDY = "leave native out (--energies)."
@@ -35,7 +38,7 @@ class NativeEnergy(Energy):
     of_own_token = True
 
     def check(self, model: LanguageModel, layers: Sequence[int]) -> None:
-        energy_transformer_in(model, REMEDY)
+        _module(model)
         if (last := model.n_layers - 1) in layers:
             raise UsageError(
                 f"The native energy after step {last} is that of the next step, and {model.name} has none: leave out "
@@ -59,10 +62,17 @@ class NativeEnergy(Energy):
 
     def _precise(self, model: LanguageModel) -> EnergyTransformerModel:
         """The model at least in float32: sums of a thousand squares are no work for eight binary digits."""
-        module = energy_transformer_in(model, REMEDY)
+        module = _module(model)
         if model.dtype not in COARSE:
             return module
         known: dict[str, EnergyTransformerModel] = vars(model)
         if "_precise" not in known:
             known["_precise"] = copy.deepcopy(module).float()
         return known["_precise"]
+
+
+def _module(model: LanguageModel) -> EnergyTransformerModel:
+    # Only with such a model: transformers takes a second to import, and whoever ingests imports all energies.
+    from energy_lens.ingest.model.energy_transformer import energy_transformer_in
+
+    return energy_transformer_in(model, REMEDY)

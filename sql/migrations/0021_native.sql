@@ -65,19 +65,23 @@ COMMENT ON COLUMN native_attractors.says IS 'The likeliest next tokens by the mo
 COMMENT ON COLUMN native_attractors.vector IS 'The settled direction, a unit vector.';
 
 CREATE TABLE IF NOT EXISTS native_basins (
-    run_id       INTEGER NOT NULL,
-    weights      VARCHAR NOT NULL,
-    token_id     BIGINT  NOT NULL,
-    attractor    INTEGER,
-    steps        INTEGER NOT NULL,
-    cosine       FLOAT   NOT NULL,
-    energy_start FLOAT   NOT NULL,
-    energy       FLOAT   NOT NULL
+    run_id        INTEGER NOT NULL,
+    weights       VARCHAR NOT NULL,
+    token_id      BIGINT  NOT NULL,
+    vocabulary_id INTEGER NOT NULL,
+    category      VARCHAR NOT NULL,
+    attractor     INTEGER,
+    steps         INTEGER NOT NULL,
+    cosine        FLOAT   NOT NULL,
+    energy_start  FLOAT   NOT NULL,
+    energy        FLOAT   NOT NULL
 );
 COMMENT ON TABLE  native_basins IS 'Tokens of the sample and where they settle on an energy transformer''s own landscape.';
 COMMENT ON COLUMN native_basins.run_id IS 'Run.';
 COMMENT ON COLUMN native_basins.weights IS 'trained or random.';
 COMMENT ON COLUMN native_basins.token_id IS 'Token.';
+COMMENT ON COLUMN native_basins.vocabulary_id IS 'Its entry of the vocabulary; kept here because native_agreement would read all tokens for it.';
+COMMENT ON COLUMN native_basins.category IS 'Category of its document.';
 COMMENT ON COLUMN native_basins.attractor IS 'Attractor; NULL where the token has not settled.';
 COMMENT ON COLUMN native_basins.steps IS 'Updates made.';
 COMMENT ON COLUMN native_basins.cosine IS 'Cosine of x behind the last step and where it settles.';

@@ -3,27 +3,25 @@
 -- columns as in: native_settings
 CREATE OR REPLACE VIEW native_agreement AS
 WITH own AS (
-    SELECT run_id, weights, token_id, attractor
+    SELECT weights, token_id, vocabulary_id, category, attractor
     FROM native_basins
     WHERE run_id = (SELECT run_id FROM current_run) AND attractor IS NOT NULL
 ),
-others AS (
-    SELECT 'decoder' AS partition, layer, token_id, attractor::VARCHAR AS part
-    FROM basins
-    WHERE run_id = (SELECT run_id FROM current_run) AND attractor IS NOT NULL
+placed AS (
+    SELECT o.weights, 'decoder' AS partition, d.layer, o.attractor, d.attractor::VARCHAR AS part
+    FROM own AS o
+    JOIN basins AS d ON d.token_id = o.token_id
+    WHERE d.run_id = (SELECT run_id FROM current_run) AND d.attractor IS NOT NULL
     UNION ALL
-    SELECT 'token', NULL, token_id, vocabulary_id::VARCHAR
-    FROM tokens
-    WHERE run_id = (SELECT run_id FROM current_run)
+    SELECT weights, 'token', NULL, attractor, vocabulary_id::VARCHAR
+    FROM own
     UNION ALL
-    SELECT 'category', NULL, token_id, category
-    FROM token_places
-    WHERE run_id = (SELECT run_id FROM current_run)
+    SELECT weights, 'category', NULL, attractor, category
+    FROM own
 ),
 cells AS (
-    SELECT o.weights, x.partition, x.layer, o.attractor, x.part, count(*) AS n
-    FROM own AS o
-    JOIN others AS x USING (token_id)
+    SELECT weights, partition, layer, attractor, part, count(*) AS n
+    FROM placed
     GROUP BY ALL
 ),
 pairs AS (
