@@ -202,7 +202,7 @@ def locate(name: str) -> tuple[Path, str]:
         )
     if not is_name(repository_name):
         raise UsageError(
-            f"There is no model {name!r}{did_you_mean(name, built_in())}: the built-in model is {DEFAULT_MODEL}; "
+            f"There is no model {name!r}{did_you_mean(name, built_in())}: built in are {' and '.join(built_in())}; "
             "else give a folder, a .gguf file or a Hugging Face name."
         )
     return _fetched_from_hub(name)

@@ -17,7 +17,7 @@ import torch
 
 from energy_lens.errors import UsageError
 from energy_lens.ingest.model.language_model import LanguageModel
-from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, PACKAGED_MODELS, cache_folder
+from energy_lens.ingest.model.loading import DEFAULT_LAYERS, DEFAULT_MODEL, built_in, cache_folder
 from energy_lens.ingest.model.sites import RESIDUAL, check_sites, width
 from energy_lens.ingest.sae.autoencoder import CENTRED, SparseAutoencoder
 from energy_lens.ingest.sae.formats import CENTRES_RESIDUALS, CONFIG, WEIGHTS, load_sae, pickled
@@ -76,8 +76,9 @@ def _shipped(model_name: str, layers: Sequence[int]) -> dict[int, SparseAutoenco
     """The package's own SAEs. Raises UsageError for a model or a layer that it has none for."""
     available = shipped_layers(model_name)
     if not available:
+        others = " and ".join(name for name in built_in() if shipped_layers(name))
         raise UsageError(
-            f"No SAEs are shipped for {model_name} (only for {', '.join(PACKAGED_MODELS)}): "
+            f"No SAEs are shipped for {model_name} (only for {others}): "
             "elw ingest --train-saes trains some first, in minutes; or train some with elw sae train, or get some "
             "with elw sae pull or import, and name them with --sae."
         )
