@@ -16,6 +16,7 @@ from energy_lens.cli.options import (
     ListingFormat,
     TextFormat,
     examples,
+    factors,
     leave_aside,
     numbers,
     refuse_before,
@@ -49,7 +50,9 @@ TRY_PARAMETERS = ("db", "features", "kind", "value", "where", "dtype", "text", "
     cls=ClusterGroup,
     invoke_without_command=True,
     epilog=examples(
-        "elw intervene --layer 20 --features top:25,random:25", "elw intervene --features random:100 --ray --workers 4"
+        "elw intervene --layer 20 --features top:25,random:25",
+        "elw intervene --layer 20 --features random:30 --dose 0.125,0.25,0.5,2",
+        "elw intervene --features random:100 --ray --workers 4",
     ),
 )
 def intervene_measure(
@@ -112,6 +115,14 @@ def intervene_measure(
             "--shift", metavar="N", help="Also read attractors of later layers, at edited and N later tokens; slow."
         ),
     ] = 0,
+    dose: Annotated[
+        str | None,
+        typer.Option(
+            "--dose",
+            metavar="X,X,...",
+            help="Also measure each patch with its change multiplied by these, for the exponent of what it does.",
+        ),
+    ] = None,
     dtype: PassDtype = Dtype.float32,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Patches in a forward pass.")] = 16,
     seed: Annotated[
@@ -158,6 +169,7 @@ def intervene_measure(
         layers=numbers(layer, "--layer") if layer is not None else None, by=by, contexts=contexts, probes=probes,
         directions=directions,
         controls=tuple(words(controls, "--controls")), path_points=path, hessian=hessian, shift=shift,
+        doses=factors(dose, "--dose") if dose is not None else (),
         dtype=dtype.value, batch_size=batch_size, seed=seed, cluster=cluster_of(ray, workers, threads_per_worker),
     )  # fmt: skip
     done = intervene(warehouse_path(db), intervention)

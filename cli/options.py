@@ -175,6 +175,14 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 10,12.") from error
 
 
+def factors(text: str, option: str) -> tuple[float, ...]:
+    """The decimal numbers of a list with commas, without repetition."""
+    try:
+        return tuple(dict.fromkeys(float(word) for word in words(text, option)))
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: numbers with commas between are expected, as in 0.5,2.") from error
+
+
 def typed(context: typer.Context) -> dict[str, str]:
     """{parameter: --option} of the options that the user typed, in the order in which the help shows them."""
     spelled = {

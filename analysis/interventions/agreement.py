@@ -75,6 +75,11 @@ class Replicates:
         centre, half = np.arctanh(np.clip(self.value, -1 + 1e-12, 1 - 1e-12)), self._half_width(_fisher)
         return Agreement(self.value, float(np.tanh(centre - half)), float(np.tanh(centre + half)))
 
+    def plain(self) -> Agreement:
+        """The number itself with its interval, where it is not a correlation; no bounds below MIN_DOCUMENTS."""
+        half = self._half_width(np.positive) if self._enough() else np.nan
+        return Agreement(self.value, self.value - half, self.value + half)
+
     def disattenuated(self, reliability: Replicates) -> Agreement:
         """r/√ρ with an interval that has the error of both; NaN where ρ's own interval reaches 0, or has no bounds.
 
@@ -110,9 +115,9 @@ class Replicates:
             of(*(getattr(part, what) for part in parts)) for what in ("documents", "features", "cells")
         )
         of_sides = [self.sides == side for side in np.unique(self.sides)]
-        by_document = sum(_jackknife(documents[side]) for side in of_sides)
-        by_cell = sum(_jackknife(row[side]) for row in cells for side in of_sides) / self.cell_share
-        by_feature, added = _jackknife(features), max(by_document - by_cell, 0.0)
+        by_document = sum(jackknife_variance(documents[side]) for side in of_sides)
+        by_cell = sum(jackknife_variance(row[side]) for row in cells for side in of_sides) / self.cell_share
+        by_feature, added = jackknife_variance(features), max(by_document - by_cell, 0.0)
         parts_of_error = ((by_feature, effective_number(features)), (added, effective_number(documents)))
         freedom = (by_feature + added) ** 2 / (sum(v**2 / n for v, n in parts_of_error) + 1e-300)
         return float(t_quantile(max(freedom, 1.0)) * np.sqrt(by_feature + added))
@@ -123,7 +128,7 @@ def _fisher(r: Floats) -> Floats:
     return z
 
 
-def _jackknife(values: Floats) -> float:
+def jackknife_variance(values: Floats) -> float:
     """Variance from values that leave out one unit each; units that left nothing are passed over."""
     values = values[np.isfinite(values)]
     n = len(values)
@@ -253,6 +258,6 @@ def ratio_interval(numerator: Floats, denominator: Floats) -> tuple[Floats, Floa
             continue
         above, below = above[counts], below[counts]
         without = (above.sum() - above) / (below.sum() - below)
-        half = t_quantile(effective_number(without)) * np.sqrt(_jackknife(without))
+        half = t_quantile(effective_number(without)) * np.sqrt(jackknife_variance(without))
         low[row], high[row] = above.sum() / below.sum() + half * np.array([-1, 1])
     return low, high

@@ -13,6 +13,7 @@ its graph (`predictors`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -112,8 +113,32 @@ class Baseline:
     @torch.no_grad()
     def measure(self, patches: Patches) -> Outcome:
         """Run the blocks above the hooked layer on patched residuals."""
+        outcome = self._outcome(patches, *self._hidden_and_later(self.patched(patches), patches.context))
+        # The difference of two equal distributions may come out a rounding error below 0.
+        return replace(outcome, divergence=outcome.divergence.clamp_min(0))
+
+    @torch.no_grad()
+    def measure_dose(self, patches: Patches, dose: float) -> Outcome:
+        """The same with the displacement times `dose`, without residuals of later layers.
+
+        KL may come out a rounding error below 0 at a token: to set it to 0 would add to a sum of many small ones.
+        """
+        return self._outcome(patches, self.hidden_above(self.patched(patches, dose), patches.context), {})
+
+    @torch.no_grad()
+    def measure_rounding(self, patches: Patches) -> Outcome:
+        """The same without the patches' edits, x of edited tokens moved by one unit in its last place, upwards.
+
+        An unchanged x need not show any rounding, since the same products are rounded alike.
+        """
+        x = self.x[patches.context]
+        moved = torch.nextafter(x, torch.full_like(x, torch.inf))
+        x = torch.where(patches.edited[..., None], moved, x)
+        return self._outcome(patches, self.hidden_above(x, patches.context), {})
+
+    def _outcome(self, patches: Patches, hidden: Tensor, residuals: Mapping[int, Tensor]) -> Outcome:
+        """What patches did, by the final norm's output with them [n, position, d_model]."""
         context = patches.context
-        hidden, residuals = self._hidden_and_later(self.patched(patches), context)
         looked_at = self.has_next[context] & (patches.edited.cumsum(1) > 0)
         losses, top = self._outcomes(hidden, looked_at, context)
         before, h, slopes = self.losses[context], self.hidden[context], self.loss_gradients[context]
@@ -121,11 +146,8 @@ class Baseline:
         kl[looked_at] = divergence(
             self.model, (losses[looked_at], hidden[looked_at]), (before[looked_at], h[looked_at], slopes[looked_at])
         )
-        # The difference of two equal distributions may come out a rounding error below 0.
-        return Outcome(
-            torch.where(looked_at, losses - before, 0), kl.clamp_min(0), looked_at & (top != self.top[context]),
-            looked_at, residuals,
-        )  # fmt: skip
+        changed = looked_at & (top != self.top[context])
+        return Outcome(torch.where(looked_at, losses - before, 0), kl, changed, looked_at, residuals)
 
     def patched(self, patches: Patches, share: float = 1.0) -> Tensor:
         """x with a share of the displacement, [n, position, d_model]."""

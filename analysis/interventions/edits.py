@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from energy_lens.errors import did_you_mean, require
@@ -111,3 +114,12 @@ class Outcome:
     top_changed: Tensor  #: bool
     looked_at: Tensor  #: bool: tokens that have a next one, from the first edited one on
     residuals: Mapping[int, Tensor]  #: later layer: patched x [n, position, d_model]
+
+    def sums(self, patches: Patches) -> dict[str, NDArray[Any]]:
+        """ΔE and KL by column, [n]: over the edited tokens of its patches, and over the later ones."""
+        columns: dict[str, NDArray[Any]] = {}
+        for suffix, where in (("edited", patches.edited), ("later", self.looked_at & ~patches.edited)):
+            columns[f"delta_{suffix}"] = (self.delta.double() * where).sum(1).numpy()
+            columns[f"kl_{suffix}"] = (self.divergence.double() * where).sum(1).numpy()
+            columns[f"top_changed_{suffix}"] = (self.top_changed & where).sum(1).numpy().astype(np.int32)
+        return columns

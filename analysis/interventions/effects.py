@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from energy_lens.analysis.interventions.agreement import ratio_interval
+from energy_lens.analysis.interventions.dose_response import dose_tables
 from energy_lens.analysis.interventions.predictors import JOINT_POINTS
 from energy_lens.analysis.interventions.validation import validations
 from energy_lens.warehouse.categories import ALL
@@ -41,9 +42,9 @@ class Intervened:
 
 
 def store_effects(warehouse: Warehouse, run_id: int, intervention_id: int, seed: int) -> None:
-    """Fill effect_statistics and predictor_statistics from the stored patches. Call within a transaction."""
+    """Fill the tables of effects, predictors and doses from the stored patches. Call within a transaction."""
     key = {"run": run_id, "intervention": intervention_id}
-    for table in ("effect_statistics", "predictor_statistics"):
+    for table in ("effect_statistics", "predictor_statistics", "dose_statistics", "dose_summaries"):
         warehouse.sql(f"DELETE FROM {table} WHERE run_id = $run AND intervention_id = $intervention", **key)
     warehouse.run("interventions/note_inactive", **key)
     patches = warehouse.run("interventions/patches", **key).pl()
@@ -55,6 +56,10 @@ def store_effects(warehouse: Warehouse, run_id: int, intervention_id: int, seed:
         if rows := list(validations(patches.filter(pl.col("direction") == 0), readings, documents, seed)):
             n_probes = int(warehouse.run("interventions/probes", **key).value())
             warehouse.append("predictor_statistics", _predictor_frame(rows, n_probes).with_columns(**place))
+        if warehouse.run("interventions/has_doses", **key).value():
+            points = warehouse.run("interventions/doses", **key).pl()
+            for table, frame in dose_tables(points).items():
+                warehouse.append(table, frame.with_columns(**place))
     warehouse.run("interventions/finish", **key, version=STATISTICS_VERSION)
 
 

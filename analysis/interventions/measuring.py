@@ -14,6 +14,7 @@ from torch import Tensor
 from energy_lens.analysis.attractors.landscape import Landscape
 from energy_lens.analysis.interventions.baseline import Baseline
 from energy_lens.analysis.interventions.controls import ControlDirections
+from energy_lens.analysis.interventions.doses import measure_doses
 from energy_lens.analysis.interventions.edits import LOSS, Outcome, Patches
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.analysis.interventions.predictors import (
@@ -62,6 +63,8 @@ def measure_batch(
     columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
     frame = pl.concat([keys, pl.DataFrame(columns)], how="horizontal")
     frames["interventions"] = _with_failures(_with_dear_predictions(frame, baseline, patches, options))
+    if options.other_doses:
+        frames["intervention_doses"] = _with_failures(measure_doses(baseline, keys, patches, options))
     if shifted:
         numbered = keys.drop("control").with_row_index("patch")
         joined = pl.DataFrame(shifted).join(numbered, on="patch", how="inner", maintain_order="left")
@@ -97,18 +100,13 @@ def _every_patch(
 def _measurements(patches: Patches, outcome: Outcome) -> dict[str, NDArray[Any]]:
     """What was done and what it did by column, [n]: sums over edited tokens and over later ones."""
     later = outcome.looked_at & ~patches.edited
-    integer = np.int32
-    columns: dict[str, NDArray[Any]] = {
-        "n_edited": patches.edited.sum(1).numpy().astype(integer),
-        "n_later": later.sum(1).numpy().astype(integer),
+    return {
+        "n_edited": patches.edited.sum(1).numpy().astype(np.int32),
+        "n_later": later.sum(1).numpy().astype(np.int32),
         "sum_change": patches.change.double().sum(1).numpy(),
         "sum_change2": patches.change.double().square().sum(1).numpy(),
+        **outcome.sums(patches),
     }
-    for suffix, where in (("edited", patches.edited), ("later", later)):
-        columns[f"delta_{suffix}"] = (outcome.delta.double() * where).sum(1).numpy()
-        columns[f"kl_{suffix}"] = (outcome.divergence.double() * where).sum(1).numpy()
-        columns[f"top_changed_{suffix}"] = (outcome.top_changed & where).sum(1).numpy().astype(integer)
-    return columns
 
 
 def _predictions(shared: SharedGradients, patches: Patches, kind: str) -> dict[str, NDArray[Any]]:

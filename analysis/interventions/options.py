@@ -23,6 +23,12 @@ from energy_lens.ingest.model.window import DEFAULT_CONTEXT
 #: Passes, or directions, that are taken for each patch, at most.
 MOST = 1_000
 
+#: Doses, at most, beside at least FEWEST_DOSES: two points and the edit itself show whether they lie on a line.
+MOST_DOSES, FEWEST_DOSES = 32, 2
+
+#: Doses lie between these.
+SMALLEST_DOSE, LARGEST_DOSE = 1e-6, 1e6
+
 
 @dataclass(frozen=True)
 class InterventionOptions:
@@ -39,6 +45,7 @@ class InterventionOptions:
     path_points: int = 0
     hessian: bool = False
     shift: int = 0  #: later tokens of each patch at which attractors of later layers are read; 0: none are
+    doses: tuple[float, ...] = ()  #: by which each patch's change is multiplied, to measure it again; 1 adds nothing
     dtype: str = "float32"
     batch_size: int = 16
     seed: int = 0
@@ -48,6 +55,11 @@ class InterventionOptions:
     def control_kinds(self) -> list[str]:
         """Kinds of control directions that are measured, in the order of their numbers."""
         return [kind for kind in CONTROLS if kind in self.controls and self.directions]
+
+    @property
+    def other_doses(self) -> list[float]:
+        """Doses beside 1, which is the edit itself; ascending, none twice."""
+        return sorted(set(self.doses) - {1.0})
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range."""
@@ -72,4 +84,17 @@ class InterventionOptions:
         for option, (count, most) in counts.items():
             require(count >= 0, f"{option} is {count}; it must not be negative.")
             require_at_most(option, count, most)
+        self._require_doses()
         require_seed(self.seed)
+
+    def _require_doses(self) -> None:
+        between = f"doses lie between {SMALLEST_DOSE:g} and {LARGEST_DOSE:g}"
+        for dose in self.doses:
+            require(SMALLEST_DOSE <= dose <= LARGEST_DOSE, f"--dose has {dose:g}; {between}.")
+        n = len(self.other_doses)
+        require(
+            not self.doses or n >= FEWEST_DOSES,
+            f"--dose has {n} beside 1, which is measured anyway; an exponent takes at least {FEWEST_DOSES} others, "
+            "as in --dose 0.25,0.5,2.",
+        )
+        require(n <= MOST_DOSES, f"--dose has {n} beside 1; at most {MOST_DOSES} are possible.")

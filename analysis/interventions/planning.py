@@ -103,6 +103,8 @@ def _settings_hash(options: InterventionOptions, words: Sequence[str], layer: in
     }  # fmt: skip
     if options.control_kinds not in ([], ["isotropic"]):  # which is what there was at first
         settings["controls"] = options.control_kinds
+    if options.other_doses:  # there were none at first
+        settings["doses"] = options.other_doses
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,7 +123,8 @@ def _store_plan(
         kind=options.edit.kind, value=options.edit.value, edited=options.edit.where, features=list(words),
         dtype=options.dtype, seed=options.seed, n_contexts=sum(map(len, batches)), n_probes=options.probes,
         n_directions=options.directions, path_points=options.path_points, hessian=options.hessian,
-        controls=options.control_kinds or None, shift=options.shift, version=__version__,
+        controls=options.control_kinds or None, shift=options.shift,
+        doses=options.other_doses or None, version=__version__,
     )  # fmt: skip
     kinds: dict[str, Any] = {"note": pl.String, "control_features": pl.List(pl.Int32)}
     features = pl.DataFrame([{**plan.place, **row} for row in chosen], schema_overrides=kinds)

@@ -33,6 +33,10 @@ WITH parts AS (
     UNION ALL
     SELECT 'documents', run_id FROM documents GROUP BY ALL
     UNION ALL
+    SELECT 'dose_statistics', run_id FROM dose_statistics GROUP BY ALL
+    UNION ALL
+    SELECT 'dose_summaries', run_id FROM dose_summaries GROUP BY ALL
+    UNION ALL
     SELECT 'effect_statistics', run_id FROM effect_statistics GROUP BY ALL
     UNION ALL
     SELECT 'energies', run_id FROM energies GROUP BY ALL
@@ -62,6 +66,8 @@ WITH parts AS (
     SELECT 'histogram_cells', run_id FROM histogram_cells GROUP BY ALL
     UNION ALL
     SELECT 'intervention_contexts', run_id FROM intervention_contexts GROUP BY ALL
+    UNION ALL
+    SELECT 'intervention_doses', run_id FROM intervention_doses GROUP BY ALL
     UNION ALL
     SELECT 'intervention_features', run_id FROM intervention_features GROUP BY ALL
     UNION ALL

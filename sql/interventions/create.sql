@@ -17,5 +17,6 @@ SELECT
     $path_points AS path_points,
     $hessian AS hessian,
     $shift AS shift_tokens,
+    $doses::DOUBLE[] AS doses,
     $version AS elw_version,
     now() AT TIME ZONE 'UTC' AS created_at
