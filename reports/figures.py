@@ -47,6 +47,20 @@ ROLES = {
 #: The points of a panel with more than this become a bitmap inside the SVG: as vectors 10,000 weigh a megabyte.
 MAX_VECTOR_POINTS = 500
 
+#: Interventions whose dose response is drawn, and what is drawn of each: a column and its axis.
+MAX_DOSED = 3
+DOSE_PANELS = (
+    ("kl", "KL of a patch (nats, log scale)"), ("delta_total_size", "|ΔE| of a patch (nats, log scale)"),
+)  # fmt: skip
+
+#: Along what: its name, colour and marker.
+DOSE_SERIES = {
+    "feature": ("features", BLUE, "o"),
+    "isotropic": ("isotropic", GREY, "s"),
+    "covariance": ("by covariance", VERMILION, "^"),
+    "decoder": ("other features", GREEN, "v"),
+}
+
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 
 WIDTH = 7.2  #: inches, the text width of a page
@@ -141,6 +155,14 @@ CAPTIONS = {
         "The within-context statistic on the true pairing, and with the gradients of another context. The dashed line "
         "is what it follows where nothing is true.",
     ),
+    "dose_response": Caption(
+        "reports/dose_curves",
+        "KL and change of the loss against the dose of an edit, along features and controls",
+        "What patches do at each dose, in the mean over them, on logarithmic scales: along the features and along "
+        "control directions of the same norm. Thin lines rise by the first and by the second power of the dose; below "
+        "the dashed line is less than ten times what rounding does, which enters no exponent. Of more than three "
+        "interventions, the latest.",
+    ),
 }
 
 
@@ -156,6 +178,7 @@ def draw(answers: Mapping[str, Answer]) -> dict[str, str]:
         "energy_by_layer_and_category": _energy_by_layer_and_category,
         "direction_control": _direction_control,
         "negative_control": _negative_control,
+        "dose_response": _dose_response,
     }
     drawn = {}
     # Defaults first: a reader's own matplotlibrc must not change the report.
@@ -402,6 +425,55 @@ def _negative_control(rows: Sequence[Row]) -> Any:
         panel.set_ylabel("Density")
     _legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
+
+
+def _dose_response(rows: Sequence[Row]) -> Any:
+    """Mean KL and |ΔE| of patches at each dose, along features and controls; a line of panels for an intervention."""
+    if not any(row["dose"] > 0 for row in rows):
+        return None
+    shown = sorted({row["intervention_id"] for row in rows})[-MAX_DOSED:]
+    figure, panels = _panels(2 * len(shown), height=3.0)
+    for line, intervention in enumerate(shown):
+        own = [row for row in rows if row["intervention_id"] == intervention]
+        rounding = next((row for row in own if row["dose"] == 0), None)
+        edit = own[0]["kind"] if own[0]["value"] is None else f"{own[0]['kind']} {own[0]['value']:g}"
+        for panel, (column, label) in zip(panels[2 * line :], DOSE_PANELS, strict=False):
+            for along, (name, colour, marker) in DOSE_SERIES.items():
+                curve = [(row["dose"], row[column]) for row in own if row["along"] == along and row["dose"] > 0]
+                curve = [(dose, size) for dose, size in curve if size > 0]
+                if curve:
+                    panel.plot(
+                        *zip(*curve, strict=True), color=colour, marker=marker, markersize=4.5,
+                        linewidth=2 if along == "feature" else 1.3, label=name, zorder=4 if along == "feature" else 3,
+                    )  # fmt: skip
+            if rounding is not None and rounding[column] > 0:
+                panel.axhline(10 * rounding[column], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            _rising_lines(panel)
+            doses = sorted({row["dose"] for row in own if row["dose"] > 0})
+            panel.set_xticks(doses[:: math.ceil(len(doses) / MAX_TICKS)])
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.yaxis.set_major_formatter(lambda value, _: _power(value))
+            panel.minorticks_off()
+            panel.tick_params(axis="x", which="major", length=3)
+            panel.set_title(f"{visible(edit)}, layer {own[0]['layer']}")
+            panel.set_xlabel("Dose (log scale)")
+            panel.set_ylabel(label)
+    _legend_above(figure, *panels[0].get_legend_handles_labels())
+    return figure
+
+
+def _rising_lines(panel: Any) -> None:
+    """The first and the second power of x, through the largest value drawn; the axes stay as they are."""
+    limits = panel.get_xlim(), panel.get_ylim()
+    drawn = [line.get_xydata() for line in panel.get_lines() if line.get_label()[0] != "_"]
+    x, y = max((tuple(points[-1]) for points in drawn if len(points)), key=lambda point: point[1], default=(1.0, 1.0))
+    low = limits[0][0]
+    for power in (1, 2):
+        panel.plot([low, x], [y * (low / x) ** power, y], color=GREY, linewidth=0.6, zorder=1)
+    panel.set_xlim(limits[0])
+    panel.set_ylim(limits[1])
 
 
 # ------------------------------------------------------------------------------------------------ parts

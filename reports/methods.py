@@ -159,6 +159,13 @@ _INTERVENTION = Method(
     "norm; an interval is across documents, and one that holds 0 tells no effect from none.",
 )
 
+_DOSE = Method(
+    "Dose response",
+    "mean over patches of |ΔE| or KL ∝ doseᵖ",
+    "p by least squares of logarithms over the doses whose mean stands ten times above what rounding does, for each "
+    "feature; their mean has an interval over documents and features.",
+)
+
 _ATTRACTOR = Method(
     "Attractor",
     "z ← normalize(Wᵀ softmax(β W z))",
@@ -173,6 +180,7 @@ def methods(answers: Mapping[str, Answer]) -> list[Method]:
     found += _ALWAYS
     conditional = (
         ("mutual_information", _INFORMATION), ("intervention_effects", _INTERVENTION),
+        ("dose_exponents", _DOSE),
         ("attractor_settings", _ATTRACTOR),
     )  # fmt: skip
     return found + [method for query, method in conditional if answers[query].rows]

@@ -85,6 +85,11 @@ _CALIBRATED_LAYER = Column(
 _CATEGORY = Column("Category", lambda row: "all" if row["category"] is None else Foreign(row["category"]), is_text=True)
 
 
+#: What grows with a dose, and along what, in a table's words.
+_MEASURES = {"delta_edited": "size of ΔE, edited tokens", "delta_total": "size of ΔE", "kl": "KL"}
+_ALONG = {"feature": "features", "isotropic": "isotropic", "covariance": "by covariance", "decoder": "other features"}
+
+
 def _edit(row: Row) -> str:
     return str(row["kind"]) if row["value"] is None else f"{row['kind']} {row['value']:g}"
 
@@ -329,6 +334,20 @@ def tables(answers: Mapping[str, Answer]) -> dict[str, Table]:
                 Column("95 % interval", lambda row: interval(row["transfer_low"], row["transfer_high"])),
                 _decimal("Disattenuated", "disattenuated", 2),
                 Column("95 % interval", lambda row: interval(row["disattenuated_low"], row["disattenuated_high"])),
+            ],
+        ),
+        "dose_exponents": _table(
+            answers["dose_exponents"],
+            [
+                _LAYER,
+                Column("Edit", _edit, is_text=True),
+                Column("What grows", lambda row: _MEASURES[row["measure"]], is_text=True),
+                Column("Along", lambda row: _ALONG[row["along"]], is_text=True),
+                _counted("Features", "n_features"),
+                _decimal("p", "p", 2),
+                Column("95 % interval", lambda row: interval(row["p_low"], row["p_high"], 2)),
+                _decimal("Feature − control", "difference", 2),
+                Column("95 % interval", lambda row: interval(row["difference_low"], row["difference_high"], 2)),
             ],
         ),
         "attractor_settings": _table(

@@ -250,7 +250,12 @@ def complete_warehouse(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFa
 
         db = Path(shutil.copy(tiny_warehouse, folder))
         find_attractors(db, AttractorOptions(tokens=300, target=3.0))
-        intervene(db, InterventionOptions(layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2))
+        intervene(
+            db,
+            InterventionOptions(
+                layers=(1,), features=("top:8", "random:8"), contexts=16, probes=2, shift=2, doses=(0.5, 2.0)
+            ),
+        )
 
     return own_copy(made_once(tmp_path_factory, "complete", make) / "tiny.duckdb", tmp_path_factory)
 

@@ -29,7 +29,8 @@ def complete(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     db = tmp_path_factory.mktemp("complete") / "tiny.duckdb"
     shutil.copy(tiny_warehouse, db)
     find_attractors(db, AttractorOptions(tokens=300, target=3.0))
-    intervene(db, InterventionOptions(layers=(1,), features=("top:4",), contexts=8, probes=1, shift=1))
+    options = InterventionOptions(layers=(1,), features=("top:4",), contexts=8, probes=1, shift=1, doses=(0.5, 2.0))
+    intervene(db, options)
     return db
 
 
@@ -189,6 +190,13 @@ CHECKS = {
         "DELETE FROM intervention_features",
         "UPDATE intervention_contexts SET measured_at = NULL WHERE batch = 0",
         "UPDATE intervention_readings SET cells = list_transform(cells, lambda n: n + 1)",
+    ],
+    "doses": [
+        "DELETE FROM intervention_doses WHERE dose = 0.5 AND direction = 1",
+        "DELETE FROM intervention_doses WHERE dose = 0",
+        "DELETE FROM interventions WHERE direction = 2",
+        "UPDATE intervention_settings SET doses = NULL",
+        "UPDATE intervention_doses SET dose = 3 WHERE dose = 2",
     ],
     "p_and_q": [
         "UPDATE feature_statistics SET q_value = p_value / 2 WHERE p_value > 0",

@@ -239,8 +239,8 @@ def test_an_intervention_goes_on_in_a_cluster_to_the_same_tables(
     with_attractors: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Two layers, every kind of control and the attractors of the later layer; to the last bit."""
-    options = InterventionOptions(features=("top:2", "random:1"), contexts=16, probes=1, shift=1)
+    """Two layers, every kind of control, the attractors of the later layer and two doses; to the last bit."""
+    options = InterventionOptions(features=("top:2", "random:1"), contexts=16, probes=1, shift=1, doses=(0.5, 1.0, 2.0))
     one, shared = tmp_path / "one.duckdb", tmp_path / "shared.duckdb"
     for db in (one, shared):
         shutil.copy(with_attractors, db)
@@ -262,11 +262,13 @@ def test_an_intervention_goes_on_in_a_cluster_to_the_same_tables(
     with monkeypatch.context() as patch:
         patch.setattr(work, "measure_batch", lambda *_: pytest.fail("measured by this process"))
         words = ["intervene", "--db", str(shared), "--features", "top:2,random:1", "--contexts", "16", "--probes", "1"]
-        words += ["--shift", "1", "--format", "json"]
+        words += ["--shift", "1", "--dose", "2,0.5", "--format", "json"]
         assert main([*words, "--ray", cluster.address, "--workers", "2"]) == 0
     assert "Starting 2 workers of 1 thread" in capsys.readouterr().err
     expected = tables(one)
     assert len(expected["attractor_shifts"])
+    assert len(expected["intervention_doses"])
+    assert len(expected["dose_summaries"])
     for name, frame in tables(shared).items():
         assert_frame_equal(frame, expected[name], check_exact=True)
     nowhere = replace(options, cluster=Cluster("127.0.0.1:1"))

@@ -280,6 +280,7 @@ def test_a_cards_json_is_what_the_tables_say(db: Path, capsys: pytest.CaptureFix
         ("tokens", f"FROM feature_tokens WHERE {where}"), ("logits", f"FROM feature_logits WHERE {where}"),
         ("neighbours", f"FROM feature_neighbours WHERE {where}"),
         ("interventions", f"FROM intervention_effects WHERE {where} AND category = 'all'"),
+        ("doses", f"FROM dose_response WHERE {where}"),
     ):  # fmt: skip
         expected = table(db, query)
         shared = [name for name in expected.columns if name in card[part][0]]

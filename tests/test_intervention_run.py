@@ -55,6 +55,8 @@ def stored(db: Path) -> dict[str, pl.DataFrame]:
         "intervention_contexts": "context_id", "interventions": "feature, direction, context_id",
         "effect_statistics": "feature, direction, category",
         "intervention_readings": "feature, context_id", "predictor_statistics": "validation, target, predictor",
+        "intervention_doses": "feature, direction, context_id, dose", "dose_statistics": "feature, control, measure",
+        "dose_summaries": "control, measure",
     }  # fmt: skip
     found = {name: table(db, f"SELECT * FROM {name} ORDER BY {order}") for name, order in orders.items()}
     return {name: frame.drop([c for c in frame.columns if c.endswith("_at")]) for name, frame in found.items()}
@@ -565,7 +567,7 @@ def test_a_feature_that_is_inactive_in_the_text_may_still_change_what_follows(
 TEN = [
     ["--layer", "1"], ["--by", "z"], ["--contexts", "3"], ["--probes", "1"], ["--directions", "2"], ["--hessian"],
     ["--controls", "decoder"],
-    ["--path", "2"], ["--shift", "2"], ["--batch-size", "2"], ["--seed", "1"],
+    ["--path", "2"], ["--shift", "2"], ["--dose", "0.5,2"], ["--batch-size", "2"], ["--seed", "1"],
 ]  # fmt: skip
 
 

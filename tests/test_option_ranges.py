@@ -62,6 +62,10 @@ HOSTILE = {
         "--seed": SEEDS, "--batch-size": ("0", "-1", "100000000", HUGE), "--contexts": ("0", "-1", HUGE),
         "--probes": ("-1", "100000000", HUGE), "--directions": ("-1", "100000000", HUGE),
         "--path": ("-1", "100000000", HUGE), "--shift": ("-1", "100000000", HUGE), "--layer": ("-1", "99", HUGE),
+        "--dose": (
+            "", "x", "0,0.5,2", "-1,0.5,2", "nan,0.5,2", "inf,0.5,2", f"0.5,2,{HUGE}", "1e-30,0.5,2", "1", "0.5",
+            "0.5,1,0.5", ",".join(map(str, range(2, 35))),
+        ),
         "--features": (f"top:{HUGE}", f"random:{HUGE}", "1:99999", f"1:{HUGE}", "top:-1", "99:1"),
     },
     "intervene --kind scale": {"--value": ("nan", "inf", "-inf", "1e39", "-1e39", "1e308")},

@@ -39,6 +39,7 @@ from energy_lens.sql import statement
 SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = (
     "efas_by_layer", "attribution_and_density", "energy_by_layer_and_category", "direction_control", "negative_control",
+    "dose_response",
 )  # fmt: skip
 
 #: Columns of a query that each heading of a table shows.
@@ -93,10 +94,12 @@ SHOWN = {
     "and end": ("perplexity",), "Nearest row kept": ("argmax_agreement",), "Unconverged": ("unconverged_share",),
     "Attractor": ("attractor",), "Perplexity": ("perplexity",), "First feature": ("feature",), "Weight": ("weight",),
     "Lift": ("label_lift",), "Read at": ("later_layer",), "Settled tokens": ("n_settled",),
+    "p": ("p",), "Feature − control": ("difference",),
     "Basin changed": ("p_changed",), "1 − cosine": ("distance",), "ΔE_H": ("delta_network_energy",),
 }  # fmt: skip
 TEXTS = {"Energy", "Correlated over", "Category", "Fires most on", "Role", "sha256", "Hook"}
 TEXTS |= {"Class", "Edit", "Predictor", "Dictionary", "Type", "fires most on", "Label", "Patch", "Place", "Direction"}
+TEXTS |= {"What grows", "Along"}
 
 #: Headings of figures with three significant digits.
 SIGNIFICANT = {"Mean", "SD", "5 %", "Median", "95 %", "β", "Perplexity", "Perplexity, start", "and end"}
@@ -105,6 +108,7 @@ SIGNIFICANT = {"Mean", "SD", "5 %", "Median", "95 %", "β", "Perplexity", "Perpl
 INTERVALS = {
     "reports/intervention_effects": ("delta",),
     "reports/predictor_validation": ("spearman", "transfer", "disattenuated"),
+    "reports/dose_exponents": ("p", "difference"),
 }
 
 Table = tuple[str, list[str], list[list[str]]]  # query, headings, rows of cells

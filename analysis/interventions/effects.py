@@ -24,6 +24,9 @@ STATISTICS_VERSION = 2
 ALL_ROWS = 2**31 - 1
 
 
+#: What grows with the dose, in symbols.
+GROWS = {"kl": "KL", "delta_total": "|ΔE|"}
+
 #: What a kind of control is along, in words.
 ALONG = {
     "isotropic": "isotropic random directions", "covariance": "random directions of the residuals' covariance",
@@ -146,7 +149,20 @@ def effect_sentences(warehouse: Warehouse, done: Sequence[Intervened]) -> Iterat
         for note, features in notes:
             named = ", ".join(map(str, features[:5])) + (" …" if len(features) > 5 else "")
             yield f"Layer {one.layer}, {len(features)} without an effect ({named}): {note}"
+        yield from _dose_sentences(warehouse, one)
         best = warehouse.run("interventions/best_predictors", intervention=one.intervention_id).fetchall()
         if best:
             listed = ", ".join(f"{predictor} {value:.2f}" for predictor, value in best)
             yield f"Layer {one.layer}, Spearman of sums with the measurement on the same tokens: {listed}."
+
+
+def _dose_sentences(warehouse: Warehouse, one: Intervened) -> Iterator[str]:
+    """By which power of the dose effects grow, where there are exponents."""
+    found = warehouse.run("interventions/dose_summary", intervention=one.intervention_id).fetchall()
+    by_measure: dict[str, list[str]] = {}
+    for measure, control, p, low, high in found:
+        bounds = "" if low is None else f" ({low:.2f} to {high:.2f})"
+        along = "the features" if control is None else ALONG[control]
+        by_measure.setdefault(measure, []).append(f"{p:.2f}{bounds} along {along}")
+    for measure, powers in by_measure.items():
+        yield f"Layer {one.layer}, powers of the dose by which {GROWS[measure]} grows: {', '.join(powers)}."

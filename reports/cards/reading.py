@@ -23,8 +23,11 @@ CARDS_SCHEMA = 18
 #: Parts of a card that are the rows of a query of that name.
 PARTS = (
     "scores", "halves", "categories", "logits", "activation_histogram", "logit_histogram", "tokens", "neighbours",
-    "classes", "interventions", "attractors",
+    "classes", "interventions", "doses", "attractors",
 )  # fmt: skip
+
+#: Parts that warehouses of cards may lack, by the migration that made what they read.
+MADE_BY = {"doses": 22}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def read_cards(
     wanted = {"layer": layer, "features": list(features)}
     check_built(warehouse)
     energy = choose_energy(warehouse, energy)
-    parts = {part: by_feature(rows_of(warehouse, f"cards/{part}", wanted)) for part in PARTS}
+    there = {part for part in PARTS if warehouse.schema_number >= MADE_BY.get(part, CARDS_SCHEMA)}
+    parts = {part: by_feature(rows_of(warehouse, f"cards/{part}", wanted) if part in there else ()) for part in PARTS}
     shown = {"before": window.before, "after": window.after, "n_top": window.n_top, "n_each": window.n_each}
     gradient = {"gradient": gradient_column(energy)}
     examples = by_feature(rows_of(warehouse, "cards/examples", wanted | shown, gradient))

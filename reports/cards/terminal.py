@@ -12,7 +12,7 @@ from energy_lens.reports.cards.heat import Line, Span, fewer, quoted, rendered, 
 from energy_lens.reports.cards.layout import beside, padded, paragraph, table
 from energy_lens.reports.cards.reading import Card, Window
 from energy_lens.reports.cards.terminal_examples import example_lines
-from energy_lens.reports.cards.verdicts import of_attribution, of_halves, of_interval, of_score
+from energy_lens.reports.cards.verdicts import of_attribution, of_doses, of_halves, of_interval, of_score
 from energy_lens.reports.formatting import count, fixed, interval, percent, plural, probability, significant
 from energy_lens.warehouse.terminal import cut, visible, width
 
@@ -231,6 +231,8 @@ def _interventions(card: Card, columns: int) -> Iterator[str]:
                 ]
             )  # fmt: skip
         yield from table(cells, "lrlrrl", columns, flexible=5)
+        if doses := of_doses(row for row in card.parts["doses"] if row["intervention_id"] == number):
+            yield cut(doses, columns)
 
 
 def _attractors(card: Card, columns: int) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
+
+from energy_lens.reports.formatting import fixed, interval
 
 Row = Mapping[str, Any]
 
@@ -30,6 +32,9 @@ class Verdict(Enum):
     def words(self) -> str:
         return self.value[1]
 
+
+#: What grows with the dose of an edit, in symbols.
+GROWS = {"kl": "KL", "delta_total": "|ΔE|"}
 
 #: What the words of a listing mean, in a sentence: those of scores, of attributions and of measured effects.
 EXPLAINED = (
@@ -94,6 +99,23 @@ def of_interval(low: float | None, high: float | None, otherwise: str = "", unkn
     if low is None or high is None:
         return unknown
     return "not told from 0" if low <= 0 <= high else otherwise
+
+
+def of_doses(rows: Iterable[Row]) -> str:
+    """By which power of the dose an edit of a feature grows, in a line; empty where doses were not measured.
+
+    rows: of dose_response, of the feature's own direction and of controls.
+    """
+    own = [row for row in rows if row["control"] is None and row["measure"] in GROWS]
+    if not own:
+        return ""
+    told = (
+        f"{GROWS[row['measure']]} {'too near rounding' if row['p'] is None else fixed(row['p'], 2)}"
+        + (f" {interval(row['p_low'], row['p_high'], 2)}" if row["p_low"] is not None else "")
+        for row in own
+    )
+    few = "" if any(row["p_low"] is not None for row in own) else " (too few documents for intervals)"
+    return f"grows with the dose to the power p: {', '.join(told)}{few}"
 
 
 def is_below(q: float | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from energy_lens.reports import tables
 from energy_lens.reports.cards.reading import Card, Example
+from energy_lens.reports.cards.verdicts import of_doses
 from energy_lens.reports.queries import Answer
 from energy_lens.reports.site import plots
 from energy_lens.warehouse.database import Warehouse
@@ -169,7 +170,7 @@ def page_of_feature(site: Site, card: Card, previous: FeatureName | None, follow
         "top": intervals.pop(0, []),
         "intervals": sorted(intervals.items(), reverse=True),
         "neighbours": [(*words, neighbours[measure]) for measure, words in MEASURES.items() if neighbours[measure]],
-        "interventions": _interventions(card.parts["interventions"]),
+        "interventions": _interventions(card.parts["interventions"], card.parts["doses"]),
     }
 
 
@@ -199,8 +200,8 @@ def _bars(rows: Sequence[Row]) -> plots.Bars | None:
     return plots.bars(rows[0]["low"], rows[0]["high"], rows[0]["counts"]) if rows else None
 
 
-def _interventions(rows: Iterable[Row]) -> list[Row]:
-    """Each edit of the feature with the control directions beside it."""
+def _interventions(rows: Iterable[Row], doses: Sequence[Row]) -> list[Row]:
+    """Each edit of the feature with the control directions beside it, and a line on its doses if they were measured."""
     edits: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         edits[row["intervention_id"]].append(row)
@@ -210,7 +211,8 @@ def _interventions(rows: Iterable[Row]) -> list[Row]:
         controls = [row for row in beside if row["direction"] > 0]
         if own is not None:
             largest = max((abs(row["delta_per_token"]) for row in controls), default=None)
-            found.append({**own, "controls": controls, "largest_control": largest})
+            told = of_doses(row for row in doses if row["intervention_id"] == own["intervention_id"])
+            found.append({**own, "controls": controls, "largest_control": largest, "doses": told})
     return found
 
 
