@@ -25,7 +25,7 @@ SELECT
     favg(p.delta_edited + p.delta_later) AS delta,
     favg(abs(p.delta_edited)) AS delta_edited_size,
     favg(abs(p.delta_edited + p.delta_later)) AS delta_total_size,
-    favg(p.kl_edited + p.kl_later) AS kl
+    favg(CASE WHEN p.dose = 0 THEN abs(p.kl_edited + p.kl_later) ELSE p.kl_edited + p.kl_later END) AS kl
 FROM points AS p
 JOIN intervention_settings AS s USING (run_id, intervention_id)
 JOIN interventions AS i USING (run_id, intervention_id, feature, direction, context_id)
@@ -39,4 +39,4 @@ COMMENT ON COLUMN dose_effects.n_patches IS 'Patches.';
 COMMENT ON COLUMN dose_effects.delta IS 'Mean change of the loss over edited and later tokens of a context, in nats.';
 COMMENT ON COLUMN dose_effects.delta_edited_size IS 'Mean size of the change over the edited tokens of a context, in nats: the measure delta_edited.';
 COMMENT ON COLUMN dose_effects.delta_total_size IS 'Mean size of the change over edited and later tokens of a context, in nats: the measure delta_total.';
-COMMENT ON COLUMN dose_effects.kl IS 'Mean KL divergence over edited and later tokens of a context, in nats.';
+COMMENT ON COLUMN dose_effects.kl IS 'Mean KL divergence over edited and later tokens of a context, in nats; at dose 0 its mean size, since rounding has either sign.';
