@@ -54,7 +54,7 @@ def db(tiny_warehouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny warehouse with a few interventions and attractors measured; only read it."""
     path = tmp_path_factory.mktemp("features") / "tiny.duckdb"
     shutil.copy(tiny_warehouse, path)
-    intervene(path, InterventionOptions(layers=(1,), features=("top:2",), contexts=6, probes=1))
+    intervene(path, InterventionOptions(layers=(1,), features=("top:2",), contexts=6, probes=1, doses=(0.5, 2.0)))
     find_attractors(path, AttractorOptions(layers=(1,), tokens=96))
     return path
 
@@ -268,6 +268,27 @@ def test_a_search_finds_what_fires_on_a_text_or_promotes_it(db: Path, capsys: py
     ).rows()
     assert {*tokens, *logits} <= found
     assert 0 < len(found) < table(db, "FROM features").height
+
+
+def test_an_effect_and_its_interval_are_of_one_unit(
+    db: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nats by edited token both, in a card and in the list."""
+    copy = tmp_path / "interval.duckdb"
+    shutil.copy(db, copy)
+    with Warehouse(copy, writable=True) as warehouse:
+        warehouse.sql("UPDATE effect_statistics SET delta_low = -0.5, delta_high = 0.25")
+    layer, feature, n = table(
+        copy,
+        "SELECT layer, feature, n_edited FROM intervention_effects "
+        "WHERE direction = 0 AND category = 'all' ORDER BY n_edited DESC",
+    ).row(0)
+    assert n > 1
+    assert main(["feature", f"{layer}:{feature}", "--db", str(copy)]) == 0
+    assert "[−0.5000, 0.2500]" in capsys.readouterr().out
+    listed = printed(capsys, "features", "--db", str(copy), "--by", "effect", "--layer", str(layer))
+    row = next(row for row in listed if row["feature"] == feature)
+    assert (row["effect_low"], row["effect_high"]) == (-0.5, 0.25)
 
 
 def test_a_cards_json_is_what_the_tables_say(db: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,11 +221,11 @@ def _interventions(card: Card, columns: int) -> Iterator[str]:
         for row in rows:
             n = row["n_edited"] or 1
             curved = next((row[name] for name in CURVED if row[name] is not None), None)
-            low, high = (None if row[name] is None else row[name] / n for name in ("delta_low", "delta_high"))
             cells.append(
                 [
                     _DIRECTIONS.get(row["control"], visible(str(row["control"]))),
-                    fixed(row["delta_per_token"], 4), interval(low, high, 4), fixed(row["first_order"] / n, 4),
+                    fixed(row["delta_per_token"], 4), interval(row["delta_low"], row["delta_high"], 4),
+                    fixed(row["first_order"] / n, 4),
                     "–" if curved is None else fixed(curved / n, 4),
                     of_interval(row["delta_low"], row["delta_high"], unknown="too few documents"),
                 ]

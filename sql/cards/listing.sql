@@ -21,7 +21,7 @@ effects AS (
         layer,
         feature,
         arg_max(delta_per_token, intervention_id) AS effect,
-        arg_max({'low': delta_low / n_edited, 'high': delta_high / n_edited}, intervention_id) AS edges
+        arg_max({'low': delta_low, 'high': delta_high}, intervention_id) AS edges
     FROM intervention_effects
     WHERE direction = 0 AND category = 'all' AND kind = 'ablate'
     GROUP BY ALL
