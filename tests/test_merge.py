@@ -705,7 +705,7 @@ def test_no_table_of_runs_is_forgotten(house: House) -> None:
     """Each comes with the plan, with the groups or with the finish, or is of an analysis that is done again."""
     with Warehouse(house.whole) as warehouse:
         of_runs = {table for (table,) in warehouse.run("runs/tables").fetchall()}
-    of_analyses = "intervention|attractor|basins|native|critical|effect|predictor"
+    of_analyses = "intervention|attractor|basins|native|critical|dose|effect|predictor"
     analyses = {name for name in of_runs if re.match(of_analyses, name)}
     logits = {"feature_logits", "logit_histogram"}
     assert of_runs == {*SORTED_BY, *PLAN_TABLES, *FILLED, *logits, *analyses, "staged_groups"}
