@@ -82,7 +82,7 @@ def test_rounding_is_small_and_there(dosed: Path) -> None:
 
 
 def test_doses_change_nothing_else(dosed: Path, tiny_warehouse: Path, tmp_path: Path) -> None:
-    """The same patches without doses; and their identity is the one that interventions of before have."""
+    """The same patches without doses, and no rows of any."""
     db = tmp_path / "plain.duckdb"
     shutil.copy(tiny_warehouse, db)
     plain = InterventionOptions(layers=(1,), features=("top:4", "random:2"), contexts=16, probes=0)
@@ -91,7 +91,6 @@ def test_doses_change_nothing_else(dosed: Path, tiny_warehouse: Path, tmp_path: 
     assert table(db, "SELECT doses FROM intervention_settings")["doses"].to_list() == [None]
     for name in ("intervention_doses", "dose_statistics", "dose_summaries"):
         assert table(db, f"SELECT * FROM {name}").is_empty()
-    assert intervene(db, OPTIONS)[0].intervention_id == 2
 
 
 def test_the_identity_of_an_intervention_without_doses_is_what_it_was() -> None:
