@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from energy_lens.analysis.interventions.agreement import (
     ratio_interval,
     replicates,
 )
+from energy_lens.analysis.interventions.validation import validations
 
 spec = importlib.util.spec_from_file_location(
     "predictor_intervals", Path(__file__).parents[1] / "benchmarks" / "predictor_intervals.py"
@@ -130,3 +132,43 @@ def test_a_half_of_few_documents_has_no_interval(before: int, after: int) -> Non
     found = replicates(*whole, np.repeat([0, 1], [before, after]), RANKS).agreement()
     assert np.isfinite(found.value)
     assert np.isnan([found.low, found.high]).all()
+
+
+def test_a_score_that_some_features_lack_is_corrected_by_the_reliability_of_the_others() -> None:
+    """r and ρ of the same features; what is said then is what would be said without the feature that lacks it."""
+    generator = np.random.default_rng(5)
+    n_features, n_documents = 24, 2 * MIN_DOCUMENTS
+    places = {
+        "feature": np.repeat(np.arange(n_features), n_documents),
+        "document_id": np.tile(np.arange(n_documents), n_features),
+    }
+    half = pl.when(pl.col("document_id") < MIN_DOCUMENTS).then(pl.lit("A")).otherwise(pl.lit("B")).alias("half")
+    n = n_features * n_documents
+    strength = np.repeat(np.linspace(-1, 1, n_features), n_documents)
+    patches = pl.DataFrame(
+        {
+            **places, "n_edited": np.full(n, 2), "sum_change2": generator.uniform(1, 2, n), "delta_later": np.zeros(n),
+            "delta_edited": strength + 0.3 * generator.standard_normal(n), "aligned_scale": [None] * n,
+            "blended_scale": [None] * n, "first_order": strength + 0.3 * generator.standard_normal(n),
+        }
+    ).with_columns(half)  # fmt: skip
+    activations = generator.standard_normal((n, 4))
+    gradients = strength[:, None] * activations + generator.standard_normal((n, 4))
+    readings = pl.DataFrame(
+        {
+            **places, "n_tokens": np.full(n, 10), "n_active": np.where(places["feature"] == 4, 0, 4),
+            "sum_a": activations.sum(1), "sum_a2": (activations**2).sum(1), "sum_g": gradients.sum(1),
+            "sum_g2": (gradients**2).sum(1), "sum_ag": (activations * gradients).sum(1), "active_g": gradients.sum(1),
+            "active_g2": (gradients**2).sum(1), "cells": [None] * n,
+        },
+        schema_overrides={"cells": pl.List(pl.Float64)},
+    ).with_columns(half)  # fmt: skip
+    documents = pl.DataFrame({"document_id": np.arange(n_documents)}).with_columns(half)
+
+    def said(patches: pl.DataFrame, readings: pl.DataFrame) -> pl.DataFrame:
+        rows = pl.DataFrame(list(validations(patches, readings, documents, 0)), infer_schema_length=None)
+        return rows.filter(validation="transfer", target="sum", predictor="efas_active").drop("n_features")
+
+    lacks, without = said(patches, readings), said(*(f.filter(pl.col("feature") != 4) for f in (patches, readings)))
+    assert lacks["spearman_disattenuated"].is_finite().all()
+    assert lacks.to_dicts()[0] == pytest.approx(without.to_dicts()[0])

@@ -154,12 +154,22 @@ def _correlations(
         predictor: {kind: compared(values, measured, comparison) for kind, comparison in KINDS.items()}
         for predictor, values in predictions.items()
     }
-    reliability = found.get("measured")
+    reliable = predictions.get("measured")
     for predictor, kinds in found.items():
         row = {**place, "predictor": predictor}
         for kind, own in kinds.items():
             row |= _columns(kind, own.agreement())
-        corrected = {} if reliability is None else {k: own.disattenuated(reliability[k]) for k, own in kinds.items()}
+        corrected = {}
+        if reliable is not None:
+            values = predictions[predictor]
+            # A prediction may have no number for a feature, and r and ρ must be of the same ones.
+            shared = np.isfinite(values[0]) & np.isfinite(reliable[0])
+            for kind, comparison in KINDS.items():
+                pair = (kinds[kind], found["measured"][kind]) if shared.all() else (
+                    compared(np.where(shared, sums, np.nan), measured, comparison) for sums in (values, reliable)
+                )  # fmt: skip
+                r, rho = pair
+                corrected[kind] = r.disattenuated(rho)
         yield row | _disattenuated(corrected)
 
 
