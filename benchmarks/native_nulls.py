@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from energy_lens.ingest.model.energy_transformer import EnergyTransformerForCausalLM
-from energy_lens.ingest.model.loading import load_configuration, locate
+from energy_lens.analysis.native.run import untrained as untrained_model
+from energy_lens.ingest.model.loading import load_model, locate
 from energy_lens.ingest.sae.choosing import shipped_folder, shipped_layers
 from energy_lens.ingest.sae.formats import load_sae
 from energy_lens.ingest.sae.saving import save_sae
@@ -23,8 +23,7 @@ from energy_lens.ingest.sae.saving import save_sae
 def untrained(model: str, folder: Path, seed: int) -> None:
     """Write a model of the same configuration whose weights were drawn by the seed."""
     source, _ = locate(model)
-    torch.manual_seed(seed)
-    EnergyTransformerForCausalLM(load_configuration(source)).float().save_pretrained(folder)
+    untrained_model(load_model(model), seed).module.save_pretrained(folder)
     for file in source.glob("tokenizer*"):
         shutil.copy(file, folder)
 

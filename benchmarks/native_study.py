@@ -8,7 +8,7 @@ printed before it runs; those that have run are not run again.
 
 Intervals are of 95 %, by resampling features, or features and documents at once (the pigeonhole bootstrap of Owen 2007,
 doi 10.1214/07-AOAS122, which is a little too wide): features of one layer share a text, and tokens of one feature a
-document. Features of different layers are ranked within their layer.
+document. Features of different layers are ranked within their layer. Those over features alone hold the text fixed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ CORPUS = Path(__file__).parent.parent / "corpus"
 
 ENERGIES = ("nll", "native", "attention", "hopfield")
 
+#: What a column is called in a table.
+NAMES = {"cosine": "cosine", "score": "score", "per_token": "attribution by token"}
+
 #: Resamples of an interval.
 RESAMPLES = 1_000
 
 EFAS = """
 SELECT e.layer, e.feature, e.energy, e.score, e.cosine, e.t_specific, e.p_reference, e.q_specific, e.q_documents,
-    e.attribution, e.n_active, e.z IS NOT NULL AS is_tested, a.cosine AS cosine_a, b.cosine AS cosine_b,
-    a.score AS score_a, b.score AS score_b
+    e.z IS NOT NULL AS is_tested, a.cosine AS cosine_a, b.cosine AS cosine_b,
+    a.score AS score_a, b.score AS score_b, e.p_specific, e.attribution / e.n_active AS per_token,
+    a.attribution / a.n_active AS per_token_a
 FROM efas AS e
 LEFT JOIN efas_halves AS a ON a.layer = e.layer AND a.feature = e.feature AND a.energy = e.energy
     AND a.gradient = e.gradient AND a.category = 'all' AND a.half = 'A'
@@ -53,8 +57,9 @@ ORDER BY e.energy, e.layer, e.feature
 """
 
 PATCHES = """
-SELECT n.layer, n.feature, n.kind, n.direction, n.activation, n.delta_energy, n.fall_patched - n.fall AS delta_fall,
-    n.is_settled, n.is_changed, n.distance, n.delta_settled, p.document_id
+SELECT n.layer, n.feature, n.kind, n.direction, n.activation, n.delta_energy, n.fall,
+    n.fall_patched - n.fall AS delta_fall, n.is_settled, n.is_changed, n.distance, n.delta_settled, p.document_id,
+    p.half
 FROM native_patches AS n
 JOIN token_places AS p USING (run_id, token_id)
 WHERE n.run_id = (SELECT run_id FROM current_run)
@@ -96,9 +101,10 @@ def main() -> None:
     tables: list[Table] = [scores_table({names[name]: read(path, EFAS) for name, path in found.items()})]
     scores, patches = read(found["trained"], EFAS), read(found["trained"], PATCHES)
     tables += [
-        energies_table(scores), signs_table(scores, patches), plain("Where tokens settle", found["trained"], SETTINGS),
-        plain("What tokens of a basin share", found["trained"], AGREEMENT), moves_table(patches),
-        predictions_table(scores, patches),
+        energies_table(scores), signs_table(scores, patches), speeds_table(patches),
+        plain("Where tokens settle", found["trained"], SETTINGS),
+        plain("What tokens of a basin share", found["trained"], AGREEMENT),
+        moves_table(patches), predictions_table(scores, patches),
     ]  # fmt: skip
     for title, rows in tables:
         print(f"## {title}\n\n{markdown(rows)}\n")
@@ -214,7 +220,8 @@ def scores_table(by_source: dict[str, pl.DataFrame]) -> Table:
     """EFAS by energy, of the model and of the nulls."""
     rows = [
         [
-            "", "energy", "tested", "q_specific < 0.05", "its control at 5 %", "and q_documents < 0.05",
+            "", "energy", "tested", "p_specific < 0.05", "the same of another row", "q_specific < 0.05",
+            "and q_documents < 0.05",
             "median \\|cosine\\|", "median \\|score\\|", "cosines of halves, Spearman", "scores of halves",
         ]
     ]  # fmt: skip
@@ -227,9 +234,9 @@ def scores_table(by_source: dict[str, pl.DataFrame]) -> Table:
             halves = [in_halves(own, what) for what in ("cosine", "score")]
             rows.append(
                 [
-                    name, energy, f"{len(own):,}", f"{specific.mean():.1%}",
-                    f"{(own['p_reference'] < 0.05).mean():.1%}",
-                    f"{(specific & (own['q_documents'] < 0.05)).mean():.1%}",
+                    name, energy, f"{len(own):,}", f"{(own['p_specific'] < 0.05).mean():.1%}",
+                    f"{(own['p_reference'] < 0.05).mean():.1%}", f"{specific.mean():.1%}",
+                    f"{(specific & (own['q_documents'] < 0.05).fill_null(False)).mean():.1%}",
                     f"{own['cosine'].abs().median():.3f}", f"{own['score'].abs().median():.3f}",
                     *halves,
                 ]
@@ -264,18 +271,18 @@ def energies_table(scores: pl.DataFrame) -> Table:
         if energy == "native":
             continue
         other = scores.filter(pl.col("energy") == energy, pl.col("is_tested"))
-        both = native.join(other, on=["layer", "feature"], suffix="_other")
+        both = native.join(other, on=["layer", "feature"], suffix="_other").sort("layer", "feature")
         layers = both["layer"].to_numpy()
         cells = [
             over_features((both[what].to_numpy(), both[f"{what}_other"].to_numpy()), layers, correlated)
             for what in ("cosine", "score")
         ]
         same = (both["cosine"].sign() == both["cosine_other"].sign()).to_numpy().astype(float)
-        found = ((both["q_specific"] < 0.05) & (both["q_specific_other"] < 0.05)).to_numpy()
+        found = ((both["q_specific"] < 0.05) & (both["q_specific_other"] < 0.05)).fill_null(False).to_numpy()
         rows.append(
             [
-                energy, f"{len(both):,}", *cells, over_features((same,), layers, lambda x, _: float(x.mean())),
-                f"{over_features((same[found],), layers[found], lambda x, _: float(x.mean()))} of {found.sum():,}"
+                energy, f"{len(both):,}", *cells, over_features((same,), layers, mean_of),
+                f"{over_features((same[found],), layers[found], mean_of)} of {found.sum():,}"
                 if found.any() else "–",
             ]
         )  # fmt: skip
@@ -283,28 +290,72 @@ def energies_table(scores: pl.DataFrame) -> Table:
 
 
 def signs_table(scores: pl.DataFrame, patches: pl.DataFrame) -> Table:
-    """Whether EFAS says what more of a feature does to E before the step, and to the step's descent."""
-    rows = [["EFAS of", "as", "outcome of doubling", "along", "features", "Spearman", "EFAS says the sign"]]
-    done = patches.filter(pl.col("kind") == "double")
-    for energy, what in (("native", "cosine"), ("native", "score"), ("native", "attribution"), ("nll", "cosine")):
-        known = scores.filter(pl.col("energy") == energy, pl.col("is_tested"))
-        for outcome, sign in (("delta_energy", -1), ("delta_fall", 1)):
-            for direction in ("feature", "decoder", "isotropic"):
-                own = (
-                    done.filter(pl.col("direction") == direction)
-                    .group_by("layer", "feature").agg(pl.col(outcome).mean())
-                    .join(known, on=["layer", "feature"]).sort("layer", "feature").drop_nulls(what)
-                )  # fmt: skip
-                x, y, layers = own[what].to_numpy(), sign * own[outcome].to_numpy(), own["layer"].to_numpy()
+    """Whether EFAS on half A of the documents says what more of a feature does in half B: to E, and to the descent."""
+    rows = [["EFAS in A of", "as", "in B, doubled", "along", "features", "Spearman", "sign is said", "by chance"]]
+    done = patches.filter(kind="double", half="B").with_columns(after=pl.col("delta_energy") - pl.col("delta_fall"))
+    outcomes = {
+        "delta_energy": (-1, "E falls"),
+        "after": (-1, "E behind the step falls"),
+        "delta_fall": (1, "it falls further"),
+    }
+    for energy, what in (("native", "cosine"), ("native", "score"), ("native", "per_token"), ("nll", "cosine")):
+        known = scores.filter(pl.col("energy") == energy, pl.col("is_tested")).drop_nulls(f"{what}_a")
+        for outcome, (sign, said) in outcomes.items():
+            for direction in ("feature", "decoder"):
+                own = done.filter(direction=direction).group_by("layer", "feature").agg(pl.col(outcome).mean())
+                own = own.join(known, on=["layer", "feature"]).sort("layer", "feature")
+                x, y, layers = own[f"{what}_a"].to_numpy(), sign * own[outcome].to_numpy(), own["layer"].to_numpy()
                 agree = (np.sign(x) == np.sign(y)).astype(float)
                 rows.append(
                     [
-                        energy, what, "E falls" if sign < 0 else "the step falls further", direction, f"{len(own)}",
-                        over_features((x, y), layers, correlated),
-                        over_features((agree,), layers, lambda values, _: float(values.mean())),
+                        energy, NAMES[what], said, direction, f"{len(own)}", over_features((x, y), layers, correlated),
+                        over_features((agree,), layers, mean_of), f"{agreement_by_chance(x, y, layers):.2f}",
                     ]
                 )  # fmt: skip
-    return "What more of a feature does to the descent", rows
+    return "What EFAS of half A says of edits in half B", rows
+
+
+def agreement_by_chance(x: Floats, y: Floats, layers: NDArray[Any]) -> float:
+    """Share of equal signs if those of a layer were dealt out anew."""
+    shares = []
+    for layer in np.unique(layers):
+        p, q = ((values[layers == layer] > 0).mean() for values in (x, y))
+        shares.append((p * q + (1 - p) * (1 - q)) * (layers == layer).mean())
+    return float(sum(shares))
+
+
+def speeds_table(patches: pl.DataFrame) -> Table:
+    """By how much further, or less far, a step goes down with an edit, by layer."""
+    directions = ("feature", "decoder", "isotropic")
+    rows = [
+        [
+            "edit",
+            "layer",
+            "the step's fall",
+            *(f"further along {name}" for name in directions),
+            "features that speed it",
+        ]
+    ]
+    by_feature = patches.group_by("kind", "layer", "direction", "feature").agg(pl.col("delta_fall", "fall").mean())
+    for (kind, layer), own in by_feature.sort("kind", "layer", "feature").group_by(
+        "kind", "layer", maintain_order=True
+    ):
+        cells = []
+        for direction in directions:
+            values = own.filter(direction=direction)["delta_fall"].to_numpy()
+            cells.append(over_features((values,), np.zeros(len(values)), mean_of))
+        along = own.filter(direction="feature")
+        rows.append(
+            [
+                str(kind), str(layer), f"{along['fall'].mean():.1f}", *cells,
+                f"{(along['delta_fall'] > 0).sum()} of {len(along)}",
+            ]
+        )  # fmt: skip
+    return "How much further a step goes down", rows
+
+
+def mean_of(values: Floats, _: Any) -> float:
+    return float(values.mean())
 
 
 def moves_table(patches: pl.DataFrame) -> Table:
@@ -322,7 +373,7 @@ def moves_table(patches: pl.DataFrame) -> Table:
                 share = over_both(
                     part, lambda w, changed=changed: float(np.average(changed, weights=w) if w.any() else np.nan)
                 )
-                cells.append(f"{share} of {len(part):,}")
+                cells.append(f"{share} of {len(part):,}" if changed.any() else f"none of {len(part):,}")
             rows.append([kind, "all" if layer is None else str(layer), *cells])
     return "Edits of one token that move it to another basin", rows
 
@@ -331,15 +382,18 @@ def weighted_share(of: Floats, weights: Floats) -> float:
     return float(np.average(of, weights=weights)) if weights.any() else np.nan
 
 
-def area(score: Floats, positive: NDArray[np.bool_], weights: Floats) -> float:
-    """Area under the ROC curve: the chance that one of the positive rows has the larger score, ties half."""
-    _, place = np.unique(score, return_inverse=True)
-    n = place.max() + 1
-    up, down = (np.bincount(place[part], weights[part], n) for part in (positive, ~positive))
-    if not up.sum() or not down.sum():
-        return np.nan
-    below = np.concatenate([[0.0], np.cumsum(down)[:-1]])
-    return float((up * (below + down / 2)).sum() / (up.sum() * down.sum()))
+def area(score: Floats, positive: NDArray[np.bool_], layers: NDArray[Any], weights: Floats) -> float:
+    """Area under the ROC curve: the chance that of two rows of a layer the positive one has the larger score."""
+    right, pairs = 0.0, 0.0
+    for layer in np.unique(layers):
+        own = layers == layer
+        _, place = np.unique(score[own], return_inverse=True)
+        n = place.max() + 1
+        up, down = (np.bincount(place[part], weights[own][part], n) for part in (positive[own], ~positive[own]))
+        below = np.concatenate([[0.0], np.cumsum(down)[:-1]])
+        right += float((up * (below + down / 2)).sum())
+        pairs += float(up.sum() * down.sum())
+    return right / pairs if pairs else np.nan
 
 
 def predictions_table(scores: pl.DataFrame, patches: pl.DataFrame) -> Table:
@@ -353,11 +407,11 @@ def predictions_table(scores: pl.DataFrame, patches: pl.DataFrame) -> Table:
     settled = settled.with_columns(size=pl.col("delta_energy").abs()).drop_nulls(columns)
     for kind in ("ablate", "double"):
         own = settled.filter(pl.col("kind") == kind)
-        changed = own["is_changed"].to_numpy()
+        changed, layers = own["is_changed"].to_numpy(), own["layer"].to_numpy()
         rows.append(
             [
                 kind, f"{len(own):,}, {changed.sum():,}",
-                *(over_both(own, partial(area, own[name].to_numpy(), changed)) for name in columns),
+                *(over_both(own, partial(area, own[name].to_numpy(), changed, layers)) for name in columns),
             ]
         )  # fmt: skip
     return "Which edits move a token: area under the ROC curve", rows
@@ -368,10 +422,10 @@ def predictor_columns(scores: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame 
     yield "activation", None
     yield "\\|ΔE\\| before the step", None
     for energy in ("native", "nll", "hopfield"):
-        for what in ("cosine", "attribution"):
+        for what in ("cosine", "per_token"):
             own = scores.filter(pl.col("energy") == energy)
             yield (
-                f"\\|{what}\\| of {energy}",
+                f"\\|{NAMES[what]}\\| of {energy}",
                 own.select("layer", "feature", pl.col(what).abs().alias(f"{energy}_{what}")),
             )
 

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 from energy_lens import Warehouse
 from energy_lens.analysis.interventions import planning, work
-from energy_lens.analysis.interventions.dose_response import MEASURES, Sizes, dose_tables, slopes
+from energy_lens.analysis.interventions.dose_response import MEASURES, MIN_PATCHES, Sizes, dose_tables, slopes
 from energy_lens.analysis.interventions.edits import Edit, Patches
 from energy_lens.analysis.interventions.options import InterventionOptions
 from energy_lens.analysis.interventions.run import intervene
@@ -158,7 +158,7 @@ def power_laws(p: np.ndarray, scale: float = 1.0, n_documents: int = 20) -> Size
     """A patch of each series in each document, whose size is exactly scale·dose^p."""
     doses = np.array([0.125, 0.25, 0.5, 1.0, 2.0])
     sums = np.broadcast_to(scale * doses ** p[:, None, None], (len(p), n_documents, len(doses)))
-    return Sizes(doses, sums.copy(), np.ones((len(p), n_documents)), rounding=0.0)
+    return Sizes(doses, sums.copy(), np.ones((len(p), n_documents)), rounding=np.zeros(len(p)))
 
 
 def test_the_exponent_of_a_power_law_is_its_own() -> None:
@@ -177,7 +177,8 @@ def test_doses_that_rounding_reaches_are_left_out_as_a_whole() -> None:
     p = np.full(200, 2.0)
     clean = power_laws(p, scale=37.0)
     noise = generator.standard_normal(clean.sums.shape)
-    noisy = Sizes(clean.doses, np.abs(clean.sums + noise), clean.n_patches, rounding=0.8)  # the mean of |noise|
+    of_noise = np.full(len(p), 0.8)  # the mean of |noise|
+    noisy = Sizes(clean.doses, np.abs(clean.sums + noise), clean.n_patches, of_noise)
     counting = noisy.counting()
     assert counting.sum(1).tolist() == [3] * 200  # 37·0.25² is 2.3 and 37·0.5² is 9.3: 8 lies between
     np.testing.assert_allclose(noisy.exponents(counting).whole, 2, atol=0.1)
@@ -205,7 +206,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(of_documents: float) -> N
         scale = np.exp(generator.standard_normal(has.shape)) * has
         for found, of_features in ((means, 0.3), (singles, 0.0)):
             p = truth + of_features * generator.standard_normal((n_features, 1)) + shared + of_patches
-            sizes = Sizes(doses, scale[..., None] * doses ** p[..., None], has.astype(float), 0.0)
+            sizes = Sizes(doses, scale[..., None] * doses ** p[..., None], has.astype(float), np.zeros(len(has)))
             exponents = sizes.exponents(sizes.counting())
             found += [exponents.mean()[2]] if of_features else exponents.intervals()[:3]
     for found in (means, singles):
@@ -246,6 +247,31 @@ def test_features_and_controls_are_compared_over_the_same_doses() -> None:
     assert tables["dose_statistics"].filter(pl.col("control").is_null())["above_floor"].to_list() == [0.75] * 24
 
 
+def test_features_of_few_patches_enter_no_mean() -> None:
+    """A feature of four patches, with another exponent: it has its own row, and no part in the mean."""
+    rows = points({None: 2.0, "isotropic": 1.0})
+    few = pl.col("feature") == 3
+    fewer = rows.filter(~few | (pl.col("document_id") < 4)).with_columns(
+        **{name: pl.when(few & (pl.col("dose") > 0)).then(pl.col("dose") ** 5).otherwise(name) for name in MEASURES}
+    )
+    tables = dose_tables(fewer)
+    assert tables["dose_statistics"].filter(feature=3)["p"].to_list() == pytest.approx([5] * 6)
+    for row in tables["dose_summaries"].iter_rows(named=True):
+        assert (row["n_features"], row["p"]) == (7, pytest.approx(2.0 if row["control"] is None else 1.0))
+        assert row["n_pairs"] == (None if row["control"] is None else 7)
+
+
+def test_the_rounding_of_a_feature_counts_for_it_alone() -> None:
+    """One feature at which rounding does more than in the mean keeps fewer doses; of an unknown one none counts."""
+    rows = points({None: 2.0, "isotropic": 2.0}, floor=1e-6)
+    own = pl.when(pl.col("feature") == 2, pl.col("dose") == 0).then(0.04)  # 3·0.25² is 0.19, 3·0.5² is 0.75
+    tables = dose_tables(rows.with_columns(**{name: own.otherwise(name) for name in MEASURES}))
+    n_doses = tables["dose_statistics"].group_by("feature").agg(pl.col("n_doses").unique()).sort("feature")["n_doses"]
+    assert n_doses.to_list() == [[4]] * 2 + [[3]] + [[4]] * 5
+    unknown = dose_tables(rows.filter(pl.col("dose") > 0))["dose_statistics"]
+    assert unknown["p"].null_count() == len(unknown)
+
+
 def test_without_a_patch_there_are_no_exponents() -> None:
     assert dose_tables(points({None: 1.0}).clear()) == {}
 
@@ -274,6 +300,7 @@ def test_the_views_are_the_slopes_of_what_was_measured(dosed: Path) -> None:
     assert len(summary) == 3 * 4
     for row in summary.iter_rows(named=True):
         own = shown.filter(measure=row["measure"], along=row["control"] or "feature").drop_nulls("p")
+        own = own.filter(pl.col("n_patches") >= MIN_PATCHES)
         assert (row["n_features"], row["p"]) == (len(own), pytest.approx(own["p"].mean()))
     kl = summary.filter(measure="kl")["p"]
     assert kl.min() > 1.5  # type: ignore[operator]

@@ -6,7 +6,10 @@ The mean is taken before the logarithm, since a single ΔE may pass through 0 as
 
 Rounding does something too. A dose counts where the size is at least FLOOR times that of patches without an edit
 (`doses`), from the largest dose down to the first that is not: a dose counts for all patches of a series or for none,
-since those that happen to stand out from rounding would be the large ones, and p too small.
+since those that happen to stand out from rounding would be the large ones, and p too small. Rounding is the mean over
+all features or over the feature's own patches, whichever is more.
+
+A mean over features takes those of MIN_PATCHES patches or more: of fewer, the mean before the logarithm is none.
 
 Intervals leave out documents (Student's t, as many degrees of freedom as documents carry the error); those of a mean
 over features leave out features too, as `agreement` does. Features and controls are compared over the same doses, since
@@ -41,6 +44,9 @@ MEASURES = ("delta_edited", "delta_total", "kl")
 #: A size counts from so many times that of rounding on, which then makes at most a tenth of it.
 FLOOR = 10.0
 
+#: Patches that a feature must have for its exponent to enter a mean.
+MIN_PATCHES = 5
+
 #: Doses that must count, 1 included, for an exponent.
 MIN_DOSES = 3
 
@@ -54,7 +60,7 @@ class Sizes:
     doses: Floats  #: ascending [dose]
     sums: Floats  #: |ΔE| or KL, nats [series, document, dose]
     n_patches: Floats  #: [series, document]
-    rounding: float  #: of one patch without an edit, nats
+    rounding: Floats  #: of one patch without an edit, nats [series]
 
     def __post_init__(self) -> None:
         """Raises ValueError for shapes that do not fit."""
@@ -65,7 +71,7 @@ class Sizes:
         """Doses that count [series, dose]."""
         n = np.maximum(self.n_patches.sum(1, keepdims=True), 1)
         size = self.sums.sum(1) / n
-        stands_out = (size >= FLOOR * self.rounding) & (size > 0)
+        stands_out = (size >= FLOOR * self.rounding[:, None]) & (size > 0)
         counts: Mask = np.logical_and.accumulate(stands_out[:, ::-1], axis=1)[:, ::-1]
         return counts
 
@@ -148,22 +154,21 @@ def dose_tables(points: pl.DataFrame) -> dict[str, pl.DataFrame]:
     points: feature, control, direction, context_id, document_id, dose and MEASURES of each patch at each dose, as
     sql/interventions/doses.sql has them.
     """
-    rounding, measured = points.filter(dose=0.0), points.filter(pl.col("dose") > 0)
+    unedited, measured = points.filter(dose=0.0), points.filter(pl.col("dose") > 0)
     if measured.is_empty():
         return {}
     series = measured.select("feature", "control").unique(maintain_order=True)
     by_feature, together = [], []
     for measure in MEASURES:
-        floor = float(rounding[measure].mean() or 0.0)  # type: ignore[arg-type]
-        sizes = _sizes(measured, series, measure, floor)
+        sizes = _sizes(measured, unedited, series, measure)
         by_feature.append(_statistics(series, sizes, measured, measure))
         together += list(_summaries(series, sizes, measure))
     summaries = pl.DataFrame(together, schema_overrides={"control": pl.String}, infer_schema_length=None)
     return {"dose_statistics": pl.concat(by_feature), "dose_summaries": summaries.fill_nan(None)}
 
 
-def _sizes(measured: pl.DataFrame, series: pl.DataFrame, measure: str, rounding: float) -> Sizes:
-    """Sums of a measure by series, document and dose."""
+def _sizes(measured: pl.DataFrame, unedited: pl.DataFrame, series: pl.DataFrame, measure: str) -> Sizes:
+    """Sums of a measure by series, document and dose, beside what rounding does to patches without an edit."""
     doses, documents = (measured[name].unique().sort().to_numpy() for name in ("dose", "document_id"))
     numbered = measured.join(series.with_row_index("series"), on=["feature", "control"], nulls_equal=True)
     places = (
@@ -174,7 +179,16 @@ def _sizes(measured: pl.DataFrame, series: pl.DataFrame, measure: str, rounding:
     sums, n = np.zeros((2, len(series), len(documents), len(doses)))
     np.add.at(sums, places, numbered[measure].to_numpy())
     np.add.at(n, places, 1)
-    return Sizes(doses, sums, n[..., 0], rounding)
+    return Sizes(doses, sums, n[..., 0], _rounding(unedited, series, measure))
+
+
+def _rounding(unedited: pl.DataFrame, series: pl.DataFrame, measure: str) -> Floats:
+    """Of each series; infinite where nothing is known of it, so that no dose counts."""
+    by_feature = unedited.group_by("feature").agg(own=pl.col(measure).mean())
+    own = series.join(by_feature, on="feature", how="left", maintain_order="left")["own"]
+    everywhere = float(unedited[measure].to_numpy().mean()) if len(unedited) else np.inf
+    floor: Floats = np.fmax(own.to_numpy().astype(np.float64), everywhere)
+    return floor
 
 
 def _statistics(series: pl.DataFrame, sizes: Sizes, measured: pl.DataFrame, measure: str) -> pl.DataFrame:
@@ -182,8 +196,11 @@ def _statistics(series: pl.DataFrame, sizes: Sizes, measured: pl.DataFrame, meas
     counting = sizes.counting()
     exponents = sizes.exponents(counting)
     smallest = np.where(counting.any(1), np.where(counting, sizes.doses, np.inf).min(1), np.nan)
-    above = measured.group_by("feature", "control").agg(
-        above_floor=(pl.col(measure) >= FLOOR * sizes.rounding).mean(),
+    floors = series.with_columns(rounding=pl.Series(sizes.rounding))
+    above = (
+        measured.join(floors, on=["feature", "control"], nulls_equal=True)
+        .group_by("feature", "control")
+        .agg(above_floor=(pl.col(measure) >= FLOOR * pl.col("rounding")).mean())
     )
     rows = series.with_columns(
         pl.lit(measure).alias("measure"),
@@ -201,16 +218,16 @@ def _statistics(series: pl.DataFrame, sizes: Sizes, measured: pl.DataFrame, meas
 def _summaries(series: pl.DataFrame, sizes: Sizes, measure: str) -> Iterator[dict[str, Any]]:
     """Rows of dose_summaries for a measure: of features, then of each kind of control with the difference."""
     controls, features = series["control"].to_list(), series["feature"].to_list()
-    counting = sizes.counting()
-    own = {feature: i for i, feature in enumerate(features) if controls[i] is None}
+    counting, enough = sizes.counting(), sizes.n_patches.sum(1) >= MIN_PATCHES
+    own = {feature: i for i, feature in enumerate(features) if controls[i] is None and enough[i]}
     for kind in dict.fromkeys(sorted(controls, key=lambda kind: kind is not None)):
-        rows = np.array([i for i, control in enumerate(controls) if control == kind])
+        rows = np.array([i for i, control in enumerate(controls) if control == kind and enough[i]], dtype=np.int64)
         n, n_documents, p = _only(sizes, rows).exponents(counting[rows]).mean()
         row = {
             "control": kind, "measure": measure, "n_features": n, "n_documents": n_documents,
             "p": p.value, "p_low": p.low, "p_high": p.high,
         }  # fmt: skip
-        # Of a feature whose own patches all failed there is nothing to compare.
+        # Of a feature with too few patches of its own there is nothing to compare.
         beside_own = np.array([i for i in rows if features[i] in own], dtype=np.int64)
         own_rows = np.array([own[features[i]] for i in beside_own], dtype=np.int64)
         both = counting[own_rows] & counting[beside_own]
@@ -224,4 +241,4 @@ def _summaries(series: pl.DataFrame, sizes: Sizes, measure: str) -> Iterator[dic
 
 def _only(sizes: Sizes, rows: NDArray[np.int64]) -> Sizes:
     """Of some series."""
-    return Sizes(sizes.doses, sizes.sums[rows], sizes.n_patches[rows], sizes.rounding)
+    return Sizes(sizes.doses, sizes.sums[rows], sizes.n_patches[rows], sizes.rounding[rows])

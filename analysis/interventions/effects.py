@@ -18,7 +18,7 @@ from energy_lens.warehouse.database import Warehouse
 from energy_lens.warehouse.output import Kind, Rows
 
 #: Raised when statistics of the same patches become others.
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 
 #: A limit that no listing reaches.
 ALL_ROWS = 2**31 - 1

@@ -78,7 +78,7 @@ class NativeOptions:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """Contexts, and the tokens of them that are looked at."""
 
     context_ids: list[int]
@@ -107,10 +107,10 @@ def find_native_attractors(path: Path, options: NativeOptions) -> None:
         model = current.load_model("float32")
         energy_transformer_in(model, REMEDY)
         layers = current.chosen(options.layers, current.facts.layers, "layer")
-        sample = _sampled(current, options)
+        sample = sampled(current, options)
         frames: dict[str, list[pl.DataFrame]] = {}
         settled: SettledContexts | None = None
-        for weights, of_weights in (("trained", model), ("random", _untrained(model, options.seed))):
+        for weights, of_weights in (("trained", model), ("random", untrained(model, options.seed))):
             contexts, rows = _settled(of_weights, sample, weights)
             settled = settled or contexts
             for table, frame in _frames(of_weights, rows, sample, options, weights).items():
@@ -121,7 +121,7 @@ def find_native_attractors(path: Path, options: NativeOptions) -> None:
         _store(path, current.run_id, frames)
 
 
-def _sampled(current: CurrentRun, options: NativeOptions) -> _Sample:
+def sampled(current: CurrentRun, options: NativeOptions) -> Sample:
     context_ids = sorted(current.sample(options.contexts, options.seed))
     tokens, _ = padded([ids for _, ids in current.contexts(context_ids)])
     length = current.facts.context_length
@@ -133,10 +133,10 @@ def _sampled(current: CurrentRun, options: NativeOptions) -> _Sample:
     ids = found["token_id"]
     row = torch.from_numpy(np.searchsorted(context_ids, ids // length))
     position = torch.from_numpy(ids % length)
-    return _Sample(context_ids, tokens, row, position, ids, found["category"], found["text"], found["half"])
+    return Sample(context_ids, tokens, row, position, ids, found["category"], found["text"], found["half"])
 
 
-def _untrained(model: LanguageModel, seed: int) -> LanguageModel:
+def untrained(model: LanguageModel, seed: int) -> LanguageModel:
     """A model of the same configuration with weights drawn by the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -157,7 +157,7 @@ class _Rows:
     both: Tensor  #: whether it settles both ways
 
 
-def _settled(model: LanguageModel, sample: _Sample, weights: str) -> tuple[SettledContexts, _Rows]:
+def _settled(model: LanguageModel, sample: Sample, weights: str) -> tuple[SettledContexts, _Rows]:
     """Contexts where they have settled, and rows of the sample's tokens."""
     module, last = energy_transformer_in(model, REMEDY), Site(model.n_layers - 1)
     parts: list[SettledContexts] = []
@@ -194,7 +194,7 @@ def _settled(model: LanguageModel, sample: _Sample, weights: str) -> tuple[Settl
 def _frames(
     model: LanguageModel,
     rows: _Rows,
-    sample: _Sample,
+    sample: Sample,
     options: NativeOptions,
     weights: str,
 ) -> dict[str, pl.DataFrame]:
@@ -227,7 +227,7 @@ def _frames(
     }
 
 
-def _attractor_rows(model: LanguageModel, attractors: Attractors, sample: _Sample, says: bool) -> pl.DataFrame:
+def _attractor_rows(model: LanguageModel, attractors: Attractors, sample: Sample, says: bool) -> pl.DataFrame:
     """says: whether the model's unembedding says what an attractor is for; that of untrained weights means nothing."""
     n = len(attractors.sizes)
     labels = label_basins(attractors.basin, n, sample.texts, sample.halves)
@@ -252,7 +252,7 @@ def _patches(
     current: CurrentRun,
     model: LanguageModel,
     settled: SettledContexts,
-    sample: _Sample,
+    sample: Sample,
     layers: Sequence[int],
     options: NativeOptions,
 ) -> list[pl.DataFrame]:

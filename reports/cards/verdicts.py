@@ -114,7 +114,11 @@ def of_doses(rows: Iterable[Row]) -> str:
         + (f" {interval(row['p_low'], row['p_high'], 2)}" if row["p_low"] is not None else "")
         for row in own
     )
-    few = "" if any(row["p_low"] is not None for row in own) else " (too few documents)"
+    few = (
+        " (too few documents)"
+        if all(row["p_low"] is None for row in own) and any(row["p"] is not None for row in own)
+        else ""
+    )
     return f"grows with the dose to the power p: {', '.join(told)}{few}"
 
 

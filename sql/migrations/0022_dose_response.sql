@@ -55,7 +55,7 @@ COMMENT ON COLUMN dose_statistics.p_low IS 'Lower end of its 95 % interval acros
 COMMENT ON COLUMN dose_statistics.p_high IS 'Upper end.';
 COMMENT ON COLUMN dose_statistics.n_patches IS 'Patches that were measured at every dose.';
 COMMENT ON COLUMN dose_statistics.n_documents IS 'Their documents.';
-COMMENT ON COLUMN dose_statistics.n_doses IS 'Doses that count, 1 included: from the largest down, as long as the mean is at least 10 times what rounding does.';
+COMMENT ON COLUMN dose_statistics.n_doses IS 'Doses that count, 1 included: from the largest down, as long as the mean is at least 10 times what rounding does, to this feature''s patches or to all, whichever is more.';
 COMMENT ON COLUMN dose_statistics.smallest_dose IS 'The smallest of them; NULL where none counts.';
 COMMENT ON COLUMN dose_statistics.above_floor IS 'Share of single points, one for each patch and dose, that are at least 10 times what rounding does. No point is left out for itself.';
 
@@ -79,12 +79,12 @@ COMMENT ON COLUMN dose_summaries.run_id IS 'Run.';
 COMMENT ON COLUMN dose_summaries.intervention_id IS 'Intervention.';
 COMMENT ON COLUMN dose_summaries.control IS 'NULL: along the features'' own decoder rows. Else the kind of control directions.';
 COMMENT ON COLUMN dose_summaries.measure IS 'delta_edited, delta_total or kl, as in dose_statistics.';
-COMMENT ON COLUMN dose_summaries.n_features IS 'Features with an exponent.';
+COMMENT ON COLUMN dose_summaries.n_features IS 'Features with an exponent and at least 5 patches.';
 COMMENT ON COLUMN dose_summaries.n_documents IS 'Documents of their patches.';
 COMMENT ON COLUMN dose_summaries.p IS 'Mean of their exponents; NULL with fewer than 5 features.';
 COMMENT ON COLUMN dose_summaries.p_low IS 'Lower end of its 95 % interval over other documents and features (jackknife of both); NULL with fewer than 15 documents.';
 COMMENT ON COLUMN dose_summaries.p_high IS 'Upper end.';
-COMMENT ON COLUMN dose_summaries.n_pairs IS 'Features with an exponent along both, over the doses that count for both; NULL for the features'' own.';
+COMMENT ON COLUMN dose_summaries.n_pairs IS 'Such features with an exponent along both, over the doses that count for both; NULL for the features'' own.';
 COMMENT ON COLUMN dose_summaries.difference IS 'Mean over them of the exponent along the feature minus that along the control, over the same doses.';
 COMMENT ON COLUMN dose_summaries.difference_low IS 'Lower end of its 95 % interval, made as that of p.';
 COMMENT ON COLUMN dose_summaries.difference_high IS 'Upper end.';

@@ -29,13 +29,18 @@ SELECT
 FROM points AS p
 JOIN intervention_settings AS s USING (run_id, intervention_id)
 JOIN interventions AS i USING (run_id, intervention_id, feature, direction, context_id)
-WHERE p.run_id = (SELECT run_id FROM current_run) AND p.failure IS NULL
+WHERE p.run_id = (SELECT run_id FROM current_run) AND NOT EXISTS (
+    SELECT 1
+    FROM points AS f
+    WHERE f.run_id = p.run_id AND f.intervention_id = p.intervention_id AND f.feature = p.feature AND f.direction = p.direction
+        AND f.context_id = p.context_id AND f.failure IS NOT NULL
+)
 GROUP BY ALL;
 COMMENT ON VIEW dose_effects IS 'Mean over patches of what interventions of the current run did at each dose, by feature and kind of direction; for interventions with --dose.';
 COMMENT ON COLUMN dose_effects.feature IS 'Feature.';
 COMMENT ON COLUMN dose_effects.control IS 'NULL: along the feature''s own decoder row. Else the kind of control directions, taken together.';
 COMMENT ON COLUMN dose_effects.dose IS 'Factor of the change; 1: the edit itself. 0: no edit, and every number of x at edited tokens moved by one unit in its last place: what rounding does.';
-COMMENT ON COLUMN dose_effects.n_patches IS 'Patches.';
+COMMENT ON COLUMN dose_effects.n_patches IS 'Patches that were measured at every dose.';
 COMMENT ON COLUMN dose_effects.delta IS 'Mean change of the loss over edited and later tokens of a context, in nats.';
 COMMENT ON COLUMN dose_effects.delta_edited_size IS 'Mean size of the change over the edited tokens of a context, in nats: the measure delta_edited.';
 COMMENT ON COLUMN dose_effects.delta_total_size IS 'Mean size of the change over edited and later tokens of a context, in nats: the measure delta_total.';
