@@ -53,13 +53,16 @@ def main() -> None:
                 both["cosine"], both["delta_energy"], s=9, color=colour, alpha=alpha, label=label, linewidths=0
             )
         signs.set_yscale("symlog", linthresh=1)
+        signs.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for line in (signs.axhline, signs.axvline):
             line(0, color=MUTED, linewidth=0.6)
         signs.set_xlabel("EFAS of native, as cosine")
         signs.set_ylabel("mean change of E when doubled")
-        signs.set_title("What EFAS says of more of a feature", loc="left")
-        signs.legend(frameon=False, fontsize="small")
-        target.write_text(as_svg(figure), encoding="utf-8")
+        signs.set_title("More of a feature", loc="left")
+        signs.legend(frameon=False, fontsize="small", loc="lower left", borderaxespad=0)
+        target.write_text(
+            as_svg(figure, "native_energy", "What a model trained to descend its own energy shows"), encoding="utf-8"
+        )
     print(json.dumps({"features": len(both)}))
 
 

@@ -25,13 +25,16 @@ from energy_lens.analysis.attractors.network import merge
 from energy_lens.analysis.current_run import CurrentRun
 from energy_lens.analysis.native.patching import Patching, choose_places, step_of
 from energy_lens.analysis.native.run import NativeOptions, Sample, sampled, untrained
-from energy_lens.analysis.native.settling import REMEDY, SettledContexts
+from energy_lens.analysis.native.settling import REMEDY, SettledContexts, block_applied
 from energy_lens.ingest.model.energy_transformer import energy_transformer_in
 from energy_lens.ingest.model.language_model import LanguageModel
 from energy_lens.ingest.model.sites import Site, harvest
 
 #: Attractors of which it is shown what they say.
 SHOWN = 6
+
+#: Further steps after which it is shown how far one turns a token.
+FURTHER = (2, 4, 8, 16, 32, 64, 128)
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     rows = [
         ["weights", "tokens", "attractors", "entropy", "largest", "unsettled", "cosine", "shared with", "Rand index"]
     ]
-    for weights, of_weights in (("trained", model), ("random", untrained(model, given.seed))):
+    for weights, of_weights in (("trained", model), ("untrained", untrained(model, given.seed))):
         rows += settled_rows(weights, of_weights, sample)
     print(f"## With the keys of the pass\n\n{markdown(rows)}\n")
     patches = edits(current, model, sample, options)
@@ -63,6 +66,21 @@ def as_left(model: LanguageModel, tokens: torch.Tensor) -> SettledContexts:
     x = harvest(model, tokens, {0: Site(model.n_layers - 1)})[0]
     none = torch.zeros(x.shape[:2], dtype=torch.int64)
     return SettledContexts(energy_transformer_in(model, REMEDY), x, none, none == 0)
+
+
+@torch.no_grad()
+def further_steps(model: LanguageModel, sample: Sample) -> str:
+    """The model's last step made again and again, keys moving too: by which median angle one turns a token."""
+    contexts = as_left(model, sample.tokens)
+    x, said, directions = contexts.x, [], []
+    for number in range(1, FURTHER[-1] + 1):
+        x = block_applied(contexts.model, x, 1)
+        directions = [*directions, functional.normalize(x[sample.row, sample.position], dim=1)][-3:]
+        if number in FURTHER:
+            turn = 2 * ((directions[-1] - directions[-2]).norm(dim=1) / 2).clamp(max=1).asin()
+            said.append(f"step {number} {turn.median():.3f}")
+    to_and_fro = (directions[0] * directions[2]).sum(1).median()
+    return f"{', '.join(said)} radians; cosine of x and two steps on {to_and_fro:.4f}"
 
 
 @torch.no_grad()
