@@ -511,7 +511,7 @@ def test_models_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     converted.mkdir(parents=True)
     (converted / "model.safetensors").write_bytes(bytes(2_500_000))
     assert main(["model", "list", "--format", "jsonl"]) == 0
-    built_in, shipped, own = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    built_in, own, shipped = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (built_in["model"], built_in["cached"], built_in["folder"]) == (OPTION_DEFAULT, False, None)
     assert (shipped["model"], shipped["source"], shipped["cached"]) == ("energy-transformer-small", "shipped", True)
     assert (own["model"], own["cached"], own["megabytes"]) == (converted.name, True, 2.5)
