@@ -23,8 +23,8 @@ from torch.nn import functional
 from energy_lens import Warehouse
 from energy_lens.analysis.attractors.network import merge
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.native.patching import Patching, choose_places, step_of
-from energy_lens.analysis.native.run import NativeOptions, Sample, sampled, untrained
+from energy_lens.analysis.native.patching import Patching, step_of
+from energy_lens.analysis.native.run import NativeOptions, Sample, places_of, sampled, untrained
 from energy_lens.analysis.native.settling import REMEDY, SettledContexts, block_applied
 from energy_lens.ingest.model.energy_transformer import energy_transformer_in
 from energy_lens.ingest.model.language_model import LanguageModel
@@ -53,6 +53,7 @@ def main() -> None:
         ["weights", "tokens", "attractors", "entropy", "largest", "unsettled", "cosine", "shared with", "Rand index"]
     ]
     for weights, of_weights in (("trained", model), ("untrained", untrained(model, given.seed))):
+        print(f"{weights}: {further_steps(of_weights, sample)}")
         rows += settled_rows(weights, of_weights, sample)
     print(f"## With the keys of the pass\n\n{markdown(rows)}\n")
     patches = edits(current, model, sample, options)
@@ -122,20 +123,12 @@ def adjusted_rand(a: NDArray[np.int64], b: NDArray[np.generic]) -> float:
 
 def edits(current: CurrentRun, model: LanguageModel, sample: Sample, options: NativeOptions) -> pl.DataFrame:
     """Edits of single tokens, as native_study.PATCHES has them."""
-    contexts, length, frames = as_left(model, sample.tokens), current.facts.context_length, []
+    contexts, frames = as_left(model, sample.tokens), []
     for layer in current.facts.layers:
         sae = current.sae(layer)
         step = step_of(sae, model.n_layers)
         assert step is not None
-        with Warehouse(current.path) as warehouse:
-            active = warehouse.run(
-                "attractors/tokens_of_features", run=current.run_id, layer=layer, contexts=sample.context_ids,
-                context_length=length,
-            ).numpy()  # fmt: skip
-        places = choose_places(
-            active["feature"], active["token_id"], sample.context_ids, length, (options.features, options.tokens),
-            np.random.default_rng([options.seed, layer]),
-        )  # fmt: skip
+        places = places_of(current, layer, sample, options)
         patching = Patching(model, sae, step, sample.tokens, contexts, options.seed)
         frames += [frame.with_columns(layer=pl.lit(layer)) for frame in patching.frames(places)]
     rows = pl.concat(frames)

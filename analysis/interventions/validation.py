@@ -165,10 +165,9 @@ def _correlations(
             # A prediction may have no number for a feature, and r and ρ must be of the same ones.
             shared = np.isfinite(values[0]) & np.isfinite(reliable[0])
             for kind, comparison in KINDS.items():
-                pair = (kinds[kind], found["measured"][kind]) if shared.all() else (
+                r, rho = (kinds[kind], found["measured"][kind]) if shared.all() else (
                     compared(np.where(shared, sums, np.nan), measured, comparison) for sums in (values, reliable)
                 )  # fmt: skip
-                r, rho = pair
                 corrected[kind] = r.disattenuated(rho)
         yield row | _disattenuated(corrected)
 

@@ -26,7 +26,7 @@ from energy_lens.analysis.attractors.labels import label_basins
 from energy_lens.analysis.attractors.network import MERGED, Attractors, Still, merge
 from energy_lens.analysis.attractors.run import ALL_ROWS
 from energy_lens.analysis.current_run import CurrentRun
-from energy_lens.analysis.native.patching import DIRECTIONS, KINDS, Patching, choose_places, step_of
+from energy_lens.analysis.native.patching import DIRECTIONS, KINDS, Patching, Places, choose_places, step_of
 from energy_lens.analysis.native.settling import (
     REMEDY,
     SettledContexts,
@@ -265,15 +265,7 @@ def _patches(
     for layer, step in steps.items():
         if step is None:
             continue
-        with Warehouse(current.path) as warehouse:
-            active = warehouse.run(
-                "attractors/tokens_of_features", run=current.run_id, layer=layer, contexts=sample.context_ids,
-                context_length=current.facts.context_length,
-            ).numpy()  # fmt: skip
-        places = choose_places(
-            active["feature"], active["token_id"], sample.context_ids, current.facts.context_length,
-            (options.features, options.tokens), np.random.default_rng([options.seed, layer]),
-        )  # fmt: skip
+        places = places_of(current, layer, sample, options)
         if not len(places.feature):
             say(f"No feature of layer {layer} is active at {options.tokens} tokens of the sample: none is edited.")
         patching = Patching(model, saes[layer], step, sample.tokens, settled, options.seed)
@@ -282,6 +274,20 @@ def _patches(
                 frames.append(frame.with_columns(layer=pl.lit(layer)))
                 progress.update(frame.height // (len(KINDS) * len(DIRECTIONS)))
     return frames
+
+
+def places_of(current: CurrentRun, layer: int, sample: Sample, options: NativeOptions) -> Places:
+    """Features of a layer and tokens of the sample at which they are edited."""
+    length = current.facts.context_length
+    with Warehouse(current.path) as warehouse:
+        active = warehouse.run(
+            "attractors/tokens_of_features", run=current.run_id, layer=layer, contexts=sample.context_ids,
+            context_length=length,
+        ).numpy()  # fmt: skip
+    return choose_places(
+        active["feature"], active["token_id"], sample.context_ids, length, (options.features, options.tokens),
+        np.random.default_rng([options.seed, layer]),
+    )  # fmt: skip
 
 
 def _store(path: Path, run_id: int, frames: dict[str, list[pl.DataFrame]]) -> None:

@@ -1,40 +1,22 @@
 -- What patches did at each dose, over the features of an intervention: the curve behind the exponents.
 -- columns as in: intervention_settings
 CREATE OR REPLACE VIEW dose_effects AS
-WITH points AS (
-    SELECT run_id, intervention_id, feature, direction, context_id, 1.0 AS dose, delta_edited, delta_later, kl_edited, kl_later, failure
-    FROM interventions
-    WHERE intervention_id IN (
-        SELECT intervention_id
-        FROM intervention_settings
-        WHERE run_id = (SELECT run_id FROM current_run) AND doses IS NOT NULL
-    )
-    UNION ALL BY NAME
-    SELECT *
-    FROM intervention_doses
-)
 SELECT
     p.intervention_id,
     s.layer,
     s.kind,
     s.value,
     p.feature,
-    i.control,
+    p.control,
     p.dose,
     count(*) AS n_patches,
-    favg(p.delta_edited + p.delta_later) AS delta,
+    favg(p.delta_total) AS delta,
     favg(abs(p.delta_edited)) AS delta_edited_size,
-    favg(abs(p.delta_edited + p.delta_later)) AS delta_total_size,
-    favg(CASE WHEN p.dose = 0 THEN abs(p.kl_edited + p.kl_later) ELSE p.kl_edited + p.kl_later END) AS kl
-FROM points AS p
+    favg(abs(p.delta_total)) AS delta_total_size,
+    favg(p.kl) AS kl
+FROM dose_points AS p
 JOIN intervention_settings AS s USING (run_id, intervention_id)
-JOIN interventions AS i USING (run_id, intervention_id, feature, direction, context_id)
-WHERE p.run_id = (SELECT run_id FROM current_run) AND NOT EXISTS (
-    SELECT 1
-    FROM points AS f
-    WHERE f.run_id = p.run_id AND f.intervention_id = p.intervention_id AND f.feature = p.feature AND f.direction = p.direction
-        AND f.context_id = p.context_id AND f.failure IS NOT NULL
-)
+WHERE p.run_id = (SELECT run_id FROM current_run)
 GROUP BY ALL;
 COMMENT ON VIEW dose_effects IS 'Mean over patches of what interventions of the current run did at each dose, by feature and kind of direction; for interventions with --dose.';
 COMMENT ON COLUMN dose_effects.feature IS 'Feature.';
